@@ -1,0 +1,287 @@
+"""The configuration of a run: one YAML file, strict, one nested section per component.
+
+An unknown key is an error that names the nearest known one; a value of the wrong kind is an error that names the file, the key and what
+was expected. Values can be overridden on the command line as ``section.key=value``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A mistake in a recipe or an override, told in one sentence."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused and every assignment is validated."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+class LoraSection(Section):
+    """Low-rank adapters through PEFT on the language model (values of the VLM2Vec recipe)."""
+
+    r: int = Field(8, ge=1)
+    alpha: int = Field(64, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
+    dora: bool = False
+
+
+class PrefixSection(Section):
+    """Deep prefixes: P key/value pairs per path in each chosen decoder layer. The values are ours; the paper does not give them."""
+
+    length: int = Field(48, ge=0)
+    layers: Literal["all"] | int | list[int] = "all"
+    """``all``, a number m (layers m and up), or a list of layer numbers."""
+    init: Literal["normal", "tokens"] = "normal"
+    """``normal``: independent draws; ``tokens``: scaled like the layer's own keys and values of random vocabulary tokens."""
+    init_std: float = Field(0.02, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
+    """Own learning rate; the run's ``train.learning_rate`` where null."""
+
+
+class ModelSection(Section):
+    path: str
+    """Directory or hub name of the backbone."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    modules: list[str] = []
+    """Python files that register the backbone's own classes with transformers; they travel in the export."""
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
+    paths: int = Field(4, ge=1)
+    prefix: PrefixSection = PrefixSection()
+    pooling: Literal["last", "mean"] = "last"
+    fusion: Literal["mean", "softmax", "concat"] = "mean"
+    matryoshka_dims: list[int] = []
+    """Leading dimensions that are trained as embeddings of their own, beside the full one."""
+    lora: LoraSection | None = LoraSection()
+    """Null for full fine-tuning."""
+    train_vision: bool = False
+    train_projector: bool | None = None
+    """Null: trained under full fine-tuning, frozen under LoRA."""
+    cache_vision: bool = False
+    """Keep a frozen vision tower's outputs by the pixels' hash; exact, and useless where augmentation changes the pictures."""
+    cache_vision_gigabytes: float = Field(4.0, gt=0)
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def check(self):
+        if self.paths > 1 and self.prefix.length == 0:
+            raise ValueError("prefix.length is 0 with more than one path, so all paths would be the same function; set a length of 1 or more")
+        if self.cache_vision and self.train_vision:
+            raise ValueError("cache_vision needs a frozen vision tower; set train_vision or cache_vision to false")
+        return self
+
+
+class InputsSection(Section):
+    """How a text and its images become tokens; travels in the export."""
+
+    query_instruction: str = ""
+    target_instruction: str = ""
+    max_text_tokens: int = Field(512, ge=1)
+    """Longer texts are cut at the text, counted and said; images are never cut."""
+    image_min_pixels: int | None = Field(None, ge=1)
+    image_max_pixels: int | None = Field(None, ge=1)
+    """Bounds of a picture's area after resizing (Qwen2-VL)."""
+    image_grid_pinpoints: list[tuple[int, int]] | None = None
+    """Resolutions (height, width) that a picture may be tiled to (LLaVA-NeXT)."""
+
+
+class DataSection(Section):
+    train: str
+    """Directory of shards made by ``pdfx shards build``."""
+    evaluation: str | None = None
+    hard_negatives: int = Field(0, ge=0)
+    """Hard negatives used per pair; samples that have fewer are filled and masked."""
+    num_workers: int = Field(2, ge=0)
+    prefetch_batches: int = Field(4, ge=1)
+    span_samples: int = Field(64, ge=1)
+    """Consecutive samples of one shard that are permuted as one unit."""
+    window_spans: int = Field(256, ge=1)
+    """Spans among which single samples are mixed."""
+    max_corrupt_share: float = Field(0.01, ge=0, le=1)
+    """The run stops when more than this share of the samples read so far could not be used."""
+    max_image_pixels: int = Field(89_478_485, ge=1)
+    """Larger pictures are refused as decompression bombs."""
+
+
+class MutualInformationSection(Section):
+    """vCLUB, per rank, over all ordered pairs of paths. The values are ours; the paper does not give them."""
+
+    side: Literal["query", "target", "both"] = "both"
+    hidden: int = Field(256, ge=1)
+    steps: int = Field(2, ge=1)
+    """Maximum-likelihood steps of the variational networks per model step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    """Steps over which ``objective.diversity_weight`` rises linearly from 0."""
+
+
+class ObjectiveSection(Section):
+    temperature: float = Field(0.02, gt=0)
+    learn_temperature: bool = False
+    symmetric: bool = False
+    """Also contrast each target against the queries of all ranks."""
+    path_weight: float = Field(1.0, ge=0)
+    """Weight of every path's InfoNCE (their sum enters the loss)."""
+    fused_weight: float = Field(1.0, ge=0)
+    mask_same_target: bool = True
+    diversity: Literal["none", "mutual_information", "orthogonality"] = "mutual_information"
+    diversity_weight: float = Field(0.01, ge=0)
+    mutual_information: MutualInformationSection = MutualInformationSection()
+
+    @model_validator(mode="after")
+    def check(self):
+        if self.path_weight == 0 and self.fused_weight == 0:
+            raise ValueError("path_weight and fused_weight are both 0, so nothing would be learned by contrast")
+        return self
+
+
+class TrainSection(Section):
+    output_dir: str
+    deepspeed: str
+    """A DeepSpeed JSON, for example ``ds_configs/zero3.json``."""
+    max_steps: int | None = Field(None, ge=1)
+    num_train_epochs: float | None = Field(None, gt=0)
+    per_device_train_batch_size: int = Field(ge=1)
+    """Pairs that one rank embeds at once."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Chunks of that many pairs whose pairs are all negatives of one another: the update is that of a batch so many times larger."""
+    learning_rate: float = Field(2e-5, gt=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    """0 switches clipping off."""
+    bf16: bool = True
+    seed: int = Field(42, ge=0)
+    logging_steps: int = Field(10, ge=1)
+    save_steps: int = Field(500, ge=1)
+    save_total_limit: int = Field(3, ge=1)
+    eval_steps: int | None = Field(None, ge=1)
+    resume: str = "auto"
+    """``auto`` (the newest whole checkpoint of output_dir, if any), ``never``, or a checkpoint's directory."""
+    tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def check(self):
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            raise ValueError("set exactly one of max_steps and num_train_epochs")
+        return self
+
+
+class EvaluateSection(Section):
+    batch_size: int = Field(32, ge=1)
+    recall_at: list[int] = [1, 5, 10]
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    model: ModelSection
+    inputs: InputsSection = InputsSection()
+    data: DataSection
+    objective: ObjectiveSection = ObjectiveSection()
+    train: TrainSection
+    evaluate: EvaluateSection = EvaluateSection()
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a recipe and apply ``section.key=value`` overrides (values are parsed as YAML).
+
+    Raises:
+        ConfigError: the file is missing or no mapping, a key is unknown (the nearest is named) or a value does not fit.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no recipe at {path}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold sections such as 'model:' and 'train:', not {type(tree).__name__}.")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, source=str(path))
+
+
+def parse_config(tree: dict, source: str = "the configuration") -> Config:
+    """Validate a tree of plain values. Raises ConfigError in one sentence per mistake, naming ``source`` and the key."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(" ".join(_sentence(item, source) for item in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that ``load_config`` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(tree: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"The override '{override}' must have the form section.key=value.")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"The override '{override}' goes through '{parent}', which is a value and no section.")
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"The value of the override '{override}' is not valid YAML.") from None
+    if isinstance(node[last], str):
+        node[last] = _number(node[last])
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads ``1e-4`` as a string; what a user types as a number is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _sentence(item: dict, source: str) -> str:
+    location = [part for part in item["loc"] if isinstance(part, str) and not part.startswith(("function-", "literal"))]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+        hint = f"did you mean '{'.'.join([*location[:-1], nearest[0]])}'?" if nearest else "it takes no keys here."
+        return f"{source}: unknown key '{key}'; {hint}"
+    if item["type"] == "missing":
+        return f"{source}: the key '{key}' is missing."
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{source}: '{key or 'the recipe'}' is {item['input']!r}: {message}." if item["type"] != "value_error" else f"{source}: in '{key}', {message}."
+
+
+def _known_keys(parents: list[str]) -> list[str]:
+    section: type[BaseModel] | None = Config
+    for parent in parents:
+        field = section.model_fields.get(parent) if section else None
+        section = _section_class(field.annotation) if field else None
+    return list(section.model_fields) if section else []
+
+
+def _section_class(annotation) -> type[BaseModel] | None:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
