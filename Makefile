@@ -1,0 +1,22 @@
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+
+# DeepSpeed looks for ninja, and its launcher for python, on the PATH.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: install quickstart test lint
+
+install: .venv/installed
+
+.venv/installed: setup.py constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,quickstart]'
+	touch $@
+
+quickstart: .venv/installed
+	.venv/bin/python launch/quickstart/run.py
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check .
