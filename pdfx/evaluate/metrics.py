@@ -1,0 +1,137 @@
+"""Retrieval metrics: embeddings and identities in, numbers out.
+
+A candidate is relevant for a query when their int64 identities are equal; a query may have any number of relevant candidates. Ties count
+against the model: a relevant candidate stands behind every irrelevant one whose score is not clearly lower, so a model that embeds
+everything alike scores the worst and never 1.0. Shapes: n queries, m candidates, K paths, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TIE = 1e-6
+"""Scores closer than this are tied. Dot products of unit float32 vectors carry rounding errors of about 1e-7, so smaller differences say nothing."""
+
+NDCG_CUTOFF = 10
+
+
+def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
+    """Scores [n, m] of single embeddings ([n, D] and [m, D]: dot product) or of path embeddings ([n, K, D] and [m, K, D]: best-of-paths MaxSim).
+
+    MaxSim is ``sum_k max_l q_k . t_l / K``: each path of the query takes the best path of the candidate. It follows ColBERT's late
+    interaction (Khattab and Zaharia, 2020) with paths in the place of tokens, and is not symmetric. Memory is O(n m), whatever K.
+    """
+    if queries.dim() == 2:
+        return queries @ candidates.T
+    total = queries.new_zeros(len(queries), len(candidates))
+    for query_path in queries.unbind(1):
+        best = query_path @ candidates[:, 0].T
+        for candidate_path in candidates.unbind(1)[1:]:
+            torch.maximum(best, query_path @ candidate_path.T, out=best)
+        total += best
+    return total / queries.shape[1]
+
+
+def relevant_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
+    """Pessimistic ranks, from 1, of every query's relevant candidates, best first: int64 [n, R], R the largest number of them; 0 pads shorter rows.
+
+    The j-th best relevant candidate has rank j plus the number of irrelevant ones that score at least as much, up to ``TIE``.
+
+    Args:
+        scores: [n, m], finite.
+        relevant: bool [n, m].
+    """
+    counts = relevant.sum(1, keepdim=True)
+    found = scores.masked_fill(~relevant, -torch.inf).topk(max(1, int(counts.max())), dim=1).values
+    others = scores.masked_fill(relevant, -torch.inf).sort(dim=1).values
+    ahead = scores.shape[1] - torch.searchsorted(others, found - TIE)
+    place = torch.arange(1, found.shape[1] + 1, device=scores.device)
+    return (ahead + place).masked_fill(place > counts, 0)
+
+
+def ranking_metrics(
+    queries: Tensor, candidates: Tensor, query_ids: Tensor, candidate_ids: Tensor, recall_at: Sequence[int] = (1, 5, 10), tile_elements: int = 2**24
+) -> dict[str, Tensor]:
+    """``recall@k``, ``mrr`` and ``ndcg@10`` of every query, each float64 [n].
+
+    recall@k is 1 where at least one relevant candidate is among the first k (the convention of caption retrieval), mrr is one over the
+    rank of the best relevant one, ndcg@10 has binary gains (Järvelin and Kekäläinen, 2002). A query without relevant candidates scores 0.
+    At most about ``tile_elements`` scores exist at a time.
+
+    Args:
+        queries: [n, D], or [n, K, D] for MaxSim.
+        candidates: [m, D] or [m, K, D].
+        query_ids: int64 [n].
+        candidate_ids: int64 [m].
+
+    Raises:
+        ValueError: there is nothing to rank, or an embedding holds NaN or infinity.
+    """
+    if not len(queries) or not len(candidates):
+        raise ValueError(f"Ranking needs at least one query and one candidate, and there are {len(queries)} and {len(candidates)}.")
+    if not (queries.isfinite().all() and candidates.isfinite().all()):
+        raise ValueError("The embeddings hold NaN or infinity, so they cannot be ranked.")
+    rows = max(1, tile_elements // len(candidates))
+    tiles = []
+    for tile, ids in zip(queries.split(rows), query_ids.split(rows), strict=True):
+        relevant = ids[:, None] == candidate_ids[None, :]
+        tiles.append(_metrics_of_ranks(relevant_ranks(similarity(tile, candidates), relevant), recall_at))
+    return {name: torch.cat([tile[name] for tile in tiles]) for name in tiles[0]}
+
+
+def _metrics_of_ranks(ranks: Tensor, recall_at: Sequence[int]) -> dict[str, Tensor]:
+    first, present = ranks[:, 0], ranks > 0
+    metrics = {f"recall@{k}": (present[:, 0] & (first <= k)).double() for k in recall_at}
+    metrics["mrr"] = torch.where(present[:, 0], 1.0 / first.clamp(min=1).double(), 0.0)
+    gains = torch.where(present & (ranks <= NDCG_CUTOFF), 1.0 / (ranks + 1).double().log2().clamp(min=1.0), 0.0)
+    metrics[f"ndcg@{NDCG_CUTOFF}"] = gains.sum(1) / _ideal_gain(present.sum(1)).clamp(min=1.0)
+    return metrics
+
+
+def _ideal_gain(relevant: Tensor) -> Tensor:
+    """The discounted gain of a perfect ranking with so many relevant candidates."""
+    discounts = 1.0 / torch.arange(2, NDCG_CUTOFF + 2, dtype=torch.float64, device=relevant.device).log2()
+    return torch.cat([discounts.new_zeros(1), discounts.cumsum(0)])[relevant.clamp(max=NDCG_CUTOFF)]
+
+
+def chance_metrics(relevant: Tensor, candidates: int, recall_at: Sequence[int] = (1, 5, 10)) -> dict[str, Tensor]:
+    """The expectation of ``ranking_metrics`` under a uniformly random order of the candidates, each float64 [n] (exact, no sampling).
+
+    With r relevant among m, none is among the first j with probability ``S(j) = C(m-r, j) / C(m, j) = prod_{i<j} (m-r-i) / (m-i)``; so
+    recall@k is ``1 - S(k)``, mrr is ``sum_j (S(j-1) - S(j)) / j``, and every position holds a relevant candidate with probability r / m.
+
+    Args:
+        relevant: int64 [n], number of relevant candidates of each query.
+        candidates: m.
+    """
+    levels, group = relevant.unique(return_inverse=True)
+    position = torch.arange(candidates, dtype=torch.float64, device=relevant.device)
+    names: dict[str, list[Tensor]] = {}
+    for count in levels:
+        absent = torch.cat([position.new_ones(1), ((candidates - count - position).clamp(min=0) / (candidates - position)).cumprod(0)])
+        for k in recall_at:
+            names.setdefault(f"recall@{k}", []).append(1 - absent[min(k, candidates)])
+        names.setdefault("mrr", []).append(((absent[:-1] - absent[1:]) / (position + 1)).sum())
+        expected = count.double() / candidates * _ideal_gain(torch.tensor(candidates, device=relevant.device))
+        names.setdefault(f"ndcg@{NDCG_CUTOFF}", []).append(expected / _ideal_gain(count).clamp(min=1.0))
+    return {name: torch.stack(values)[group] for name, values in names.items()}
+
+
+def path_similarity(paths: Tensor) -> Tensor:
+    """Mean cosine between the paths of the same input: [n, K, D] with unit rows to [K, K] float64, ones on the diagonal."""
+    paths = paths.double()
+    return torch.einsum("nkd,nld->kl", paths, paths) / len(paths)
+
+
+def path_cosine(paths: Tensor) -> float:
+    """Mean cosine of two different paths of the same input (1 means that the paths have collapsed into one); NaN for a single path.
+
+    Args:
+        paths: [n, K, D] with unit rows.
+    """
+    matrix = path_similarity(paths)
+    size = len(matrix)
+    return float((matrix.sum() - matrix.trace()) / (size * (size - 1))) if size > 1 else float("nan")

@@ -1,0 +1,123 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdfx.evaluate.metrics import chance_metrics, path_cosine, path_similarity, ranking_metrics, similarity
+
+EXACT = 1e-12  # sums of at most a few dozen float64 terms of size one
+
+
+def plain_metrics(scores: np.ndarray, relevant: np.ndarray, recall_at: list[int]) -> dict[str, list[float]]:
+    """Builds every query's ranked list one candidate at a time: by score, and at equal scores the irrelevant ones first."""
+    result = {name: [] for name in [*(f"recall@{k}" for k in recall_at), "mrr", "ndcg@10"]}
+    for row, flags in zip(scores, relevant, strict=True):
+        order = sorted(range(len(row)), key=lambda j: (-row[j], flags[j]))
+        hits = [position for position, j in enumerate(order, start=1) if flags[j]]
+        for k in recall_at:
+            result[f"recall@{k}"].append(float(bool(hits) and hits[0] <= k))
+        result["mrr"].append(1 / hits[0] if hits else 0.0)
+        ideal = sum(1 / math.log2(position + 1) for position in range(1, min(10, len(hits)) + 1))
+        result["ndcg@10"].append(sum(1 / math.log2(position + 1) for position in hits if position <= 10) / ideal if hits else 0.0)
+    return result
+
+
+def integers(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    """Small whole numbers: dot products are exact in float32 and tie often."""
+    return torch.randint(-2, 3, shape, generator=generator).float()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 30), st.integers(1, 6), st.integers(1, 100))
+def test_metrics_equal_a_plain_reference_with_ties_and_any_number_of_relevant_candidates(seed, n, m, identities, tile_elements):
+    generator = torch.Generator().manual_seed(seed)
+    queries, candidates = integers(generator, n, 3), integers(generator, m, 3)
+    query_ids = torch.randint(identities, (n,), generator=generator)
+    candidate_ids = torch.randint(identities, (m,), generator=generator)
+    actual = ranking_metrics(queries, candidates, query_ids, candidate_ids, [1, 3, 10], tile_elements)
+    expected = plain_metrics((queries @ candidates.T).numpy(), (query_ids[:, None] == candidate_ids).numpy(), [1, 3, 10])
+    assert actual.keys() == expected.keys()
+    for name, values in expected.items():
+        assert actual[name].tolist() == pytest.approx(values, abs=EXACT), name
+
+
+def test_maxsim_gives_each_query_path_its_best_target_path():
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = integers(generator, 4, 3, 5), integers(generator, 6, 3, 5)
+    scores = similarity(queries, candidates)
+    for i, j in itertools.product(range(4), range(6)):
+        best = [max(float(queries[i, k] @ candidates[j, path]) for path in range(3)) for k in range(3)]
+        assert float(scores[i, j]) == pytest.approx(sum(best) / 3, abs=1e-5)  # float32 division of a number below 60
+
+
+def test_maxsim_of_one_path_is_the_dot_product():
+    generator = torch.Generator().manual_seed(1)
+    queries, candidates = integers(generator, 4, 1, 5), integers(generator, 6, 1, 5)
+    assert torch.equal(similarity(queries, candidates), queries[:, 0] @ candidates[:, 0].T)
+
+
+@pytest.mark.parametrize("paths", [None, 3])
+def test_a_collapsed_model_gets_the_worst_rank_and_never_full_marks(paths):
+    row = torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0)
+    embeddings = row.expand(20, 64) if paths is None else row.expand(20, paths, 64)
+    metrics = ranking_metrics(embeddings, embeddings, torch.arange(20), torch.arange(20), [1, 10, 20])
+    assert float(metrics["recall@1"].sum()) == float(metrics["recall@10"].sum()) == 0
+    assert metrics["mrr"].tolist() == pytest.approx([1 / 20] * 20, abs=EXACT)
+
+
+def test_rounding_noise_does_not_break_ties():
+    row = torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0)
+    candidates = row.expand(20, 64) * (1 - torch.linspace(0, 1e-7, 20)[:, None])
+    metrics = ranking_metrics(row[None], candidates, torch.tensor([0]), torch.arange(20), [1])
+    assert float(metrics["mrr"]) == pytest.approx(1 / 20, abs=EXACT)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_embeddings_that_are_not_finite_are_refused(bad):
+    embeddings = torch.eye(3)
+    broken = embeddings.clone()
+    broken[1, 2] = bad
+    for pair in [(embeddings, broken), (broken, embeddings)]:
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            ranking_metrics(*pair, torch.arange(3), torch.arange(3))
+
+
+def test_ranking_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one query and one candidate"):
+        ranking_metrics(torch.zeros(0, 3), torch.zeros(2, 3), torch.zeros(0, dtype=torch.int64), torch.arange(2))
+
+
+@pytest.mark.parametrize("relevant", range(7))
+def test_chance_is_the_mean_over_all_orders_of_the_candidates(relevant):
+    m = 6
+    orders = np.array(list(itertools.permutations(range(m))), dtype=float)
+    flags = np.broadcast_to(np.arange(m) < relevant, orders.shape)
+    expected = plain_metrics(orders, flags, [1, 3, 10])
+    actual = chance_metrics(torch.tensor([relevant]), m, [1, 3, 10])
+    assert actual.keys() == expected.keys()
+    for name, values in expected.items():
+        assert float(actual[name]) == pytest.approx(float(np.mean(values)), abs=1e-11), name  # the mean sums 720 terms
+
+
+def test_chance_is_told_for_each_query_by_its_own_number_of_relevant_candidates():
+    together = chance_metrics(torch.tensor([3, 1, 3]), 50, [5])
+    alone = [chance_metrics(torch.tensor([count]), 50, [5]) for count in (3, 1, 3)]
+    for name, values in together.items():
+        assert values.tolist() == [float(single[name]) for single in alone]
+
+
+def test_path_similarity_is_the_mean_gram_matrix_and_path_cosine_its_mean_beside_the_diagonal():
+    paths = torch.nn.functional.normalize(torch.randn(7, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    gram = np.mean([item @ item.T for item in paths.double().numpy()], axis=0)
+    assert np.allclose(path_similarity(paths).numpy(), gram, atol=EXACT)
+    assert path_cosine(paths) == pytest.approx((gram.sum() - np.trace(gram)) / 6, abs=EXACT)
+
+
+def test_path_cosine_of_collapsed_paths_is_one_and_of_a_single_path_is_nan():
+    paths = torch.nn.functional.normalize(torch.randn(5, 1, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    assert path_cosine(paths.expand(5, 4, 16)) == pytest.approx(1.0, abs=1e-6)  # float32 rows are unit to about 1e-7
+    assert math.isnan(path_cosine(paths))
