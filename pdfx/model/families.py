@@ -1,0 +1,59 @@
+"""What differs from one family of multimodal models to another: where its parts are and how its prompt marks an image."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of backbones.
+
+    Attributes:
+        model_type: transformers' name of it.
+        decoder: attribute path of the language model that receives merged embeddings.
+        vision: attribute path of the vision tower.
+        projector: attribute path of what maps the tower's features into the decoder.
+        image_prompt: text that stands for one image; the processor expands the image token in it.
+        reserved: strings with a meaning of their own in the prompt, blanked out of a user's text.
+        image_settings: the settings of ``inputs`` that bound its images.
+    """
+
+    model_type: str
+    decoder: str
+    vision: str
+    projector: str
+    image_prompt: str
+    reserved: tuple[str, ...]
+    image_settings: tuple[str, ...]
+
+    def decoder_of(self, backbone: nn.Module) -> nn.Module:
+        return backbone.get_submodule(self.decoder)
+
+    def vision_of(self, backbone: nn.Module) -> nn.Module:
+        return backbone.get_submodule(self.vision)
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        # VLM2Vec gives Qwen2-VL a bare image token; we keep the model's own vision-start and vision-end tokens, as in its pretraining.
+        Family(
+            "qwen2_vl",
+            "language_model",
+            "visual",
+            "visual.merger",
+            "<|vision_start|><|image_pad|><|vision_end|>",
+            ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>", "<|vision_pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+            ("image_min_pixels", "image_max_pixels"),
+        ),
+        Family("llava_next", "language_model", "vision_tower", "multi_modal_projector", "<image>\n", ("<image>", "<s>", "</s>"), ("image_grid_pinpoints",)),
+    )
+}
+
+
+def family_of(backbone_config) -> Family:
+    """The family of a backbone's configuration. Raises ValueError for a model type that has none."""
+    if backbone_config.model_type not in FAMILIES:
+        raise ValueError(f"Backbones of type '{backbone_config.model_type}' are not supported; supported are {', '.join(FAMILIES)}.")
+    return FAMILIES[backbone_config.model_type]

@@ -1,0 +1,156 @@
+"""Index arithmetic of a padding-free batch: B padded inputs become N tokens in a row, the same row for each of K paths.
+
+Everything is built once per batch; the layers only gather. Legend: B sequences, K paths, T padded length, N tokens without padding, P prefix length.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+MAX_WASTE = 0.25
+"""A bucket holds sequences of at least (1 - MAX_WASTE) of its longest one: its padding stays below that share of its tokens."""
+
+
+@dataclass
+class Bucket:
+    """Sequences of similar length that attend together.
+
+    Attributes:
+        index: int64 ``[n, L]``, packed token of each place; places behind a sequence's end repeat token 0 and are dropped afterwards.
+    """
+
+    index: torch.Tensor
+
+    def mask(self, prefix_length: int) -> torch.Tensor:
+        """bool ``[L, P + L]``: every prefix key, and the tokens up to the own place.
+
+        Places behind a sequence's end lie after all its tokens, so that causality alone hides them.
+        """
+        length = self.index.shape[1]
+        tokens = torch.ones(length, length, dtype=torch.bool, device=self.index.device).tril()
+        return torch.cat((tokens.new_ones(length, prefix_length), tokens), dim=1)
+
+
+class Packing:
+    """Where the tokens of B padded sequences stand in a row without padding.
+
+    Args:
+        attention_mask: ``[B, T]``, non-zero at real tokens; padding may be on either side.
+        paths: int64 ``[K]``, numbers of the prefixes that the K copies of the row read.
+
+    Raises:
+        ValueError: a sequence has no token at all.
+    """
+
+    def __init__(self, attention_mask: torch.Tensor, paths: torch.Tensor):
+        keep = attention_mask.bool()
+        self.paths = paths
+        self.token_index = keep.flatten().nonzero().squeeze(1)
+        self.lengths: list[int] = keep.sum(1).tolist()
+        if min(self.lengths) == 0:
+            raise ValueError(f"Sequence {self.lengths.index(0)} of the batch has no token; every input needs at least one.")
+        self.device = attention_mask.device
+        lengths = torch.tensor(self.lengths, device=self.device)
+        self.ends = lengths.cumsum(0) - 1
+        self.starts = self.ends + 1 - lengths
+        self.positions = (keep.long().cumsum(1) - 1).flatten()[self.token_index]
+        self._kept: dict[tuple, torch.Tensor] = {}
+
+    @property
+    def tokens(self) -> int:
+        """N, tokens of one path."""
+        return len(self.token_index)
+
+    def pack(self, states: torch.Tensor) -> torch.Tensor:
+        """``[B, T, D]`` to ``[1, K*N, D]``, path by path."""
+        row = states.flatten(0, 1).index_select(0, self.token_index)
+        return row.expand(len(self.paths), *row.shape).reshape(1, -1, row.shape[-1])
+
+    def pack_positions(self, position_ids: torch.Tensor | None) -> torch.Tensor:
+        """Positions ``[1, K*N]``, or ``[3, 1, K*N]`` where the family has its own (multimodal rotary positions).
+
+        Without any, positions count the real tokens, so that padding never shifts them.
+        """
+        count = len(self.paths)
+        if position_ids is None:
+            return self.positions.repeat(count)[None]
+        axes = position_ids.shape[0]
+        return position_ids.flatten(1).index_select(1, self.token_index).repeat(1, count).view(axes, 1, -1)
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """Sequences grouped by length, longest first, each with a padding share below ``MAX_WASTE``."""
+        order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])
+        groups: list[list[int]] = []
+        for i in order:
+            if groups and self.lengths[i] >= (1 - MAX_WASTE) * self.lengths[groups[-1][0]]:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return [self._bucket(group) for group in groups]
+
+    def _bucket(self, group: list[int]) -> Bucket:
+        places = torch.arange(self.lengths[group[0]], device=self.device)
+        members = torch.tensor(group, device=self.device)
+        index = self.starts[members, None] + places
+        return Bucket(torch.where(index <= self.ends[members, None], index, 0))
+
+    @cached_property
+    def restore(self) -> torch.Tensor:
+        """int64 ``[N]``: the place of each packed token among all buckets' places laid one after another."""
+        places = torch.empty(self.tokens, dtype=torch.long, device=self.device)
+        offset = 0
+        for bucket in self.buckets:
+            flat = bucket.index.flatten()
+            # A repeated token 0 must not overwrite the true one: real places increase along a row.
+            real = torch.ones_like(bucket.index, dtype=torch.bool)
+            real[:, 1:] = bucket.index[:, 1:] > bucket.index[:, :-1]
+            places[flat[real.flatten()]] = offset + real.flatten().nonzero().squeeze(1)
+            offset += flat.numel()
+        return places
+
+    def bucket_mask(self, number: int, prefix_length: int) -> torch.Tensor:
+        """The mask of one bucket, kept for the other layers of the batch."""
+        return self._keep(("mask", number, prefix_length), lambda: self.buckets[number].mask(prefix_length))
+
+    @cached_property
+    def cumulative_lengths(self) -> torch.Tensor:
+        """int32 ``[K*B + 1]``, borders of the K*B query segments (the varlen kernel's ``cu_seqlens_q``)."""
+        lengths = torch.tensor([0, *self.lengths * len(self.paths)], device=self.device)
+        return lengths.cumsum(0).to(torch.int32)
+
+    def cumulative_key_lengths(self, prefix_length: int) -> torch.Tensor:
+        """int32 ``[K*B + 1]``, borders of the key segments, each a prefix and then the tokens (``cu_seqlens_k``)."""
+        steps = torch.arange(len(self.cumulative_lengths), device=self.device, dtype=torch.int32)
+        return self.cumulative_lengths + steps * prefix_length
+
+    def key_index(self, prefix_length: int) -> torch.Tensor:
+        """int64 ``[K*(B*P + N)]``: order that interleaves prefixes with tokens, kept for the other layers of the batch.
+
+        It picks from the K*P prefix rows followed by the K*N token rows: for each path and sequence, that path's P prefix rows and then the sequence's tokens.
+        """
+        return self._keep(("keys", prefix_length), lambda: self._key_index(prefix_length))
+
+    def _keep(self, name: tuple, build) -> torch.Tensor:
+        if name not in self._kept:
+            self._kept[name] = build()
+        return self._kept[name]
+
+    def _key_index(self, prefix_length: int) -> torch.Tensor:
+        paths, sequences = len(self.paths), len(self.lengths)
+        index = torch.empty(paths * (sequences * prefix_length + self.tokens), dtype=torch.long, device=self.device)
+        borders = self.cumulative_key_lengths(prefix_length)[:-1].long()
+        prefix_places = borders[:, None] + torch.arange(prefix_length, device=self.device)
+        prefix_rows = torch.arange(paths * prefix_length, device=self.device).view(paths, 1, prefix_length).expand(-1, sequences, -1)
+        index[prefix_places.flatten()] = prefix_rows.reshape(-1)
+        taken = torch.zeros(len(index), dtype=torch.bool, device=self.device)
+        taken[prefix_places.flatten()] = True
+        index[~taken] = paths * prefix_length + torch.arange(paths * self.tokens, device=self.device)
+        return index
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the buckets' places that are padding; the varlen kernel has none."""
+        places = sum(bucket.index.numel() for bucket in self.buckets)
+        return 1 - self.tokens / places

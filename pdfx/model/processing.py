@@ -1,0 +1,127 @@
+"""From texts and images to the tensors that a backbone reads; transformers' own processor does the work."""
+
+import torch
+from torch.nn import functional
+
+from .families import Family
+
+PROMPT_DEFAULTS = {
+    "query_instruction": "",
+    "target_instruction": "",
+    "max_text_tokens": 512,
+    "image_min_pixels": None,
+    "image_max_pixels": None,
+    "image_grid_pinpoints": None,
+}
+
+
+class InputProcessor:
+    """Turn items ``{"text": str, "images": [PIL.Image, ...]}`` into a padded batch of backbone inputs.
+
+    The prompt is: one marker per image, the side's instruction, the text, the tokenizer's end token (whose state is the ``last`` embedding). That form is ours.
+    A text over ``max_text_tokens`` is cut at the text; images are never cut. Strings with a meaning in the prompt are blanked out of texts.
+
+    Args:
+        processor: transformers' processor of the backbone (tokenizer and image processor).
+        family: the backbone's family.
+        settings: the fields of ``PROMPT_DEFAULTS``.
+
+    Raises:
+        ValueError: a setting that this family ignores, or that is unknown.
+    """
+
+    def __init__(self, processor, family: Family, settings: dict):
+        unknown = settings.keys() - PROMPT_DEFAULTS.keys()
+        if unknown:
+            raise ValueError(f"Unknown input settings: {', '.join(sorted(unknown))}.")
+        settings = {**PROMPT_DEFAULTS, **settings}
+        for name, value in settings.items():
+            if name.startswith("image_") and value is not None and name not in family.image_settings:
+                raise ValueError(f"inputs.{name} has no effect on a {family.model_type} backbone; its image settings are {', '.join(family.image_settings)}.")
+        self.processor = processor
+        self.family = family
+        self.settings = settings
+        self.tokenizer = processor.tokenizer
+        self.end = self.tokenizer.eos_token
+        if self.end is None:
+            raise ValueError("The backbone's tokenizer has no end-of-sequence token, which marks the embedding's place.")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.end
+        bound_images(processor.image_processor, settings)
+
+    def __call__(self, items: list[dict], sides: list[str]) -> tuple[dict[str, torch.Tensor], int]:
+        """Inputs for n items and the number of texts that were cut.
+
+        Args:
+            items: texts and images; either may be empty.
+            sides: ``query`` or ``target`` for each item, which chooses the instruction.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` ``[n, T]`` and, where there are images, the family's pixel tensors.
+        """
+        texts, truncated = [], 0
+        for item, side in zip(items, sides, strict=True):
+            text, cut = self.cut(self.clean(item["text"]))
+            truncated += cut
+            texts.append(self.family.image_prompt * len(item["images"]) + self.settings[f"{side}_instruction"] + text + self.end)
+        images = [image for item in items for image in item["images"]]
+        inputs = self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+        return dict(inputs), truncated
+
+    def clean(self, text: str) -> str:
+        """The text without strings that the prompt gives a meaning."""
+        for reserved in self.family.reserved:
+            text = text.replace(reserved, " ")
+        return text
+
+    def cut(self, text: str) -> tuple[str, bool]:
+        """The text's first ``max_text_tokens`` tokens, and whether something was cut."""
+        limit = self.settings["max_text_tokens"]
+        if text.isascii() and len(text) < limit:
+            return text, False
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if len(offsets) <= limit:
+            return text, False
+        return text[: offsets[limit - 1][1]], True
+
+    def dummy(self) -> dict[str, torch.Tensor]:
+        """The smallest item with an image, for a rank that has none when others have one."""
+        from PIL import Image
+
+        return self([{"text": "", "images": [Image.new("RGB", (28, 28))]}], ["query"])[0]
+
+    def save_pretrained(self, directory) -> None:
+        self.processor.save_pretrained(directory)
+
+
+def bound_images(image_processor, settings: dict) -> None:
+    """Set the resolution bounds on transformers' image processor."""
+    if settings["image_grid_pinpoints"] is not None:
+        image_processor.image_grid_pinpoints = [list(pair) for pair in settings["image_grid_pinpoints"]]
+    smallest, largest = settings["image_min_pixels"], settings["image_max_pixels"]
+    size = dict(image_processor.size)
+    if smallest is not None:
+        size["shortest_edge"] = smallest
+    if largest is not None:
+        size["longest_edge"] = largest
+    if smallest is not None or largest is not None:
+        if size["shortest_edge"] > size["longest_edge"]:
+            raise ValueError(f"image_min_pixels ({size['shortest_edge']}) is larger than image_max_pixels ({size['longest_edge']}).")
+        image_processor.size = size
+
+
+def append_inputs(inputs: dict[str, torch.Tensor], extra: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Inputs of n items and of m more as inputs of n + m items; ``inputs`` may lack the image tensors that ``extra`` has."""
+    result = {}
+    for name, second in extra.items():
+        second = second.to(inputs["input_ids"].device)
+        if name not in inputs:
+            first = torch.zeros_like(inputs["input_ids"]) if second.shape == extra["input_ids"].shape else second[:0]
+        else:
+            first = inputs[name]
+        if second.shape == extra["input_ids"].shape:
+            # Masked places on the right, so that their token does not matter.
+            width = max(first.shape[1], second.shape[1])
+            first, second = (functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in (first, second))
+        result[name] = torch.cat((first, second))
+    return result
