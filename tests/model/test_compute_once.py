@@ -1,0 +1,97 @@
+"""Work is shared between paths, recomputed only where asked, and cached only where exact."""
+
+import pytest
+import torch
+from tiny_models import FAMILIES, items
+
+from pdfx.model import cache_vision_tower
+
+
+def gradients(embedder, inputs) -> dict[str, torch.Tensor]:
+    embedder.zero_grad()
+    torch.manual_seed(0)
+    output = embedder(inputs)
+    weights = torch.randn(output.paths.shape, generator=torch.Generator().manual_seed(1), dtype=output.paths.dtype)
+    (output.paths * weights).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in embedder.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("frozen_embedding", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activation_checkpointing_leaves_the_gradients_as_they_are(embedder_of, family, frozen_embedding):
+    embedder = embedder_of(family).train()
+    embedder.backbone.get_input_embeddings().requires_grad_(not frozen_embedding)
+    inputs, _ = embedder.processor(items("mixed", 3), ["query"] * 3)
+    plain = gradients(embedder, inputs)
+    embedder.backbone.activation_checkpointing_enable({"use_reentrant": False})
+    checkpointed = gradients(embedder, inputs)
+    assert plain.keys() == checkpointed.keys()
+    assert any("prefix" in name for name in plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("paths", [1, 2, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_vision_tower_runs_once_per_image_whatever_the_number_of_paths(embedder_of, family, paths):
+    embedder = embedder_of(family, paths=paths)
+    batch = items("mixed", 5)
+    inputs, _ = embedder.processor(batch, ["query"] * 5)
+    seen = []
+    tower = embedder.family.vision_of(embedder.backbone)
+    tower.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    with torch.no_grad():
+        embedder(inputs)
+    assert len(seen) == 1
+    images = sum(len(item["images"]) for item in batch)
+    if family == "qwen2_vl":
+        assert len(seen[0][1]["grid_thw"]) == images
+    else:
+        crops = seen[0][0][0].shape[0]
+        # Every picture has its whole view and at least one tile; padded crops are not run.
+        assert images * 2 <= crops < inputs["pixel_values"].shape[:2].numel()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cached_frozen_tower_gives_the_same_embeddings_without_running_again(embedder_of, family):
+    embedder = embedder_of(family)
+    vision = embedder.family.vision_of(embedder.backbone).requires_grad_(False)
+    batch = items("mixed", 5)
+    first, _ = embedder.processor(batch[:3], ["query"] * 3)
+    every, _ = embedder.processor(batch, ["query"] * 5)
+    with torch.no_grad():
+        expected = [embedder(first).paths, embedder(every).paths]
+    cache = cache_vision_tower(embedder, gigabytes=1)
+    runs = []
+    next(vision.children()).register_forward_pre_hook(lambda module, args: runs.append(1))
+    with torch.no_grad():
+        for inputs, reference in zip([first, every, every], [*expected, expected[1]], strict=True):
+            torch.testing.assert_close(embedder(inputs).paths, reference, atol=1e-6, rtol=0)
+    assert len(runs) == 2
+    assert cache.found > 0 and cache.computed > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_keeps_within_its_bytes_and_stays_right(embedder_of, family):
+    embedder = embedder_of(family)
+    embedder.family.vision_of(embedder.backbone).requires_grad_(False)
+    inputs, _ = embedder.processor(items("image", 5), ["query"] * 5)
+    with torch.no_grad():
+        expected = embedder(inputs).paths
+        cache = cache_vision_tower(embedder, gigabytes=3e-6)
+        for _ in range(2):
+            torch.testing.assert_close(embedder(inputs).paths, expected, atol=1e-6, rtol=0)
+    assert 0 < cache.bytes <= 3000 or len(cache.entries) == 1
+
+
+def test_a_trained_tower_is_never_cached(embedder_of):
+    with pytest.raises(ValueError, match="vision tower is trained"):
+        cache_vision_tower(embedder_of("llava_next"), gigabytes=1)
+
+
+def test_a_frozen_tower_stays_in_evaluation_mode(embedder_of):
+    embedder = embedder_of("llava_next")
+    tower = embedder.family.vision_of(embedder.backbone)
+    assert embedder.train() and tower.training
+    tower.requires_grad_(False)
+    assert embedder.train().training and not tower.training
