@@ -21,7 +21,13 @@ from transformers import (
 FAMILIES = ("qwen2_vl", "llava_next")
 QWEN_TOKENS = ["<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 LLAVA_TOKENS = ["<s>", "</s>", "<image>", "<pad>"]
-SENTENCES = ["a red square on a blue field", "two green circles", "the quick brown fox jumps over the lazy dog", "embedding of pictures and texts", "eine gelbe Scheibe"]
+SENTENCES = [
+    "a red square on a blue field",
+    "two green circles",
+    "the quick brown fox jumps over the lazy dog",
+    "embedding of pictures and texts",
+    "eine gelbe Scheibe",
+]
 
 
 def tiny_tokenizer(special: list[str], **roles) -> PreTrainedTokenizerFast:
@@ -64,17 +70,14 @@ def text_settings(layers: int, hidden: int, vocabulary: int) -> dict:
 
 
 def _qwen2_vl(layers: int, hidden: int):
-    tokenizer = tiny_tokenizer(
-        QWEN_TOKENS,
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"},
-    )
+    end, *markers = QWEN_TOKENS
+    roles = dict(zip(("vision_start_token", "vision_end_token", "image_token", "video_token"), markers, strict=True))
+    tokenizer = tiny_tokenizer(QWEN_TOKENS, eos_token=end, pad_token=end, extra_special_tokens=roles)
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
     processor = Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(), chat_template=None
     )
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in zip(("vision_start", "vision_end", "image", "video"), QWEN_TOKENS[1:], strict=True)}
+    ids = {f"{role}_id": tokenizer.convert_tokens_to_ids(token) for role, token in roles.items()}
     text = text_settings(layers, hidden, len(tokenizer)) | {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
         "pad_token_id": tokenizer.pad_token_id,
@@ -82,7 +85,7 @@ def _qwen2_vl(layers: int, hidden: int):
         "bos_token_id": None,
     }
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": hidden, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14, "spatial_merge_size": 2}
-    config = Qwen2VLConfig(text_config=text, vision_config=vision, **{f"{name}_token_id": number for name, number in ids.items()})
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
     return Qwen2VLModel(config), processor
 
 
@@ -109,7 +112,8 @@ def _llava_next(layers: int, hidden: int):
         "projection_dim": 32,
     }
     text = text_settings(layers, hidden, len(tokenizer)) | {"model_type": "llama", "pad_token_id": tokenizer.pad_token_id}
-    config = LlavaNextConfig(text_config=text, vision_config=vision, image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_grid_pinpoints=pinpoints)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaNextConfig(text_config=text, vision_config=vision, image_token_index=image, image_grid_pinpoints=pinpoints)
     return LlavaNextModel(config), processor
 
 
@@ -125,4 +129,4 @@ def items(kind: str, count: int = 4) -> list[dict]:
     texts = [SENTENCES[i % len(SENTENCES)] * (1 + i % 3) for i in range(count)]
     images = {"text": [0] * count, "image": [1] * count, "mixed": [i % 3 for i in range(count)]}[kind]
     sizes = [(56, 42), (28, 56), (80, 30)]
-    return [{"text": text, "images": [picture(7 * i + j, sizes[(i + j) % 3]) for j in range(number)]} for i, (text, number) in enumerate(zip(texts, images, strict=True))]
+    return [{"text": texts[i], "images": [picture(7 * i + j, sizes[(i + j) % 3]) for j in range(images[i])]} for i in range(count)]

@@ -38,14 +38,15 @@ def uses_flash(attention: str, query: torch.Tensor) -> bool:
     """Whether the varlen kernel takes these tensors. Raises ValueError where it was demanded and cannot."""
     suits = is_flash_attn_2_available() and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
     if attention == "flash" and not suits:
-        raise ValueError("attention is 'flash', which needs the flash-attn package, a CUDA device and bf16; set it to 'auto' or 'sdpa', or install pdfx[flash].")
+        raise ValueError("attention is 'flash', which needs the flash-attn package, a CUDA device and bf16; set it to 'auto', or install pdfx[flash].")
     return suits and attention != "sdpa"
 
 
 def bucketed_attention(query, key, value, prefix_key, prefix_value, packing: Packing, scaling, dropout):
     """Exact attention by PyTorch's own kernel, on sequences grouped by length.
 
-    Shapes: query ``[heads, K*N, head_dim]``, key and value ``[kv_heads, K*N, head_dim]``, prefixes ``[K, P, kv_heads, head_dim]`` or None; returns ``[K*N, heads, head_dim]``.
+    Shapes: query ``[heads, K*N, head_dim]``, key and value ``[kv_heads, K*N, head_dim]``, prefixes ``[K, P, kv_heads, head_dim]`` or None;
+    returns ``[K*N, heads, head_dim]``.
     """
     count = len(packing.paths)
     rows = [tensor.transpose(0, 1).unflatten(0, (count, packing.tokens)) for tensor in (query, key, value)]
@@ -66,7 +67,10 @@ def bucketed_attention(query, key, value, prefix_key, prefix_value, packing: Pac
 
 
 def flash_attention(query, key, value, prefix_key, prefix_value, packing: Packing, scaling, dropout):
-    """flash-attn's varlen kernel (at least 2.1: causal is aligned at the bottom right, so that every token sees its whole prefix). Shapes as in ``bucketed_attention``."""
+    """flash-attn's varlen kernel; shapes as in ``bucketed_attention``.
+
+    From 2.1 on its causal mask is aligned at the bottom right, so that every token sees its whole prefix.
+    """
     from flash_attn import flash_attn_varlen_func
 
     query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
@@ -99,7 +103,6 @@ def with_prefixes(key, value, prefix_key, prefix_value, packing: Packing):
 
 def no_mask(*args, **kwargs) -> None:
     """The packed row needs no mask tensor: its borders are in the packing."""
-    return None
 
 
 AttentionInterface.register(ATTENTION_NAME, prefix_attention)

@@ -2,7 +2,7 @@
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from .registered_modules import MODULES
+from .registered_modules import MODULE_FILES
 
 
 class ParallelEmbedderConfig(PretrainedConfig):
@@ -20,10 +20,10 @@ class ParallelEmbedderConfig(PretrainedConfig):
         matryoshka_dims: leading dimensions trained to work alone.
         attention: ``auto``, ``sdpa`` or ``flash``.
         inputs: how texts and images become tokens (``InputProcessor``'s settings).
+        modules: Python files beside the weights that register the backbone's own classes; they run only where remote code is trusted.
     """
 
     model_type = "pdfx_parallel_embedder"
-    registered_modules = MODULES
 
     def __init__(
         self,
@@ -38,12 +38,15 @@ class ParallelEmbedderConfig(PretrainedConfig):
         matryoshka_dims=(),
         attention="auto",
         inputs=None,
+        modules=MODULE_FILES,
         **kwargs,
     ):
         if isinstance(backbone, dict):
             model_type = backbone.get("model_type")
             if model_type not in CONFIG_MAPPING:
-                raise ValueError(f"The backbone's model type '{model_type}' is not known to the installed transformers and is registered by none of the model's modules.")
+                raise ValueError(
+                    f"The backbone's model type '{model_type}' is neither known to the installed transformers nor registered by the model's modules."
+                )
             backbone = CONFIG_MAPPING[model_type](**backbone)
         self.backbone = backbone
         self.paths = paths
@@ -56,6 +59,7 @@ class ParallelEmbedderConfig(PretrainedConfig):
         self.matryoshka_dims = list(matryoshka_dims)
         self.attention = attention
         self.inputs = dict(inputs or {})
+        self.modules = list(modules)
         if paths < 1:
             raise ValueError(f"paths must be 1 or more, not {paths}.")
         if paths > 1 and (prefix_length == 0 or not self.prefix_layers):

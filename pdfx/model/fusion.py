@@ -20,20 +20,20 @@ def pool(states: torch.Tensor, packing: Packing, pooling: str) -> torch.Tensor:
     else:
         lengths = packing.ends - packing.starts + 1
         owner = torch.repeat_interleave(torch.arange(len(lengths), device=states.device), lengths)
-        sums = states.new_zeros(len(packing.paths), len(lengths), states.shape[-1], dtype=at_least_float32(states)).index_add(1, owner, at_least_float32(states, cast=True))
+        states = at_least_float32(states)
+        sums = states.new_zeros(len(packing.paths), len(lengths), states.shape[-1]).index_add(1, owner, states)
         pooled = sums / lengths[:, None]
     return unit(pooled.transpose(0, 1))
 
 
-def at_least_float32(tensor: torch.Tensor, cast: bool = False):
-    """The tensor's type, or float32 where that is narrower; with ``cast``, the tensor in it."""
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return tensor.to(dtype) if cast else dtype
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, or as it is where it is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def unit(tensor: torch.Tensor) -> torch.Tensor:
     """L2-normalised along the last dimension, in float32 or wider."""
-    return functional.normalize(at_least_float32(tensor, cast=True), dim=-1, eps=MINIMUM_NORM)
+    return functional.normalize(at_least_float32(tensor), dim=-1, eps=MINIMUM_NORM)
 
 
 class Fusion(nn.Module):

@@ -12,6 +12,7 @@ from .attention import ATTENTION_NAME
 from .configuration import ParallelEmbedderConfig
 from .families import family_of
 from .fusion import Fusion, pool, unit
+from .own_modules import load_export_modules
 from .packing import Packing
 from .prefixes import attach_prefixes, initialise_prefixes
 from .processing import InputProcessor, append_inputs
@@ -63,7 +64,16 @@ class ParallelEmbedder(PreTrainedModel):
 
     @classmethod
     def from_backbone(
-        cls, path: str, *, seed: int = 0, inputs: dict | None = None, prefix_layers="all", dtype=torch.float32, revision=None, trust_remote_code=False, **settings
+        cls,
+        path: str,
+        *,
+        seed: int = 0,
+        inputs: dict | None = None,
+        prefix_layers: str | int | list[int] = "all",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **settings,
     ):
         """A new embedder on pretrained weights.
 
@@ -86,8 +96,13 @@ class ParallelEmbedder(PreTrainedModel):
         return embedder
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load an exported embedder together with its processor."""
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_remote_code: bool = False, **kwargs):
+        """Load an exported embedder together with its processor.
+
+        Raises:
+            ValueError: the export brings code of its own (a vision tower, say) and ``trust_remote_code`` is not set.
+        """
+        load_export_modules(pretrained_model_name_or_path, trust_remote_code)
         embedder = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = embedder[0] if isinstance(embedder, tuple) else embedder
         model.attach_processor(AutoProcessor.from_pretrained(pretrained_model_name_or_path, revision=kwargs.get("revision")))
@@ -160,7 +175,9 @@ class ParallelEmbedder(PreTrainedModel):
         return self._dummy
 
     @torch.no_grad()
-    def embed(self, items: list[dict], side: str = "query", batch_size: int = 32, paths: list[int] | None = None, truncate_dim: int | None = None) -> EmbedderOutput:
+    def embed(
+        self, items: list[dict], side: str = "query", batch_size: int = 32, paths: list[int] | None = None, truncate_dim: int | None = None
+    ) -> EmbedderOutput:
         """Embed texts and images for use: no gradient, evaluation mode, results on the CPU.
 
         Args:

@@ -1,0 +1,95 @@
+"""From a recipe's sections to an embedder ready for training: backbone, prefixes, adapters, what is trained, caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from pdfx.adapters import apply_lora, set_trainable
+from pdfx.config import Config, ModelSection
+from pdfx.errors import UserError
+from pdfx.model import ParallelEmbedder, cache_vision_tower
+from pdfx.model.modeling import new_config
+from pdfx.model.own_modules import run_module_file
+
+
+def build_embedder(config: Config, dtype: torch.dtype = torch.float32) -> ParallelEmbedder:
+    """The embedder of a recipe, in training mode, with LoRA applied, the right parameters frozen and its processor attached.
+
+    Raises:
+        UserError: the backbone cannot be loaded or a setting does not fit it.
+    """
+    model = config.model
+    register_modules(model.modules)
+    try:
+        embedder = ParallelEmbedder.from_backbone(
+            model.path,
+            seed=config.train.seed,
+            dtype=dtype,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            **embedder_settings(config),
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path '{model.path}' cannot be used as a backbone: {' '.join(str(error).split())}") from error
+    return prepare(embedder, model)
+
+
+def build_on_meta(config: Config) -> ParallelEmbedder:
+    """The same embedder without weights or processor, on the meta device: for parameter tables and for checking a recipe against a real model's shape."""
+    model = config.model
+    register_modules(model.modules)
+    settings = embedder_settings(config)
+    try:
+        backbone_config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        with torch.device("meta"):
+            backbone = AutoModel.from_config(backbone_config, trust_remote_code=model.trust_remote_code)
+            embedder = ParallelEmbedder(new_config(backbone.config, **settings), backbone)
+            return prepare(embedder, model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path '{model.path}' cannot be used as a backbone: {' '.join(str(error).split())}") from error
+
+
+def embedder_settings(config: Config) -> dict:
+    """The recipe's settings as ``ParallelEmbedder.from_backbone`` takes them."""
+    model, prefix = config.model, config.model.prefix
+    return {
+        "inputs": config.inputs.model_dump(),
+        "paths": model.paths,
+        "prefix_length": prefix.length,
+        "prefix_layers": prefix.layers if prefix.length else [],
+        "prefix_init": prefix.init,
+        "prefix_init_std": prefix.init_std,
+        "pooling": model.pooling,
+        "fusion": model.fusion,
+        "matryoshka_dims": model.matryoshka_dims,
+        "attention": model.attention,
+        "modules": [Path(path).name for path in model.modules],
+    }
+
+
+def prepare(embedder: ParallelEmbedder, model: ModelSection) -> ParallelEmbedder:
+    """Apply LoRA, freeze what is not trained, and switch on caching and activation checkpointing."""
+    wrong = [dim for dim in model.matryoshka_dims if not 0 < dim < embedder.config.hidden_size]
+    if wrong:
+        raise UserError(f"model.matryoshka_dims has {wrong}, but they must lie between 1 and {embedder.config.hidden_size - 1}, below the model's dimension.")
+    if model.lora is not None:
+        apply_lora(embedder, model.lora)
+    set_trainable(embedder, model)
+    if model.gradient_checkpointing:
+        # The non-reentrant form also works where the layer's input needs no gradient, as with LoRA on a frozen token embedding.
+        embedder.backbone.activation_checkpointing_enable({"use_reentrant": False})
+    if model.cache_vision:
+        cache_vision_tower(embedder, model.cache_vision_gigabytes)
+    embedder.train()
+    return embedder
+
+
+def register_modules(paths: list[str]) -> None:
+    """Run the Python files that register a backbone's own classes. Raises UserError where one is missing."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"model.modules names {path}, which is no file; give the path of a Python file that registers the backbone's classes.")
+        run_module_file(Path(path))
