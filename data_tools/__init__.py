@@ -1,0 +1,1 @@
+"""Tools that make and examine directories of shards."""

@@ -1,0 +1,106 @@
+"""From samples to a Batch of constant shape, with fillers where a sample cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, Chunk
+from .shards import Sample, SampleError
+
+Processor = Callable[[list[dict], list[str]], tuple[dict[str, Tensor], int]]
+"""``processor(items, sides) -> (inputs, truncated)``; an item is ``{"text": str, "images": [PIL.Image, ...]}``, a side "query" or "target"."""
+
+
+def filler() -> dict:
+    """The item that stands where there is nothing to embed."""
+    return {"text": "", "images": []}
+
+
+def collate(samples: list[Sample | SampleError], processor: Processor, chunk_pairs: int, negatives: int) -> Batch:
+    """One Batch of ``len(samples)`` pairs in chunks of ``chunk_pairs``.
+
+    A chunk holds its pairs' queries, then their targets, then their negatives, through one call of the processor. Of each sample the first
+    ``negatives`` hard negatives are used. A SampleError in a sample's place, or a sample that the processor refuses, becomes a masked filler with
+    its sentence in ``problems``.
+
+    Raises:
+        ValueError: the pairs do not divide into chunks.
+        Exception: what the processor raises where no single sample is to blame.
+    """
+    pairs = len(samples)
+    if pairs == 0 or pairs % chunk_pairs:
+        raise ValueError(f"{pairs} pairs do not divide into chunks of {chunk_pairs}")
+    usable = list(samples)
+    chunks, truncated = [], 0
+    for start in range(0, pairs, chunk_pairs):
+        part, inputs, cut = _process(usable[start : start + chunk_pairs], processor, negatives)
+        usable[start : start + chunk_pairs] = part
+        chunks.append(Chunk(inputs=inputs, slots=_slots(start, chunk_pairs, pairs, negatives)))
+        truncated += cut
+    return _assemble(usable, chunks, truncated, negatives)
+
+
+def _process(part: list[Sample | SampleError], processor: Processor, negatives: int) -> tuple[list[Sample | SampleError], dict[str, Tensor], int]:
+    """The processor's output for one chunk; samples that it refuses come back as errors."""
+    try:
+        return part, *processor(*_items(part, negatives))
+    except Exception:
+        tried = [_try_alone(sample, processor, negatives) for sample in part]
+        if all(isinstance(after, SampleError) == isinstance(before, SampleError) for after, before in zip(tried, part, strict=True)):
+            raise  # every sample passes alone, so none is to blame
+        return tried, *processor(*_items(tried, negatives))
+
+
+def _try_alone(sample: Sample | SampleError, processor: Processor, negatives: int) -> Sample | SampleError:
+    if isinstance(sample, SampleError):
+        return sample
+    try:
+        processor(*_items([sample], negatives))
+    except Exception as error:  # the processor is not ours: what it raises on odd pictures or texts is open
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        return SampleError(f"In shard {sample.shard}, sample '{sample.key}' cannot be used: the processor refuses it ({reason}).", sample.key)
+    return sample
+
+
+def _items(part: list[Sample | SampleError], negatives: int) -> tuple[list[dict], list[str]]:
+    queries = [filler() if isinstance(sample, SampleError) else sample.query for sample in part]
+    targets = [filler() if isinstance(sample, SampleError) else sample.target for sample in part]
+    hard: list[dict[str, Any]] = []
+    for sample in part:
+        own = [] if isinstance(sample, SampleError) else sample.negatives[:negatives]
+        hard += [*own, *(filler() for _ in range(negatives - len(own)))]
+    return [*queries, *targets, *hard], ["query"] * len(queries) + ["target"] * (len(targets) + len(hard))
+
+
+def _slots(start: int, count: int, pairs: int, negatives: int) -> Tensor:
+    b = torch.arange(start, start + count)
+    return torch.cat([b, pairs + b, (2 * pairs + b[:, None] * negatives + torch.arange(negatives)).reshape(-1)])
+
+
+def _assemble(samples: list[Sample | SampleError], chunks: list[Chunk], truncated: int, negatives: int) -> Batch:
+    pairs = len(samples)
+    batch = Batch(
+        chunks=chunks,
+        pairs=pairs,
+        negatives=negatives,
+        target_ids=torch.zeros(pairs, dtype=torch.int64),
+        negative_ids=torch.zeros(pairs, negatives, dtype=torch.int64),
+        valid=torch.zeros(pairs, dtype=torch.bool),
+        negative_valid=torch.zeros(pairs, negatives, dtype=torch.bool),
+        keys=[sample.key for sample in samples],
+        problems=[str(sample) for sample in samples if isinstance(sample, SampleError)],
+        truncated=truncated,
+    )
+    for b, sample in enumerate(samples):
+        if isinstance(sample, SampleError):
+            continue
+        own = sample.negative_ids[:negatives]
+        batch.valid[b] = True
+        batch.target_ids[b] = sample.target_id
+        batch.negative_ids[b, : len(own)] = torch.tensor(own, dtype=torch.int64)
+        batch.negative_valid[b, : len(own)] = True
+    return batch

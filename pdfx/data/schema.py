@@ -1,0 +1,140 @@
+"""The one schema of a sample, as a JSONL record and as the JSON member of a shard, and the index of a directory of shards."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+INDEX_NAME = "index.json"
+KEY_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
+"""No dots (webdataset cuts a member's name at its first dot), no slashes (a key is never a path), short enough for a plain tar header."""
+
+Key = Annotated[str, StringConstraints(pattern=re.compile(KEY_PATTERN))]
+
+
+class StrictModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Side(StrictModel):
+    """One query or target: a text, images, or both. ``images`` holds paths in a record and member suffixes in a shard."""
+
+    text: str = ""
+    images: list[str] = []
+
+    @field_validator("text")
+    @classmethod
+    def check_text(cls, text: str) -> str:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("the text holds half of a surrogate pair, which is no character") from None
+        return text
+
+    @model_validator(mode="after")
+    def check_not_empty(self):
+        if not self.text and not self.images:
+            raise ValueError("there is neither a text nor an image; give at least one of 'text' and 'images'")
+        return self
+
+
+class Negative(Side):
+    target_id: Annotated[str, Field(min_length=1)] | None = None
+
+
+class Record(StrictModel):
+    """One sample. ``target_id`` names the target's identity: records with the same one are not negatives of one another."""
+
+    key: Key | None = None
+    query: Side
+    target: Side
+    negatives: list[Negative] = []
+    target_id: Annotated[str, Field(min_length=1)] | None = None
+
+    def sides(self) -> list[tuple[str, Side]]:
+        """Every side with the prefix that the names of its image members bear."""
+        return [("query", self.query), ("target", self.target), *((f"negatives.{m}", side) for m, side in enumerate(self.negatives))]
+
+
+class ShardEntry(StrictModel):
+    """``name`` is a plain file name, so that no index leads outside of its own directory."""
+
+    name: Annotated[str, StringConstraints(pattern=re.compile(r"^[A-Za-z0-9_-]+\.tar\Z"))]
+    samples: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: Annotated[str, StringConstraints(pattern=re.compile(r"^[0-9a-f]{64}\Z"))]
+
+    @property
+    def offsets_name(self) -> str:
+        return self.name.removesuffix(".tar") + ".idx.npy"
+
+
+class ShardIndex(StrictModel):
+    """The content of ``index.json``."""
+
+    version: Literal[1] = 1
+    shards: list[ShardEntry]
+    samples: int
+    fingerprint: str
+
+    @model_validator(mode="after")
+    def check_totals(self):
+        if len({entry.name for entry in self.shards}) != len(self.shards):
+            raise ValueError("a shard is listed twice")
+        if self.samples != sum(entry.samples for entry in self.shards):
+            raise ValueError("'samples' is not the sum over the shards")
+        if self.fingerprint != fingerprint(self.shards):
+            raise ValueError("'fingerprint' does not fit the shards that are listed")
+        return self
+
+
+def fingerprint(shards: list[ShardEntry]) -> str:
+    """SHA-256 over the shards' names, sample counts and checksums."""
+    text = "".join(f"{entry.name} {entry.samples} {entry.sha256}\n" for entry in shards)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content_identity(text: str, images: list[bytes]) -> str:
+    """The identity of a target that was given none: a hash of its text and its images' bytes, each preceded by its length."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (text.encode(), *images):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def identity_number(target_id: str) -> int:
+    """A target's identity as a signed 64-bit number; two of n identities collide with probability below n^2 / 2^65."""
+    return int.from_bytes(hashlib.blake2b(target_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+_NESTED = {"query": Side, "target": Side, "negatives": Negative}
+_OUTERMOST = {model.__name__: model for model in (Record, Side, ShardIndex)}
+
+
+def explain(error: ValidationError) -> str:
+    """The first mistake of a failed validation as the part of a sentence that names the key and, where there is one, the cure."""
+    items = error.errors(include_url=False)
+    # A misspelt key also makes the right one missing: the misspelling is what helps.
+    item = next((candidate for candidate in items if candidate["type"] == "extra_forbidden"), items[0])
+    key = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "json_invalid":
+        return f"it is no valid JSON ({message.removeprefix('Invalid JSON: ').replace('at line 1 column', 'at column')})"
+    if item["type"] == "extra_forbidden":
+        holder = _OUTERMOST.get(error.title) if len(item["loc"]) == 1 else _NESTED.get(str(item["loc"][0]))
+        nearest = difflib.get_close_matches(str(item["loc"][-1]), holder.model_fields, n=1, cutoff=0.0) if holder else []
+        return f"unknown key '{key}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
+    if item["type"] == "missing":
+        return f"the key '{key}' is missing"
+    if item["type"] == "value_error":
+        return f"in '{key}', {message}" if key else message
+    value = repr(item["input"])
+    value = value if len(value) <= 80 else value[:77] + "..."
+    if item["loc"] == ("key",) and item["type"] == "string_pattern_mismatch":
+        return f"'key' is {value}: a key is 1 to 64 letters, digits, '_' and '-', without dots and slashes"
+    return f"'{key}' is {value}: {message}" if key else f"it is {value}: {message}"
