@@ -45,7 +45,8 @@ def relevant_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
         relevant: bool [n, m].
     """
     counts = relevant.sum(1, keepdim=True)
-    found = scores.masked_fill(~relevant, -torch.inf).topk(max(1, int(counts.max())), dim=1).values
+    most = max([1, *counts.flatten().tolist()])
+    found = scores.masked_fill(~relevant, -torch.inf).topk(most, dim=1).values
     others = scores.masked_fill(relevant, -torch.inf).sort(dim=1).values
     ahead = scores.shape[1] - torch.searchsorted(others, found - TIE)
     place = torch.arange(1, found.shape[1] + 1, device=scores.device)
@@ -68,10 +69,10 @@ def ranking_metrics(
         candidate_ids: int64 [m].
 
     Raises:
-        ValueError: there is nothing to rank, or an embedding holds NaN or infinity.
+        ValueError: there are no candidates, or an embedding holds NaN or infinity.
     """
-    if not len(queries) or not len(candidates):
-        raise ValueError(f"Ranking needs at least one query and one candidate, and there are {len(queries)} and {len(candidates)}.")
+    if not len(candidates):
+        raise ValueError("Ranking needs at least one candidate, and there is none.")
     if not (queries.isfinite().all() and candidates.isfinite().all()):
         raise ValueError("The embeddings hold NaN or infinity, so they cannot be ranked.")
     rows = max(1, tile_elements // len(candidates))
@@ -108,16 +109,17 @@ def chance_metrics(relevant: Tensor, candidates: int, recall_at: Sequence[int] =
         candidates: m.
     """
     levels, group = relevant.unique(return_inverse=True)
+    names = [*(f"recall@{k}" for k in recall_at), "mrr", f"ndcg@{NDCG_CUTOFF}"]
     position = torch.arange(candidates, dtype=torch.float64, device=relevant.device)
-    names: dict[str, list[Tensor]] = {}
-    for count in levels:
+    ideal = _ideal_gain(torch.arange(NDCG_CUTOFF + 1, device=relevant.device))
+    table = position.new_zeros(len(levels), len(names))
+    for row, count in zip(table, levels, strict=True):
         absent = torch.cat([position.new_ones(1), ((candidates - count - position).clamp(min=0) / (candidates - position)).cumprod(0)])
-        for k in recall_at:
-            names.setdefault(f"recall@{k}", []).append(1 - absent[min(k, candidates)])
-        names.setdefault("mrr", []).append(((absent[:-1] - absent[1:]) / (position + 1)).sum())
-        expected = count.double() / candidates * _ideal_gain(torch.tensor(candidates, device=relevant.device))
-        names.setdefault(f"ndcg@{NDCG_CUTOFF}", []).append(expected / _ideal_gain(count).clamp(min=1.0))
-    return {name: torch.stack(values)[group] for name, values in names.items()}
+        for column, k in enumerate(recall_at):
+            row[column] = 1 - absent[min(k, candidates)]
+        row[-2] = ((absent[:-1] - absent[1:]) / (position + 1)).sum()
+        row[-1] = count.double() / candidates * ideal[min(candidates, NDCG_CUTOFF)] / ideal[count.clamp(max=NDCG_CUTOFF)].clamp(min=1.0)
+    return dict(zip(names, table[group].unbind(1), strict=True))
 
 
 def path_similarity(paths: Tensor) -> Tensor:

@@ -86,9 +86,12 @@ def test_embeddings_that_are_not_finite_are_refused(bad):
             ranking_metrics(*pair, torch.arange(3), torch.arange(3))
 
 
-def test_ranking_nothing_is_refused():
-    with pytest.raises(ValueError, match="at least one query and one candidate"):
-        ranking_metrics(torch.zeros(0, 3), torch.zeros(2, 3), torch.zeros(0, dtype=torch.int64), torch.arange(2))
+def test_ranking_without_candidates_is_refused_and_without_queries_gives_no_rows():
+    with pytest.raises(ValueError, match="at least one candidate"):
+        ranking_metrics(torch.zeros(2, 3), torch.zeros(0, 3), torch.arange(2), torch.zeros(0, dtype=torch.int64))
+    metrics = ranking_metrics(torch.zeros(0, 3), torch.zeros(2, 3), torch.zeros(0, dtype=torch.int64), torch.arange(2))
+    assert {name: len(values) for name, values in metrics.items()} == dict.fromkeys(metrics, 0)
+    assert metrics.keys() == chance_metrics(torch.zeros(0, dtype=torch.int64), 2).keys()
 
 
 @pytest.mark.parametrize("relevant", range(7))

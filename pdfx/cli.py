@@ -1,0 +1,219 @@
+"""The command line ``pdfx``. Whatever is slow to import is imported inside the command that needs it, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from pdfx import __version__
+from pdfx.config import ConfigError
+from pdfx.errors import UserError
+
+app = typer.Typer(
+    name="pdfx",
+    help="Parallel multimodal embeddings: K learnable prefixes on one multimodal language model give K embeddings per input.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+shards_app = typer.Typer(help="Build, check and describe directories of training samples.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
+
+MODEL_HELP = "Directory that 'pdfx convert' wrote."
+SHARDS_HELP = "Directory that 'pdfx shards build' wrote."
+TRUST_HELP = "Run the model code inside MODEL; needed where its backbone brings classes of its own. Only for models whose source you trust."
+BATCH_HELP = "Items of one forward pass."
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)]
+BatchOption = Annotated[int, typer.Option(min=1, help=BATCH_HELP)]
+
+
+class Side(str, Enum):
+    query = "query"
+    target = "target"
+
+
+class Dtype(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def example(*commands: str) -> str:
+    """The epilog of a command's help."""
+    return "[bold]Example[/bold]\n\n" + "\n\n".join(f"  {command}" for command in commands)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=lambda value: show_version(value), help="Print the version and stop.")] = False,
+) -> None:
+    pass
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pdfx {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog=example("pdfx train launch/recipes/quickstart.yaml train.max_steps=20", "deepspeed launch/train.py launch/recipes/quickstart.yaml"))
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as section.key=value.")] = None,
+) -> None:
+    """Train in this one process. For several GPUs or machines start [bold]deepspeed launch/train.py RECIPE[/bold] instead (torchrun and srun work too)."""
+    from pdfx.config import load_config
+
+    config = load_config(recipe, overrides or ())
+    from pdfx.train.trainer import train as run_training
+
+    run_training(config)
+
+
+@app.command(epilog=example("pdfx convert runs/quickstart --out exported", "pdfx convert runs/quickstart --out exported --checkpoint 500 --dtype bfloat16"))
+def convert(
+    run: Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")],
+    out: Annotated[Path, typer.Option(help="Directory to write the model to.")],
+    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint; the newest whole one by default.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the written weights; the trained one by default.")] = None,
+) -> None:
+    """Turn a run's checkpoint into a Hugging Face model directory (LoRA merged, no GPU needed), and check that it embeds as the trainer did."""
+    from pdfx.convert import convert as run_conversion
+
+    run_conversion(run, out, checkpoint=checkpoint, dtype=dtype.value if dtype else None)
+
+
+@app.command(
+    epilog=example(
+        "pdfx embed exported queries.jsonl --out queries.safetensors",
+        "pdfx embed exported documents.jsonl --side target --paths fused --processes 4 --out documents.npy",
+        'One line of the input: {"text": "a red square", "images": ["square.png"]}',
+    )
+)
+def embed(
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    input: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", help="One item per line: text, images (a list of paths), or both.")],
+    out: Annotated[Path, typer.Option(help="File to write: .safetensors (one tensor named 'embeddings') or .npy, float32, one row per line.")],
+    side: Annotated[Side, typer.Option(help="Chooses the instruction that the model was trained with.")] = Side.query,
+    paths: Annotated[str, typer.Option(help="'all': every path, (n, K, D). 'fused': (n, F). A number: that path alone, (n, D), at the cost of one.")] = "all",
+    batch_size: BatchOption = 32,
+    processes: Annotated[int, typer.Option(min=1, help="Processes to share the work; each takes a GPU where there are any. Under torchrun leave it at 1.")] = 1,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; the input file's own by default.")] = None,
+    truncate_dim: Annotated[int | None, typer.Option(min=1, help="Keep so many leading dimensions (for models trained with matryoshka_dims).")] = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Embed the items of a JSONL file."""
+    from pdfx.embed import EmbedJob, embed_file
+
+    job = EmbedJob(model, input, out, side.value, paths, batch_size, images, truncate_dim, trust_remote_code)
+    with progress_bar() as bar:
+        shape = embed_file(job, processes, bar.counter("embedding"))
+    if shape is not None:
+        print(f"{out}: {' x '.join(str(size) for size in shape)}")
+
+
+@app.command(epilog=example("pdfx evaluate exported shards/evaluation --json metrics.json"))
+def evaluate(
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the metrics to this file.")] = None,
+    batch_size: BatchOption = 32,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Measure retrieval in both directions: per path, fused and best-of-paths, beside chance."""
+    from pdfx.config import EvaluateSection
+    from pdfx.evaluate.command import evaluate_export
+    from pdfx.evaluate.tables import console_tables, write_json
+
+    with progress_bar() as bar:
+        metrics = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter("embedding"))
+    if metrics is not None:
+        for table in console_tables(metrics):
+            Console().print(table)
+        if json_file is not None:
+            write_json(metrics, json_file)
+
+
+@app.command(epilog=example("pdfx report runs/quickstart exported shards/evaluation --out report.html"))
+def report(
+    run: Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")],
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
+    out: Annotated[Path, typer.Option(help="HTML file to write; it holds everything it shows.")],
+    batch_size: BatchOption = 32,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Write one HTML page about a run: metrics, loss curves, similarity of the paths, and examples with their pictures."""
+    from pdfx.config import EvaluateSection
+    from pdfx.evaluate.report import write_report
+
+    with progress_bar() as bar:
+        write_report(run, model, shards, out, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter("embedding"))
+    print(out)
+
+
+@shards_app.command(epilog=example("pdfx shards build records.jsonl --images pictures --out shards/train"))
+def build(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS.jsonl", help="One sample per line; see docs/architecture.md.")],
+    out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; the records' own by default.")] = None,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples of one tar file.")] = 1000,
+) -> None:
+    """Pack samples and their pictures into tar shards with an index and checksums."""
+    from data_tools.build import build_shards
+
+    build_shards(records, images if images is not None else records.parent, out, samples_per_shard)
+
+
+@shards_app.command(epilog=example("pdfx shards check shards/train", "pdfx shards check shards/train --full"))
+def check(
+    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
+    full: Annotated[bool, typer.Option("--full", help="Also decode every picture.")] = False,
+) -> None:
+    """Check shards against their index and checksums."""
+    from data_tools.check import check_shards
+
+    check_shards(shards, full)
+
+
+@shards_app.command(epilog=example("pdfx shards describe shards/train"))
+def describe(shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)]) -> None:
+    """Print counts and lengths of what the shards hold."""
+    from data_tools.describe import describe_shards
+
+    describe_shards(shards)
+
+
+def progress_bar():
+    from pdfx.progress import ProgressBar
+
+    return ProgressBar()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. What a user can cure ends with one sentence on stderr and exit code 2."""
+    try:
+        app(arguments)
+    except (UserError, ConfigError) as error:
+        fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}.")
+
+
+def fail(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(Text(" ".join(message.split()), style="bold red"))
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Embed a JSONL file of texts and images with an exported model, over any number of processes.
+
+Batches are cut from the whole file before they are shared out, so every batch holds the same items whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save as safetensors_bytes
+from torch import distributed
+
+from data_tools.records import ImageFolder
+from pdfx.data.images import MAX_IMAGE_PIXELS, ImageError, decode_image
+from pdfx.data.schema import Side, explain
+from pdfx.errors import UserError
+from pdfx.exports import check_export, load_export, pick_device
+from pdfx.files import write_atomically
+
+SUFFIXES = (".safetensors", ".npy")
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """What to embed and how.
+
+    Attributes:
+        model: directory of an export.
+        input: JSONL file; each line ``{"text": "...", "images": ["path", ...]}``, at least one of the two.
+        out: ``.safetensors`` (one tensor named ``embeddings``) or ``.npy``; float32, one row per line.
+        side: ``query`` or ``target``, which chooses the instruction.
+        paths: ``all`` gives [n, K, D], ``fused`` [n, F], and the number of one path [n, D] (only that path is run).
+        batch_size: items of one forward pass.
+        images: folder that image paths start from; the input file's own where None.
+        truncate_dim: leading dimensions to keep, normalised again (Matryoshka); all where None.
+        trust_remote_code: run the model code that the export brings, in the place of the installed library's.
+    """
+
+    model: Path
+    input: Path
+    out: Path
+    side: str = "query"
+    paths: str = "all"
+    batch_size: int = 32
+    images: Path | None = None
+    truncate_dim: int | None = None
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Raises UserError for what can be told without reading the input or loading the model."""
+        if self.out.suffix not in SUFFIXES:
+            raise UserError(f"The output {self.out} must end in {' or '.join(SUFFIXES)}, which decides its format.")
+        if not self.out.parent.is_dir():
+            raise UserError(f"There is no folder {self.out.parent} to write {self.out.name} into; make it first.")
+        if self.paths not in ("all", "fused") and not self.paths.isdecimal():
+            raise UserError(f"--paths is '{self.paths}', and must be 'all', 'fused', or the number of one path.")
+        check_export(self.model)
+
+    @property
+    def image_folder(self) -> ImageFolder:
+        return ImageFolder(self.input, self.input.parent if self.images is None else self.images, MAX_IMAGE_PIXELS)
+
+    @property
+    def parts(self) -> Path:
+        """Folder that the processes write their parts to."""
+        return self.out.with_name(f".{self.out.name}.parts")
+
+
+def read_lines(job: EmbedJob) -> list[Side]:
+    """The checked lines of a job's input.
+
+    Raises:
+        UserError: the file is missing or empty, a line has the wrong form, or an image file is missing; file, line and key are named.
+    """
+    try:
+        text = job.input.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"There is no input file {job.input}.") from None
+    if not text.strip():
+        raise UserError(f"{job.input} has no lines, so there is nothing to embed.")
+    sides = []
+    for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), start=1):
+        try:
+            sides.append(Side.model_validate_json(line))
+        except ValidationError as error:
+            raise UserError(f"{job.input} line {number}: {explain(error).removesuffix('.')}.") from None
+        for name in sides[-1].images:
+            job.image_folder.locate(number, name)
+    return sides
+
+
+def embed_file(job: EmbedJob, processes: int = 1, on_progress: Callable[[int, int], None] | None = None) -> tuple[int, ...] | None:
+    """Run a job in this process, in ``processes`` new ones, or as one rank of a torchrun launch; the shape written, or None on ranks other than 0.
+
+    Args:
+        on_progress: called with (lines done, lines in all); under torchrun only rank 0's own lines count.
+
+    Raises:
+        UserError: anything that the user can cure, in one sentence.
+    """
+    job.check()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1 and processes > 1:
+        raise UserError(f"--processes {processes} was given under a launch of {world_size} ranks; use one of the two.")
+    job.parts.mkdir(exist_ok=True)
+    try:
+        if world_size > 1:
+            return _embed_as_rank(job, world_size, on_progress)
+        if processes > 1:
+            _embed_in_processes(job, processes, on_progress)
+        else:
+            _write_part(job, 0, 1, pick_device(), on_progress)
+        return _merge(job, processes)
+    finally:
+        if world_size == 1:
+            shutil.rmtree(job.parts, ignore_errors=True)
+
+
+def _write_part(job: EmbedJob, rank: int, world_size: int, device: torch.device, on_progress: Callable[[int, int], None] | None = None) -> None:
+    """Embed this rank's share of the batches and write it to the job's folder of parts."""
+    lines = read_lines(job)
+    starts = range(0, len(lines), job.batch_size)
+    mine = starts[len(starts) * rank // world_size : len(starts) * (rank + 1) // world_size]
+    model = load_export(job.model, device, job.trust_remote_code)
+    chosen = _chosen_path(job, model.config)
+    parts = []
+    for start in mine:
+        batch = [_item(job, number, side) for number, side in enumerate(lines[start : start + job.batch_size], start=start + 1)]
+        output = model.embed(batch, job.side, batch_size=len(batch), paths=chosen, truncate_dim=job.truncate_dim)
+        parts.append(output.fused if job.paths == "fused" else output.paths if chosen is None else output.paths[:, 0])
+        if on_progress is not None:
+            on_progress(min(start + job.batch_size, len(lines)) - mine.start, min(mine.stop, len(lines)) - mine.start)
+    if parts:
+        np.save(_part(job, rank), torch.cat(parts).float().numpy())
+    else:
+        _part(job, rank).unlink(missing_ok=True)
+
+
+def _item(job: EmbedJob, number: int, side: Side) -> dict:
+    pictures = []
+    for name in side.images:
+        path = job.image_folder.locate(number, name)
+        try:
+            pictures.append(decode_image(path.read_bytes()))
+        except ImageError as error:
+            raise UserError(f"{job.input} line {number}: the image {path} cannot be used: {error}.") from None
+    return {"text": side.text, "images": pictures}
+
+
+def _chosen_path(job: EmbedJob, config) -> list[int] | None:
+    if job.truncate_dim is not None and not 1 <= job.truncate_dim <= config.hidden_size:
+        raise UserError(f"--truncate-dim is {job.truncate_dim}, and the model's embeddings have {config.hidden_size} dimensions.")
+    if not job.paths.isdecimal():
+        return None
+    if int(job.paths) >= config.paths:
+        raise UserError(f"--paths is {job.paths}, and the model in {job.model} has the paths 0 to {config.paths - 1}.")
+    return [int(job.paths)]
+
+
+def _part(job: EmbedJob, rank: int) -> Path:
+    return job.parts / f"{rank:05d}.npy"
+
+
+def _merge(job: EmbedJob, world_size: int) -> tuple[int, ...]:
+    """Join the parts in the order of the input, write the output in one atomic step, and return its shape."""
+    parts = [np.load(_part(job, rank)) for rank in range(world_size) if _part(job, rank).exists()]
+    embeddings = np.concatenate(parts)
+    with write_atomically(job.out) as stream:
+        if job.out.suffix == ".npy":
+            np.save(stream, embeddings)
+        else:
+            stream.write(safetensors_bytes({"embeddings": torch.from_numpy(embeddings)}, {"side": job.side, "paths": job.paths}))
+    return embeddings.shape
+
+
+def _embed_as_rank(job: EmbedJob, world_size: int, on_progress: Callable[[int, int], None] | None) -> tuple[int, ...] | None:
+    rank = int(os.environ["RANK"])
+    # The shares may finish hours apart; torchrun ends the other ranks when one fails.
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    try:
+        _write_part(job, rank, world_size, pick_device(int(os.environ.get("LOCAL_RANK", rank))), on_progress if rank == 0 else None)
+        distributed.barrier()
+        shape = _merge(job, world_size) if rank == 0 else None
+    finally:
+        distributed.destroy_process_group()
+    if rank == 0:
+        shutil.rmtree(job.parts, ignore_errors=True)
+    return shape
+
+
+def _embed_in_processes(job: EmbedJob, processes: int, on_progress: Callable[[int, int], None] | None) -> None:
+    context = multiprocessing.get_context("spawn")
+    done, stop = context.Value("q", 0), context.Event()
+    threads = max(1, torch.get_num_threads() // processes)
+    total = len(read_lines(job))
+    with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads, done, stop)) as pool:
+        waiting = [pool.submit(_work, job, rank, processes) for rank in range(processes)]
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+                if on_progress is not None:
+                    on_progress(done.value, total)
+        except BrokenProcessPool:
+            raise UserError("An embedding process was killed, often for want of memory; use fewer --processes or a smaller --batch-size.") from None
+        finally:
+            stop.set()
+
+
+class _StoppedError(RuntimeError):
+    """Another process has failed, and its message is the one to show."""
+
+
+_worker_done = None
+_worker_stop = None
+
+
+def _start_worker(threads: int, done, stop) -> None:
+    # Shared counters reach a spawned process through its initializer only, not as arguments of its tasks.
+    global _worker_done, _worker_stop
+    torch.set_num_threads(threads)
+    _worker_done, _worker_stop = done, stop
+
+
+def _work(job: EmbedJob, rank: int, world_size: int) -> None:
+    counted = 0
+
+    def count(lines_done: int, _: int) -> None:
+        nonlocal counted
+        if _worker_stop.is_set():
+            raise _StoppedError
+        with _worker_done.get_lock():
+            _worker_done.value += lines_done - counted
+        counted = lines_done
+
+    _write_part(job, rank, world_size, pick_device(rank), count)

@@ -1,0 +1,58 @@
+"""Loading an exported model directory for use, with mistakes told in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+
+from pdfx.errors import UserError
+
+if TYPE_CHECKING:
+    from pdfx.model import ParallelEmbedder
+
+MODEL_TYPE = "pdfx_parallel_embedder"
+
+
+def load_export(directory: Path, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> ParallelEmbedder:
+    """The model of an export in evaluation mode, its ``processor`` set, on ``device``.
+
+    Args:
+        trust_remote_code: run the backbone's own code that travels in some exports.
+
+    Raises:
+        UserError: the directory is no export of pdfx, or its files are missing or damaged.
+    """
+    # Kept until here so that a wrong directory is refused before transformers is imported.
+    check_export(directory)
+    from pdfx.model import ParallelEmbedder
+
+    try:
+        model = ParallelEmbedder.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"The model in {directory} cannot be loaded: {' '.join(str(error).split())}") from error
+    return model.eval().to(device)
+
+
+def check_export(directory: Path) -> None:
+    """Raises UserError where ``directory`` is not what ``pdfx convert`` writes."""
+    cure = "Give a directory that 'pdfx convert' wrote."
+    if not directory.is_dir():
+        raise UserError(f"There is no directory {directory}. {cure}")
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{directory} is not an exported model: it holds no config.json. {cure}") from None
+    except ValueError:
+        raise UserError(f"{directory / 'config.json'} is not valid JSON. {cure}") from None
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type != MODEL_TYPE:
+        raise UserError(f"{directory} is not an export of pdfx: its config.json says the model type {model_type!r}, not {MODEL_TYPE!r}. {cure}")
+
+
+def pick_device(index: int = 0) -> torch.device:
+    """The GPU of that index, counted round where there are fewer, or the CPU where there is none."""
+    return torch.device("cuda", index % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
