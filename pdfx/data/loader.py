@@ -68,10 +68,10 @@ class TrainLoader:
             self.samples = int(state["samples"])
         self.guard = CorruptSampleGuard(data.max_corrupt_share, state)
         """The trainer reports the counts of all ranks to it, once per step."""
-        self._pairs, self._global_pairs = batch_pairs * chunks, batch_pairs * chunks * world_size
+        self._global_pairs = batch_pairs * chunks * world_size
         self._batches = run_ahead(
             BatchReader(self.dataset, processor, batch_pairs, data.hard_negatives),
-            _Requests(self._order, self.samples + rank * self._pairs, self._pairs, self._global_pairs),
+            RankRequests(self._order, self.samples, rank, world_size, batch_pairs * chunks),
             data.num_workers,
             data.prefetch_batches,
             seed,
@@ -110,12 +110,18 @@ class TrainLoader:
                 raise UserError(f"{key} is {value} and the checkpoint was made with {state['order'][name]}, so the order of samples would change; set it back.")
 
 
-class _Requests:
-    """Endlessly, the numbers of this rank's samples, one list per step."""
+class RankRequests:
+    """Endlessly, the numbers of one rank's samples, a list per step.
 
-    def __init__(self, order: CanonicalOrder, first: int, pairs: int, stride: int):
-        self._order, self._first, self._pairs, self._stride = order, first, pairs, stride
+    Args:
+        start: position of the canonical order at which the first step of all ranks begins.
+        pairs: samples of one rank and step.
+    """
+
+    def __init__(self, order: CanonicalOrder, start: int, rank: int, world_size: int, pairs: int):
+        self._order, self._pairs = order, pairs
+        self._positions = itertools.count(start + rank * pairs, world_size * pairs)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for start in itertools.count(self._first, self._stride):
-            yield [self._order.sample(position) for position in range(start, start + self._pairs)]
+        for first in self._positions:
+            yield [self._order.sample(position) for position in range(first, first + self._pairs)]

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_shards import ByteProcessor, damage_image, make_shards, write_records
+
+from data_tools.build import build_shards
+from pdfx.data import FILLER, EvaluationLoader, ShardedDataset, iterate_inputs, retrieval_items, share_of_rank
+from pdfx.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Seven queries over three targets; one target is named, the others are known by their content."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    texts = ["red", "green", "red", "blue", "green", "red", "blue"]
+    records = [{"query": {"text": f"query {i}"}, "target": {"text": text}} for i, text in enumerate(texts)]
+    for record in records:
+        if record["target"]["text"] == "blue":
+            record["target_id"] = "colour-blue"
+    build_shards(write_records(folder, records), folder, folder / "shards", 3)
+    return folder / "shards"
+
+
+def decode(inputs) -> list[str]:
+    return [bytes(row[row > 0].tolist()).decode() for row in inputs["input_ids"]]
+
+
+def test_every_query_and_every_distinct_target_comes_once(shards):
+    queries, targets = retrieval_items(ShardedDataset(shards))
+    assert queries.samples.tolist() == list(range(7))
+    assert targets.samples.tolist() == [0, 1, 3]
+    assert [targets.samples[list(targets.target_ids).index(target_id)] for target_id in queries.target_ids] == [0, 1, 0, 3, 1, 0, 3]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_inputs_come_in_the_order_asked_for(shards, num_workers):
+    dataset = ShardedDataset(shards)
+    batches = iterate_inputs(dataset, np.array([3, 0, FILLER, 6, 1]), "target", ByteProcessor(), 2, num_workers)
+    assert [decode(inputs) for inputs in batches] == [["tblue", "tred"], ["t", "tblue"], ["tgreen"]]
+    assert [decode(inputs) for inputs in iterate_inputs(dataset, [5], "query", ByteProcessor(), 2)] == [["qquery 5"]]
+
+
+@given(st.integers(0, 50), st.integers(1, 16))
+def test_shares_of_ranks_are_equally_long_and_hold_everything_once_in_order(n, world_size):
+    shares = [share_of_rank(np.arange(n), rank, world_size) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {-(-n // world_size)}
+    joined = np.concatenate(shares)
+    assert joined[joined != FILLER].tolist() == list(range(n))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_ranks_run_alike_batches_and_together_read_everything_once(shards, world_size):
+    loaders = [EvaluationLoader(shards, ByteProcessor(), rank, world_size, batch_size=2) for rank in range(world_size)]
+    for side, expected in (("queries", list(range(7))), ("targets", [0, 1, 3])):
+        ranks = [list(getattr(loader, side)()) for loader in loaders]
+        assert len({tuple(len(samples) for samples, _ in rank) for rank in ranks}) == 1
+        numbers = [number for rank in ranks for samples, _ in rank for number in samples.tolist()]
+        assert [number for number in numbers if number != FILLER] == expected
+        assert all(len(inputs["input_ids"]) == len(samples) for rank in ranks for samples, inputs in rank)
+
+
+def test_only_the_side_that_is_read_needs_sound_images_and_damage_is_told(tmp_path):
+    folder = make_shards(tmp_path)
+    damage_image(folder, 4)
+    dataset = ShardedDataset(folder)
+    assert len(list(iterate_inputs(dataset, range(25), "query", ByteProcessor(), 5))) == 5
+    with pytest.raises(UserError, match="must be sound.*'sample-004'"):
+        list(iterate_inputs(dataset, range(25), "target", ByteProcessor(), 5))
