@@ -277,6 +277,7 @@ def _reduce(metrics: dict[str, Tensor], pooled: dict[str, Tensor]) -> dict[str, 
     reduced = dict(zip(metrics, everything / world_size, strict=False))
     if pooled:
         residual, variation, gap, rows = everything[len(metrics) :]
-        reduced["mi_r2"] = 1 - residual / variation.clamp_min(torch.finfo(variation.dtype).tiny)
+        # Without two valid rows on any rank nothing varies, so q has explained nothing.
+        reduced["mi_r2"] = torch.where(variation > 0, 1 - residual / variation, 0)
         reduced["mi_log_likelihood_gap"] = gap / rows
     return reduced

@@ -1,0 +1,215 @@
+"""The objective on 2 and 3 real ranks against one process that holds the whole batch.
+
+Everything is float64: sums over at most 100 terms in another order differ by some 1e-14, so 1e-10 sees any wrong factor, missing row or detached one.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch.nn.functional import normalize
+
+from pdfx.config import MutualInformationSection, ObjectiveSection
+from pdfx.errors import UserError
+from pdfx.objective import Objective
+from pdfx.objective.gather import all_gather
+
+PAIRS, PATHS, DIMENSION, NEGATIVES = 6, 3, 8, 2
+EMBEDDINGS = ("query", "target", "negatives", "query_fused", "target_fused", "negatives_fused")
+TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
+FITS = 3
+CONTRASTS = {
+    "plain": {"diversity": "none", "mask_same_target": False},
+    "everything": {"diversity": "orthogonality", "diversity_weight": 0.5, "symmetric": True, "path_weight": 0.7, "fused_weight": 1.3},
+    "only fused": {"diversity": "orthogonality", "path_weight": 0.0},
+}
+INFORMATION = {"diversity_weight": 0.5, "mutual_information": MutualInformationSection(hidden=8, warmup_steps=0)}
+# Of 2 ranks the last then holds one valid pair or none, of 3 ranks none in both cases.
+VALID = {"all valid": [1, 1, 1, 1, 1, 1], "uneven": [0, 1, 1, 1, 0, 0], "one rank empty": [1, 0, 1, 0, 0, 0]}
+
+
+def whole_batch(valid: str) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    embed = lambda *shape: normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)  # noqa: E731
+    mask = torch.tensor(VALID[valid], dtype=torch.bool)
+    negative_valid = mask[:, None].repeat(1, NEGATIVES)
+    negative_valid[2, 1] = False
+    return {
+        "query": embed(PAIRS, PATHS, DIMENSION),
+        "target": embed(PAIRS, PATHS, DIMENSION),
+        "negatives": embed(PAIRS, NEGATIVES, PATHS, DIMENSION),
+        "query_fused": embed(PAIRS, DIMENSION),
+        "target_fused": embed(PAIRS, DIMENSION),
+        "negatives_fused": embed(PAIRS, NEGATIVES, DIMENSION),
+        # Pairs 1 and 3 share a target, and the first negative of pair 2 is the target of pair 1: on other ranks in both worlds.
+        "target_ids": torch.tensor([10, 11, 12, 11, 14, 15]),
+        "negative_ids": torch.tensor([[20, 21], [22, 23], [11, 25], [26, 27], [28, 29], [30, 31]]),
+        "valid": mask,
+        "negative_valid": negative_valid,
+    }
+
+
+def share(batch: dict, rank: int, world_size: int) -> dict:
+    """One rank's part, as leaves that take a gradient."""
+    part = {name: value.chunk(world_size)[rank].clone() for name, value in batch.items()}
+    for name in EMBEDDINGS:
+        part[name].requires_grad_()
+    return part | {"log_temperature": torch.tensor(-1.2, dtype=torch.float64, requires_grad=True)}
+
+
+def objective_of(settings: dict) -> Objective:
+    objective = Objective(ObjectiveSection(**settings), PATHS, DIMENSION, seed=0, matryoshka_dims=[5] if settings.get("symmetric") else [])
+    if objective.variational is not None:
+        objective.variational.double()
+    return objective
+
+
+def evaluate(settings: dict, part: dict) -> dict:
+    """Loss, metrics and gradients of one rank, and its networks after some fits."""
+    objective = objective_of(settings)
+    for _ in range(FITS):
+        fitted = objective.fit_variational(part["query"], part["target"], part["valid"])
+    loss, metrics = objective(**part, step=1)
+    inputs = [part[name] for name in (*EMBEDDINGS, "log_temperature")]
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+    state = objective.state_dict()
+    return {
+        "loss": loss.detach(),
+        "metrics": metrics | fitted,
+        "gradients": dict(zip((*EMBEDDINGS, "log_temperature"), gradients, strict=True)),
+        "networks": state.get("variational", {}),
+    }
+
+
+def cases():
+    return [(name, valid) for name in (*CONTRASTS, "information") for valid in VALID]
+
+
+def settings_of(name: str) -> dict:
+    return CONTRASTS.get(name, INFORMATION)
+
+
+def gather_case(rank: int, world_size: int) -> dict:
+    """A loss per rank that weighs every gathered row in its own way, so that the gradient's expected value is known."""
+    first, second, empty = (torch.full(shape, rank + 1.0, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (1, 2, 2), (0, 4)))
+    gathered = all_gather([first, second, empty])
+    weights = [torch.arange(x.numel(), dtype=torch.float64).view_as(x) * 10**rank for x in gathered]
+    loss = sum((w * x).sum() for w, x in zip(weights, gathered, strict=True))
+    return {"gathered": [x.detach() for x in gathered], "gradients": torch.autograd.grad(loss, [first, second, empty])}
+
+
+def refusal_case(part: dict) -> str:
+    try:
+        evaluate(INFORMATION, part | {"valid": torch.zeros_like(part["valid"])})
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+WORLDS = (3, 2)
+
+
+def run_rank(rank: int, folder: str) -> None:
+    """Every case in a world of 3 ranks, then in one of 2: starting processes is what costs time here."""
+    torch.set_num_threads(1)
+    for world_size in WORLDS:
+        if rank >= world_size:
+            continue
+        dist.init_process_group("gloo", init_method=f"file://{folder}/{world_size}", rank=rank, world_size=world_size, timeout=timedelta(minutes=2))
+        results = {(name, valid): evaluate(settings_of(name), share(whole_batch(valid), rank, world_size)) for name, valid in cases()}
+        results["gather"] = gather_case(rank, world_size)
+        results["refusal"] = refusal_case(share(whole_batch("all valid"), rank, world_size))
+        torch.save(results, f"{folder}/{world_size}.{rank}.pt")
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("worlds")
+    multiprocessing.spawn(run_rank, (str(folder),), nprocs=max(WORLDS))
+    return folder
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda size: f"{size} ranks")
+def ranks(request, worlds) -> list[dict]:
+    """What each rank found."""
+    return [torch.load(worlds / f"{request.param}.{rank}.pt", weights_only=True) for rank in range(request.param)]
+
+
+def assert_equals_whole_batch(found: list[dict], loss: torch.Tensor, gradients: dict[str, torch.Tensor]) -> None:
+    """Mean of losses, and gradients over W: what an engine that averages over ranks makes of them."""
+    world_size = len(found)
+    torch.testing.assert_close(torch.stack([one["loss"] for one in found]).mean(), loss, **TOLERANCE)
+    for name in EMBEDDINGS:
+        together = torch.cat([one["gradients"][name] for one in found]) / world_size
+        torch.testing.assert_close(together, gradients[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+    temperature = torch.stack([one["gradients"]["log_temperature"] for one in found]).mean()
+    torch.testing.assert_close(temperature, gradients["log_temperature"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("valid", VALID)
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_loss_gradients_and_metrics_equal_one_process_with_the_whole_batch(ranks, name, valid):
+    found = [rank[name, valid] for rank in ranks]
+    single = evaluate(CONTRASTS[name], share(whole_batch(valid), 0, 1))
+    assert_equals_whole_batch(found, single["loss"], single["gradients"])
+    for one in found:
+        torch.testing.assert_close(one["metrics"], single["metrics"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("valid", VALID)
+def test_networks_after_fitting_are_alike_on_all_ranks_and_equal_one_process(ranks, valid):
+    """Between ranks to the bit. To one process within 1e-8: Adam divides by the gradient's size plus 1e-8, which magnifies roundings of tiny gradients."""
+    found = [rank["information", valid] for rank in ranks]
+    single = evaluate(INFORMATION, share(whole_batch(valid), 0, 1))
+    initial = objective_of(INFORMATION).variational.state_dict()
+    for name, value in single["networks"].items():
+        assert not torch.equal(value, initial[name])
+        assert all(torch.equal(one["networks"][name], found[0]["networks"][name]) for one in found)
+        torch.testing.assert_close(found[0]["networks"][name], value, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found[0]["metrics"]["mi_negative_log_likelihood"], single["metrics"]["mi_negative_log_likelihood"], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("valid", VALID)
+def test_information_term_is_the_mean_of_the_ranks_own_terms(ranks, valid):
+    """In one process: contrast on the whole batch, plus the mean of the estimates on each rank's share, with the networks that the ranks fitted."""
+    found = [rank["information", valid] for rank in ranks]
+    objective = objective_of(INFORMATION)
+    objective.variational.load_state_dict(found[0]["networks"])
+    batch = share(whole_batch(valid), 0, 1)
+    contrast, _ = objective_of({"diversity": "none"})(**batch, step=1)
+    shares = zip(*(batch[name].chunk(len(ranks)) for name in ("query", "target", "valid")), strict=True)
+    terms = [objective.variational.estimate(torch.stack([query, target]), kept).per_side.mean() for query, target, kept in shares]
+    information = torch.stack(terms).mean()
+    loss = contrast + 0.5 * information
+    names = (*EMBEDDINGS, "log_temperature")
+    gradients = dict(zip(names, torch.autograd.grad(loss, [batch[name] for name in names]), strict=True))
+    assert_equals_whole_batch(found, loss.detach(), gradients)
+    assert information != 0 or valid == "one rank empty"
+    for one in found:
+        torch.testing.assert_close(one["metrics"]["mutual_information"], information.detach(), **TOLERANCE)
+        torch.testing.assert_close(one["metrics"]["loss"], loss.detach(), **TOLERANCE)
+
+
+def test_rank_without_a_valid_pair_has_finite_metrics_and_no_gradient(ranks):
+    last = ranks[-1]["information", "one rank empty"]
+    assert all(torch.isfinite(value) for value in last["metrics"].values())
+    assert all(value.abs().max() == 0 for value in last["gradients"].values())
+
+
+def test_gradient_of_the_gather_is_the_sum_over_all_ranks_losses(ranks):
+    total = sum(10.0**rank for rank in range(len(ranks)))
+    for rank, result in enumerate(one["gather"] for one in ranks):
+        for gathered, gradient in zip(result["gathered"], result["gradients"], strict=True):
+            rows = gathered.shape[0] // len(ranks)
+            expected = torch.cat([torch.full_like(gathered[:rows], other + 1.0) for other in range(len(ranks))])
+            assert torch.equal(gathered, expected)
+            weights = torch.arange(gathered.numel(), dtype=torch.float64).view_as(gathered) * total
+            torch.testing.assert_close(gradient, weights[rank * rows : (rank + 1) * rows], **TOLERANCE)
+
+
+def test_every_rank_refuses_a_step_without_any_valid_pair(ranks):
+    assert all("Not one pair of this step is valid" in rank["refusal"] for rank in ranks)
