@@ -109,8 +109,14 @@ class EfficientNetLiteModel(PreTrainedModel):
 
 def convert_weights(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of the published PyTorch file ``efficientnet-lite0`` to this module's names; the classifier is left out."""
-    parts = {"_expand_conv": "expand.conv", "_depthwise_conv": "depthwise.conv", "_project_conv": "project.conv", "_bn0": "expand.norm",
-             "_bn1": "depthwise.norm", "_bn2": "project.norm"}
+    parts = {
+        "_expand_conv": "expand.conv",
+        "_depthwise_conv": "depthwise.conv",
+        "_project_conv": "project.conv",
+        "_bn0": "expand.norm",
+        "_bn1": "depthwise.norm",
+        "_bn2": "project.norm",
+    }
     outer = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv", "_bn1": "head.norm"}
     renamed = {}
     for name, tensor in published.items():

@@ -88,7 +88,7 @@ def render(code: str, folder: Path) -> None:
 
 
 def make_data(out: Path) -> None:
-    """Write ``train/`` and ``test/`` shards below ``out``, beside the pictures and records that they were built from."""
+    """Write ``train/`` and ``test/`` shards below ``out``, beside the pictures, the records that they were built from and lists for ``pdfx embed``."""
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
     train, test = split(pictures())
@@ -98,6 +98,8 @@ def make_data(out: Path) -> None:
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records(items, with_aliases=name == "train")]
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         build_shards(out / f"{name}.jsonl", images, out / name, SAMPLES_PER_SHARD)
+        queries = [json.dumps({"images": [f"images/{item.code}.png"]}) + "\n" for item in items]
+        (out / f"{name}_pictures.jsonl").write_text("".join(queries), encoding="utf-8")
         print(f"{name}: {len(items)} pictures of {len({item.concept for item in items})} concepts, {len(lines)} samples")
 
 
