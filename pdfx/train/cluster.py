@@ -1,0 +1,185 @@
+"""Joining the process group, whoever started the processes, and the small agreements that ranks make beside the model's own collectives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pdfx.config import ConfigError
+from pdfx.errors import UserError
+
+EXIT_USER_ERROR = 2
+"""Exit code after a mistake that was told in a sentence."""
+
+TIMEOUT = timedelta(minutes=30)
+"""Longest wait for a rank that loads weights or writes a checkpoint."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run.
+
+    Attributes:
+        rank: this process, 0 to size - 1.
+        size: W, the number of ranks.
+        device: where this rank computes.
+        control: a gloo group for host-side agreements, which so never wait for the GPU.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """The element-wise maximum over ranks of a list that is equally long on all."""
+        tensor = torch.tensor(list(values), dtype=torch.int64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
+        return tensor.tolist()
+
+    def total(self, values: Sequence[int]) -> list[int]:
+        """The element-wise sum over ranks of a list that is equally long on all."""
+        tensor = torch.tensor(list(values), dtype=torch.int64)
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.tolist()
+
+    def any(self, need: bool) -> bool:
+        """Whether the answer is yes on some rank."""
+        return bool(self.largest([int(need)])[0])
+
+    def from_first(self, value):
+        """Rank 0's value on every rank; any picklable object of small size."""
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0, group=self.control)
+        return holder[0]
+
+    def gather(self, value) -> list:
+        """Every rank's value on every rank; any picklable object of small size."""
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Every rank runs the block to its end, and all of them stop where it failed for some.
+
+        The sentence is told by the lowest rank that has one; the others leave silently with the same exit code, so that none is left waiting.
+        """
+        failure = None
+        try:
+            yield
+        except (UserError, ConfigError) as error:
+            failure = error
+        teller = self.size - self.largest([self.size - self.rank if failure else 0])[0]
+        if teller == self.rank:
+            raise failure
+        if teller < self.size:
+            raise SystemExit(EXIT_USER_ERROR)
+
+
+def join_world(environment: MutableMapping[str, str] = os.environ) -> World:
+    """Join the process group under ``deepspeed``, ``torchrun`` or ``srun``, or alone where no launcher set anything.
+
+    DeepSpeed reads ``LOCAL_RANK`` as the device's number, so it is set to that.
+
+    Raises:
+        UserError: Slurm's variables name no reachable first node, or there are fewer GPUs than local ranks.
+    """
+    cuda = torch.cuda.is_available()
+    environment.update(launch_variables(environment))
+    device = torch.device("cpu")
+    if cuda:
+        number = device_number(int(environment["LOCAL_RANK"]), torch.cuda.device_count())
+        environment["LOCAL_RANK"] = str(number)
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
+    join_deepspeed()
+    control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return World(dist.get_rank(), dist.get_world_size(), device, control)
+
+
+def join_deepspeed() -> None:
+    """Let DeepSpeed use the process group that exists."""
+    import deepspeed
+
+    # DeepSpeed's shared-memory all-reduce serves inference on CPUs only. It would be compiled at the first start, for a minute or more, under a lock that a
+    # killed rank leaves behind.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def leave_world() -> None:
+    """End the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def launch_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
+    """The variables that torch's ``env://`` rendezvous needs and the launcher did not set."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        wanted = {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        return {name: value for name, value in wanted.items() if name not in environment}
+    if "SLURM_PROCID" in environment:
+        return slurm_variables(environment)
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+
+def slurm_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
+    """The same from what ``srun`` tells each task; the port follows from the job's and step's numbers, so that jobs on one node do not meet."""
+    job, step = int(environment.get("SLURM_JOB_ID", 0)), int(environment.get("SLURM_STEP_ID", 0))
+    variables = {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1"),
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(10_000 + (job * 7 + step) % 20_000),
+    }
+    variables["MASTER_ADDR"] = environment.get("MASTER_ADDR") or first_node(environment)
+    return variables
+
+
+def first_node(environment: MutableMapping[str, str]) -> str:
+    """The name of the node of rank 0. Raises UserError where Slurm cannot be asked."""
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    if not nodes:
+        return "127.0.0.1"
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    if shutil.which("scontrol") is None:
+        raise UserError(f"The node list '{nodes}' needs 'scontrol', which is not on the PATH; set MASTER_ADDR to the first node's name.")
+    answer = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    if answer.returncode != 0 or not answer.stdout.split():
+        raise UserError(f"'scontrol show hostnames {nodes}' failed: {' '.join(answer.stderr.split())}; set MASTER_ADDR to the first node's name.")
+    return answer.stdout.split()[0]
+
+
+def device_number(local_rank: int, count: int) -> int:
+    """Which visible GPU a local rank uses: its own number, or the only one where the launcher shows each rank just one.
+
+    Raises:
+        UserError: more ranks than GPUs.
+    """
+    if count == 1:
+        return 0
+    if local_rank >= count:
+        raise UserError(f"This node shows {count} GPUs, but a rank with the local number {local_rank} was started; start at most {count} ranks on it.")
+    return local_rank
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

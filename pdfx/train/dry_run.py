@@ -1,0 +1,71 @@
+"""What a recipe would do, without weights, processes or a GPU: its resolved settings, its parameters, its steps."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+from pdfx.build import build_on_meta
+from pdfx.config import Config, dump_config
+from pdfx.data import ShardedDataset
+from pdfx.model import ParallelEmbedder
+from pdfx.model.prefixes import PREFIX_NAME
+from pdfx.train.engine import load_deepspeed_config
+from pdfx.train.schedule import count_steps
+
+
+def dry_run(config: Config) -> None:
+    """Print the resolved configuration, a table of parameters and the number of steps; only on rank 0 where a launcher started several.
+
+    Raises:
+        UserError: a mistake in model, data or the DeepSpeed file.
+    """
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    console = Console()
+    console.print(dump_config(config), markup=False, highlight=False, soft_wrap=True)
+    settings = load_deepspeed_config(config.train.deepspeed, config.train, ranks)
+    console.print(parameter_table(build_on_meta(config)))
+    _, plan = count_steps(config.train, len(ShardedDataset(config.data.train)), ranks)
+    console.print(f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}", markup=False, highlight=False, soft_wrap=True)
+
+
+def parameter_table(embedder: ParallelEmbedder) -> Table:
+    """Trained and frozen parameters of each part of the model."""
+    table = Table("part", "trained", "frozen", title="Parameters")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    counts = count_parameters(embedder)
+    for part, (trained, frozen) in counts.items():
+        table.add_row(part, f"{trained:,}", f"{frozen:,}")
+    table.add_section()
+    table.add_row("all", *(f"{sum(column):,}" for column in zip(*counts.values(), strict=True)))
+    return table
+
+
+def count_parameters(embedder: ParallelEmbedder) -> dict[str, tuple[int, int]]:
+    """(trained, frozen) parameters of each part."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, parameter in embedder.named_parameters():
+        part = part_of(name, embedder)
+        trained, frozen = counts.get(part, (0, 0))
+        counts[part] = (trained + parameter.numel(), frozen) if parameter.requires_grad else (trained, frozen + parameter.numel())
+    return counts
+
+
+def part_of(name: str, embedder: ParallelEmbedder) -> str:
+    """Which part of the model a parameter belongs to."""
+    family = embedder.family
+    within = name.removeprefix("backbone.") + "."
+    if PREFIX_NAME in name.split("."):
+        return "prefixes"
+    if "lora_" in name:
+        return "adapters"
+    # The projector before the tower, which contains it in some families.
+    for part, place in (("projector", family.projector), ("vision tower", family.vision), ("language model", family.decoder)):
+        if within.startswith(place + "."):
+            return part
+    return "fusion" if name.startswith("fusion.") else "other"

@@ -1,0 +1,56 @@
+"""Learning rate and number of steps as pure functions, so that a checkpoint needs no scheduler state."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+from pdfx.config import TrainSection
+from pdfx.errors import UserError
+
+
+def learning_rate_factor(step: int, train: TrainSection, total_steps: int) -> float:
+    """The factor on every group's learning rate in optimiser step ``step`` (counted from 1).
+
+    It rises linearly and is 1 in step ``warmup_steps``; from there ``linear`` and ``cosine`` fall towards 0, which the step after the last one would have,
+    so that no step is without effect.
+    """
+    if step <= train.warmup_steps:
+        return step / train.warmup_steps
+    if train.lr_scheduler_type == "constant":
+        return 1.0
+    progress = (step - max(train.warmup_steps, 1)) / max(total_steps + 1 - max(train.warmup_steps, 1), 1)
+    return 1 - progress if train.lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def count_steps(train: TrainSection, samples: int, world_size: int) -> tuple[int, str]:
+    """Optimiser steps of the run, and a sentence that says how they follow from the data.
+
+    Raises:
+        UserError: ``num_train_epochs`` make less than one step.
+    """
+    batch = global_batch(train, world_size)
+    origin = f"{world_size} ranks x {train.per_device_train_batch_size} pairs x {train.gradient_accumulation_steps} accumulation steps"
+    if train.max_steps is not None:
+        epochs = train.max_steps * batch / samples
+        return train.max_steps, f"{train.max_steps} steps of {batch} pairs ({origin}) are {epochs:.2f} epochs of {samples} samples."
+    wanted = math.floor(train.num_train_epochs * samples)
+    steps, rest = divmod(wanted, batch)
+    if steps == 0:
+        raise UserError(
+            f"train.num_train_epochs {train.num_train_epochs} of {samples} samples are {wanted} pairs, fewer than one global batch of {batch} ({origin}); "
+            "lower train.per_device_train_batch_size or raise train.num_train_epochs."
+        )
+    sentence = f"{train.num_train_epochs:g} epochs of {samples} samples are {steps} steps of {batch} pairs ({origin})"
+    return steps, sentence + (f"; the last {rest} pairs do not fill a batch and are left out." if rest else ".")
+
+
+def global_batch(train: TrainSection, world_size: int) -> int:
+    """Pairs that one optimiser step contrasts with one another."""
+    return world_size * train.per_device_train_batch_size * train.gradient_accumulation_steps
+
+
+def derived_seed(seed: int, purpose: str, *counters: int) -> int:
+    """A 63-bit seed that depends on all arguments: each random draw follows from the run's seed, what it is for, and where in the run it happens."""
+    text = "/".join([str(seed), purpose, *map(str, counters)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,137 @@
+"""What a run tells: files that others read, TensorBoard, and the console; on rank 0 only.
+
+``metrics.jsonl`` holds what the run's arithmetic decides, and so is the same after a resume; ``timings.jsonl`` holds what the machine decides.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class Telemetry:
+    """Writes records of steps.
+
+    Args:
+        run: the run's directory, which exists.
+        total_steps: for the progress bar.
+        first_step: the step that comes next; records of it and later ones, which a killed run may have left, are dropped.
+        tensorboard: whether to write TensorBoard files.
+    """
+
+    def __init__(self, run: Path, total_steps: int, first_step: int, tensorboard: bool):
+        self.console = Console()
+        for name in (METRICS, TIMINGS):
+            drop_records(run / name, first_step)
+        self.metrics = (run / METRICS).open("a", encoding="utf-8")
+        self.timings = (run / TIMINGS).open("a", encoding="utf-8")
+        self.board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=first_step)
+        columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.progress.add_task("training", total=total_steps, completed=first_step - 1)
+        self.progress.start()
+
+    def advance(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def log_step(self, step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
+        """One record of a training step in each file, and a line on the console."""
+        write_record(self.metrics, {"step": step, **metrics})
+        write_record(self.timings, {"step": step, **timings})
+        self._board("train", step, metrics)
+        self._board("timing", step, timings)
+        self.say(step_line(step, metrics, timings))
+
+    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """One record of an evaluation, its names prefixed by ``evaluation/``."""
+        write_record(self.metrics, {"step": step, **{f"evaluation/{name}": value for name, value in metrics.items()}})
+        self._board("evaluation", step, metrics)
+        self.say(f"step {step}  evaluation  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.progress.stop()
+        self.metrics.close()
+        self.timings.close()
+        if self.board is not None:
+            self.board.close()
+
+    def _board(self, group: str, step: int, values: dict[str, float]) -> None:
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
+
+
+class StepTimer:
+    """Wall time between two records: how much of it went into steps, and how much of that was spent waiting for data."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self.start = time.perf_counter()
+        self.waited = 0.0
+        self.pairs = 0
+        self.tokens = 0
+
+    def report(self, peak_memory: float) -> dict[str, float]:
+        """Figures since the last report, in seconds and GiB."""
+        seconds = time.perf_counter() - self.start
+        report = {
+            "seconds": seconds,
+            "pairs_per_second": self.pairs / seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "data_wait_share": self.waited / seconds,
+            "peak_memory_gib": peak_memory,
+        }
+        self.reset()
+        return report
+
+
+def step_line(step: int, metrics: dict[str, float], timings: dict[str, float]) -> str:
+    """One line for people; the files hold everything."""
+    paths = " ".join(f"{value:.3f}" for name, value in metrics.items() if name.startswith("loss_path_"))
+    parts = [f"step {step}", f"loss {metrics['loss']:.4f} (paths {paths}, fused {metrics['loss_fused']:.3f})"]
+    if "mutual_information" in metrics:
+        parts.append(f"MI {metrics['mutual_information']:.3g} (R² {metrics['mi_r2']:.2f})")
+    if "path_cosine" in metrics:
+        parts.append(f"path cosine {metrics['path_cosine']:.3f}")
+    parts.append(f"lr {metrics['learning_rate']:.2e}")
+    parts.append(f"{timings['pairs_per_second']:.1f} pairs/s, {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
+    return "  ".join(parts)
+
+
+def write_record(stream, record: dict) -> None:
+    """One JSON line, on its way to the disk before the next step. A value that is no number becomes null, because JSON has no NaN."""
+    clean = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
+    stream.write(json.dumps(clean) + "\n")
+    stream.flush()
+
+
+def drop_records(path: Path, first_step: int) -> None:
+    """Remove the records of ``first_step`` and later, and a last line that was cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] < first_step:
+                kept.append(line)
+        except ValueError:
+            continue
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,239 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import torch
+
+from pdfx.build import build_embedder
+from pdfx.config import Config, dump_config
+from pdfx.data import Batch, ShardedDataset, TrainLoader
+from pdfx.errors import UserError
+from pdfx.objective import Objective
+from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
+from pdfx.train.cluster import World, join_world, leave_world
+from pdfx.train.engine import TrainingModule, flatten, load_deepspeed_config, peak_memory, set_learning_rate, start_engine
+from pdfx.train.probe import Probe, embed_inputs
+from pdfx.train.run_directory import identity, open_run_directory, write_config
+from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
+from pdfx.train.step import Stepper
+from pdfx.train.telemetry import StepTimer, Telemetry
+
+EXIT_STOPPED = 75
+"""Exit code of a run that saved a checkpoint and stopped because it was told to (SIGTERM or SIGUSR1); the same command goes on from there."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def train(config: Config) -> None:
+    """Train as the recipe says, from the newest whole checkpoint of its output directory if there is one.
+
+    Every rank calls this. On SIGTERM or SIGUSR1 to any rank all ranks save a checkpoint after the current step.
+
+    Raises:
+        UserError: a mistake in data, model, checkpoint or settings.
+        SystemExit: ``EXIT_STOPPED`` after a signal; ``EXIT_USER_ERROR`` on ranks whose peer tells the mistake.
+    """
+    world = join_world()
+    stop = StopRequest()
+    trainer = Trainer(config, world)
+    try:
+        finished = trainer.run(stop)
+    finally:
+        trainer.close()
+    leave_world()
+    if not finished:
+        raise SystemExit(EXIT_STOPPED)
+
+
+class StopRequest:
+    """Remembers that this process was asked to stop."""
+
+    def __init__(self):
+        self.asked = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+
+class Trainer:
+    """Everything that a run consists of, built from its configuration.
+
+    Args:
+        config: the recipe.
+        world: this run's ranks.
+
+    Raises:
+        UserError: a mistake in data, model, checkpoint or settings.
+    """
+
+    def __init__(self, config: Config, world: World):
+        self.config, self.world, self.telemetry = config, world, None
+        with world.together():
+            # Rank 0 is first, so that the others find its directory instead of racing to make it.
+            self.run_path = open_run_directory(config.train) if world.rank == 0 else None
+        self.run_path = world.from_first(self.run_path)
+        with world.together():
+            settings = load_deepspeed_config(config.train.deepspeed, config.train, world.size)
+            self.evaluation = open_evaluation(config)
+        checkpoint, passed_over = self._find_checkpoint()
+        state = checkpoint.state() if checkpoint else {"step": 0, "truncated": 0, "loader": None}
+        self.step, self.truncated = state["step"], state["truncated"]
+        with world.together():
+            # New adapters draw from torch's own generator.
+            torch.manual_seed(derived_seed(config.train.seed, "adapters"))
+            embedder = build_embedder(config, torch.bfloat16 if config.train.bf16 else torch.float32)
+            self.identity = identity(embedder, config, settings["zero_optimization"]["stage"], world.size)
+            if checkpoint:
+                check_same_model(checkpoint, self.identity)
+            self.processor = embedder.processor
+            self.loader = self._open_loader(state["loader"])
+            self.probe = Probe(self.loader.dataset, self.processor)
+            self.total_steps, plan = count_steps(config.train, self.loader.epoch_samples, world.size)
+            self.objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims)
+            self.objective.to(world.device)
+        self._start_engine(embedder, settings, checkpoint)
+        self.stepper = Stepper(self.engine, self.objective, world, config.train.seed)
+        self._open_telemetry(checkpoint, passed_over, plan)
+
+    def _find_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
+        """Rank 0 looks, so that all ranks take the same one."""
+        found = None
+        with self.world.together():
+            if self.world.rank == 0:
+                found = find_checkpoint(self.run_path, self.config.train.resume)
+        return self.world.from_first(found)
+
+    def _open_loader(self, state: dict | None) -> TrainLoader:
+        config, train = self.config, self.config.train
+        shape = (train.per_device_train_batch_size, train.gradient_accumulation_steps)
+        return TrainLoader(config.data, self.processor, self.world.rank, self.world.size, *shape, train.seed, state)
+
+    def _start_engine(self, embedder, settings: dict, checkpoint: Checkpoint | None) -> None:
+        config = self.config
+        if self.world.size > 1:
+            embedder.vision_agreement = self.world.any
+        module = TrainingModule(embedder, config.objective.temperature, config.objective.learn_temperature)
+        self.engine = start_engine(module, config, settings, self.world.device)
+        if checkpoint:
+            objective_state = load_checkpoint(checkpoint, self.engine)
+            with self.world.together():
+                self.objective.load_state_dict(objective_state)
+
+    def _open_telemetry(self, checkpoint: Checkpoint | None, passed_over: list[str], plan: str) -> None:
+        if self.world.rank != 0:
+            return
+        write_config(self.run_path, self.config)
+        self.telemetry = Telemetry(self.run_path, self.total_steps, self.step + 1, self.config.train.tensorboard)
+        for sentence in passed_over:
+            self.telemetry.say(f"Passed over: {sentence}")
+        self.telemetry.say(f"Going on from {checkpoint.path} after step {self.step}." if checkpoint else "Starting a new run.")
+        self.telemetry.say(plan)
+
+    def run(self, stop: StopRequest) -> bool:
+        """Train to the last step. Returns False where it stopped before, after saving a checkpoint."""
+        train, timer, saved = self.config.train, StepTimer(), self.step
+        while self.step < self.total_steps:
+            metrics = self._train_step(timer)
+            last = self.step == self.total_steps
+            if self.telemetry:
+                self.telemetry.advance(self.step)
+            if self.step % train.logging_steps == 0 or last:
+                self._log(metrics, timer)
+            if self.evaluation is not None and (self.step % train.eval_steps == 0 or last):
+                self._evaluate()
+                timer.reset()
+            stopping = self.world.any(stop.asked)
+            if self.step % train.save_steps == 0 or last or stopping:
+                self.save()
+                saved = self.step
+                timer.reset()
+            if stopping and not last:
+                self._say(f"Stopped by a signal after step {saved}; the same command goes on from there.")
+                return False
+        self._say(f"Finished after step {self.step}: {self.run_path}")
+        return True
+
+    def _train_step(self, timer: StepTimer) -> dict[str, float]:
+        step = self.step + 1
+        started = time.perf_counter()
+        with self.world.together():
+            batch = next(self.loader)
+        timer.waited += time.perf_counter() - started
+        corrupt, truncated, tokens = self.world.total([len(batch.problems), batch.truncated, count_tokens(batch)])
+        pairs = global_batch(self.config.train, self.world.size)
+        problems = [sentence for own in self.world.gather(batch.problems) for sentence in own] if corrupt else []
+        self.truncated += truncated
+        timer.pairs += pairs
+        timer.tokens += tokens
+        if self.telemetry:
+            for sentence in problems:
+                self.telemetry.say(f"step {step}: {sentence}")
+        with self.world.together():
+            self.loader.guard.add(pairs, corrupt, problems)
+            factor = learning_rate_factor(step, self.config.train, self.total_steps)
+            set_learning_rate(self.engine, factor)
+            metrics = self.stepper(batch, step)
+        self.step = step
+        return {**metrics, "learning_rate": self.config.train.learning_rate * factor}
+
+    def _log(self, metrics: dict[str, float], timer: StepTimer) -> None:
+        if not self.telemetry:
+            return
+        samples = self.loader.samples
+        counts = {"epoch": samples / self.loader.epoch_samples, "samples": samples, "corrupt": self.loader.guard.corrupt, "truncated": self.truncated}
+        self.telemetry.log_step(self.step, {**metrics, **counts}, timer.report(peak_memory(self.world.device)))
+
+    def _evaluate(self) -> None:
+        from pdfx.evaluate.retrieval import evaluate_shards
+
+        def embed(inputs: dict[str, torch.Tensor]):
+            return embed_inputs(self.engine, inputs, self.world)
+
+        config, world = self.config, self.world
+        metrics = evaluate_shards(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
+        if self.telemetry:
+            self.telemetry.log_evaluation(self.step, flatten(metrics))
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        state = {"step": self.step, "truncated": self.truncated, "loader": self.loader.state_dict(), "model": self.identity}
+        path = save_checkpoint(
+            self.run_path,
+            self.step,
+            self.engine,
+            state,
+            self.objective.state_dict(),
+            dump_config(self.config),
+            self.world,
+            lambda directory: self.probe.write(directory, self.engine, self.world),
+            self.config.train.save_total_limit,
+        )
+        self._say(f"Saved {path}")
+
+    def _say(self, sentence: str) -> None:
+        if self.telemetry:
+            self.telemetry.say(sentence)
+
+    def close(self) -> None:
+        """Close the files; the console is a plain one again."""
+        if self.telemetry:
+            self.telemetry.close()
+
+
+def open_evaluation(config: Config) -> ShardedDataset | None:
+    """The shards to evaluate on, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
+    if config.train.eval_steps is None:
+        return None
+    if config.data.evaluation is None:
+        raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
+    return ShardedDataset(config.data.evaluation, config.data.max_image_pixels)
+
+
+def count_tokens(batch: Batch) -> int:
+    """Tokens of this rank's items, images included, before they are repeated for the paths."""
+    return sum(int(chunk.inputs["attention_mask"].sum()) for chunk in batch.chunks)

@@ -1,0 +1,149 @@
+"""Real ranks for tests: W processes with a gloo process group that run functions together, again and again.
+
+>>> with Ranks(2) as ranks:
+...     results = ranks.run(function, argument, timeout=60)     # [what rank 0 returned, what rank 1 returned]
+
+A failure or a timeout ends all ranks and is told with every rank's exception, or the place where it waited.
+"""
+
+import faulthandler
+import importlib.util
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import connection
+from pathlib import Path
+
+from pdfx.train.cluster import free_port
+
+START_TIMEOUT = 120
+"""Seconds for importing torch and meeting the other ranks on a busy machine."""
+
+
+class RankFailure(AssertionError):
+    """At least one rank failed or took too long; the message holds what each did."""
+
+
+class Ranks:
+    """A context with W running ranks.
+
+    Args:
+        size: W.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __enter__(self) -> "Ranks":
+        context = multiprocessing.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory()
+        port = free_port()
+        self.processes, self.pipes = [], []
+        for rank in range(self.size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, self.size, port, there, self._dump(rank)), daemon=True)
+            process.start()
+            there.close()
+            self.processes.append(process)
+            self.pipes.append(here)
+        self._collect(START_TIMEOUT, "start")
+        return self
+
+    def __exit__(self, *_) -> None:
+        for pipe in self.pipes:
+            try:
+                pipe.send(None)
+            except OSError:
+                continue
+        for process in self.processes:
+            process.join(10)
+        self._kill()
+        self.folder.cleanup()
+
+    def run(self, function: Callable, *arguments, timeout: float = 120) -> list:
+        """Call ``function(*arguments)`` in every rank and return what each returned, by rank.
+
+        Args:
+            function: defined at the top of a file, from which each rank loads it.
+            timeout: seconds until the ranks count as hanging.
+
+        Raises:
+            RankFailure: see above; the ranks are gone then.
+        """
+        place = (function.__code__.co_filename, function.__qualname__)
+        for pipe in self.pipes:
+            pipe.send((place, arguments))
+        return self._collect(timeout, function.__qualname__)
+
+    def _collect(self, timeout: float, what: str) -> list:
+        """One answer of each rank; as soon as one failed, the others get a moment to fail as well and are then asked where they wait."""
+        answers: dict[int, tuple] = {}
+        deadline = time.monotonic() + timeout
+        while len(answers) < self.size and time.monotonic() < deadline:
+            waiting = {self.pipes[rank]: rank for rank in range(self.size) if rank not in answers}
+            for pipe in connection.wait(list(waiting), timeout=max(deadline - time.monotonic(), 0)):
+                try:
+                    answers[waiting[pipe]] = pipe.recv()
+                except EOFError:
+                    self.processes[waiting[pipe]].join(5)
+                    answers[waiting[pipe]] = ("failed", f"the process died with exit code {self.processes[waiting[pipe]].exitcode}")
+                if answers[waiting[pipe]][0] == "failed":
+                    deadline = min(deadline, time.monotonic() + 5)
+        if len(answers) == self.size and all(kind == "returned" for kind, _ in answers.values()):
+            return [answers[rank][1] for rank in range(self.size)]
+        stories = [f"rank {rank}: {answers[rank][1] if rank in answers else self._where(rank)}" for rank in range(self.size)]
+        self._kill()
+        raise RankFailure(f"{what} failed or took longer than {timeout} s.\n" + "\n".join(stories))
+
+    def _where(self, rank: int) -> str:
+        """The stack of a rank that still runs."""
+        os.kill(self.processes[rank].pid, signal.SIGUSR2)
+        time.sleep(1)
+        dump = self._dump(rank)
+        return "still running at\n" + (dump.read_text(encoding="utf-8") if dump.exists() else "an unknown place")
+
+    def _dump(self, rank: int) -> Path:
+        return Path(self.folder.name) / f"stack-{rank}.txt"
+
+    def _kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def _serve(rank: int, size: int, port: int, pipe, dump: Path) -> None:
+    """What a rank does: take a function, run it, send the outcome."""
+    stack = dump.open("w", encoding="utf-8")
+    faulthandler.register(signal.SIGUSR2, file=stack, all_threads=True)
+    local = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    os.environ.update({name: str(value) for name, value in local.items()}, DS_ACCELERATOR="cpu")
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    pipe.send(("returned", None))
+    while (job := pipe.recv()) is not None:
+        try:
+            place, arguments = job
+            pipe.send(("returned", _load(*place)(*arguments)))
+        except BaseException:
+            # Whatever it is, it belongs to the test, which runs in the other process.
+            pipe.send(("failed", traceback.format_exc()))
+    dist.destroy_process_group()
+
+
+def _load(file: str, name: str) -> Callable:
+    """The function ``name`` of a file; the file runs once per process."""
+    module_name = f"ranks_{Path(file).stem}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        spec.loader.exec_module(module)
+    return getattr(sys.modules[module_name], name)
