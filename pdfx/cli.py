@@ -129,7 +129,7 @@ def evaluate(
 ) -> None:
     """Measure retrieval in both directions: per path, fused and best-of-paths, beside chance."""
     from pdfx.config import EvaluateSection
-    from pdfx.evaluate.command import evaluate_export
+    from pdfx.evaluate.exported import evaluate_export
     from pdfx.evaluate.tables import console_tables, write_json
 
     with progress_bar() as bar:

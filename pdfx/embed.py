@@ -6,27 +6,25 @@ Batches are cut from the whole file before they are shared out, so every batch h
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save as safetensors_bytes
-from torch import distributed
 
 from data_tools.records import ImageFolder
 from pdfx.data.images import MAX_IMAGE_PIXELS, ImageError, decode_image
 from pdfx.data.schema import Side, explain
 from pdfx.errors import UserError
-from pdfx.exports import check_export, load_export, pick_device
+from pdfx.exports import check_export, load_export
 from pdfx.files import write_atomically
+from pdfx.ranks import launched_ranks, launched_world_size, pick_device
 
 SUFFIXES = (".safetensors", ".npy")
 
@@ -110,13 +108,13 @@ def embed_file(job: EmbedJob, processes: int = 1, on_progress: Callable[[int, in
         UserError: anything that the user can cure, in one sentence.
     """
     job.check()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = launched_world_size()
     if world_size > 1 and processes > 1:
         raise UserError(f"--processes {processes} was given under a launch of {world_size} ranks; use one of the two.")
     job.parts.mkdir(exist_ok=True)
     try:
         if world_size > 1:
-            return _embed_as_rank(job, world_size, on_progress)
+            return _embed_as_rank(job, on_progress)
         if processes > 1:
             _embed_in_processes(job, processes, on_progress)
         else:
@@ -184,18 +182,14 @@ def _merge(job: EmbedJob, world_size: int) -> tuple[int, ...]:
     return embeddings.shape
 
 
-def _embed_as_rank(job: EmbedJob, world_size: int, on_progress: Callable[[int, int], None] | None) -> tuple[int, ...] | None:
-    rank = int(os.environ["RANK"])
-    # The shares may finish hours apart; torchrun ends the other ranks when one fails.
-    distributed.init_process_group("gloo", timeout=timedelta(days=7))
-    try:
-        _write_part(job, rank, world_size, pick_device(int(os.environ.get("LOCAL_RANK", rank))), on_progress if rank == 0 else None)
-        distributed.barrier()
-        shape = _merge(job, world_size) if rank == 0 else None
-    finally:
-        distributed.destroy_process_group()
-    if rank == 0:
-        shutil.rmtree(job.parts, ignore_errors=True)
+def _embed_as_rank(job: EmbedJob, on_progress: Callable[[int, int], None] | None) -> tuple[int, ...] | None:
+    with launched_ranks() as ranks:
+        _write_part(job, ranks.rank, ranks.world_size, ranks.device, on_progress if ranks.rank == 0 else None)
+        ranks.wait_for_all()
+        if ranks.rank != 0:
+            return None
+        shape = _merge(job, ranks.world_size)
+    shutil.rmtree(job.parts, ignore_errors=True)
     return shape
 
 

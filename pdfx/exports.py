@@ -51,8 +51,3 @@ def check_export(directory: Path) -> None:
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != MODEL_TYPE:
         raise UserError(f"{directory} is not an export of pdfx: its config.json says the model type {model_type!r}, not {MODEL_TYPE!r}. {cure}")
-
-
-def pick_device(index: int = 0) -> torch.device:
-    """The GPU of that index, counted round where there are fewer, or the CPU where there is none."""
-    return torch.device("cuda", index % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,85 @@
+"""Queries with the items that the model ranks first, as the report shows them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from pdfx.data import ShardedDataset
+from pdfx.evaluate.figures import data_uri
+from pdfx.evaluate.metrics import relevant_ranks, similarity
+from pdfx.evaluate.retrieval import DIRECTIONS, EmbeddedItems
+
+SHOWN = 8
+TOP = 5
+THUMBNAIL = 112
+"""Longest side in pixels."""
+TEXT_CHARACTERS = 240
+
+
+@dataclass(frozen=True)
+class Card:
+    """An item as it is shown: its text, cut where it is long, and thumbnails as data URIs."""
+
+    text: str
+    images: list[str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    card: Card
+    right: bool
+    score: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query, its first answers by the fused embedding's cosine, and the (pessimistic) rank of the best right answer."""
+
+    query: Card
+    answers: list[Answer]
+    rank: int
+
+
+def find_examples(dataset: ShardedDataset, queries: EmbeddedItems, targets: EmbeddedItems) -> dict[str, list[Example]]:
+    """Examples of both directions, evenly spaced over the data: neither good nor bad ones are sought.
+
+    Raises:
+        SampleError: a sample has been damaged since it was embedded.
+    """
+    sides = {DIRECTIONS[0]: (queries, "query", targets, "target"), DIRECTIONS[1]: (targets, "target", queries, "query")}
+    return {direction: _examples(dataset, *side) for direction, side in sides.items()}
+
+
+def _examples(dataset: ShardedDataset, asking: EmbeddedItems, asking_side: str, answering: EmbeddedItems, answering_side: str) -> list[Example]:
+    count = min(SHOWN, len(asking.ids))
+    rows = [i * len(asking.ids) // count for i in range(count)]
+    scores = similarity(asking.fused[rows], answering.fused)
+    relevant = asking.ids[rows, None] == answering.ids[None, :]
+    ranks = relevant_ranks(scores, relevant)[:, 0].tolist()
+    best = scores.topk(min(TOP, len(answering.ids)), dim=1)
+    examples = []
+    for place, row in enumerate(rows):
+        answers = [
+            Answer(read_card(dataset, int(answering.samples[column]), answering_side), bool(relevant[place, column]), float(score))
+            for column, score in zip(best.indices[place].tolist(), best.values[place].tolist(), strict=True)
+        ]
+        examples.append(Example(read_card(dataset, int(asking.samples[row]), asking_side), answers, ranks[place]))
+    return examples
+
+
+def read_card(dataset: ShardedDataset, sample: int, side: str) -> Card:
+    item = dataset.read_item(sample, side)
+    text = item["text"] if len(item["text"]) <= TEXT_CHARACTERS else item["text"][: TEXT_CHARACTERS - 1] + "…"
+    return Card(text, [thumbnail(image) for image in item["images"]])
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A small WebP of a picture as a data URI."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, "WEBP", quality=80)
+    return data_uri("image/webp", stream.getvalue())

@@ -1,0 +1,144 @@
+"""The report's pictures: each is drawn once for a light and once for a dark page, as an SVG that stands in the page itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+Points = tuple[list[int], list[float]]
+"""Steps and values."""
+
+THEMES = {"light": {"text": "#1f2430", "grid": "#d9dce3"}, "dark": {"text": "#e6e8ee", "grid": "#3a4050"}}
+PATH_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+"""Okabe and Ito's palette (2008), which people with any kind of colour vision can tell apart."""
+PATH_STYLES = ("-", "--", "-.", ":")
+MAX_CELLS = 12
+"""Cells of a heat map's side up to which the numbers fit."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Data URIs for the two kinds of page, what a reader who cannot see them is told, and a caption."""
+
+    light: str
+    dark: str
+    alt: str
+    caption: str
+
+
+def draw(size: tuple[float, float], rows: int, columns: int, paint: Callable[[list[Axes], str], None], alt: str, caption: str) -> Picture:
+    """Draw axes in a grid for both themes.
+
+    Args:
+        size: inches.
+        paint: fills the axes, given the colour of the theme's text.
+    """
+    pictures = {}
+    for name, theme in THEMES.items():
+        colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), theme["text"])
+        settings = {
+            **colours,
+            "axes.edgecolor": theme["grid"],
+            "grid.color": theme["grid"],
+            "font.size": 9.5,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "svg.hashsalt": "pdfx",
+        }
+        with matplotlib.rc_context(settings):
+            figure = Figure(figsize=size, layout="constrained")
+            FigureCanvasSVG(figure)
+            paint(list(figure.subplots(rows, columns, squeeze=False).flat), theme["text"])
+            stream = io.BytesIO()
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        pictures[name] = data_uri("image/svg+xml", stream.getvalue())
+    return Picture(pictures["light"], pictures["dark"], alt, caption)
+
+
+def data_uri(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def loss_curves(paths: list[Points], fused: Points) -> Picture:
+    """InfoNCE of every path and of the fused embedding over steps."""
+
+    def paint(axes: list[Axes], text: str) -> None:
+        for k, points in enumerate(paths):
+            look = {"color": PATH_COLOURS[k % len(PATH_COLOURS)], "linestyle": PATH_STYLES[k % len(PATH_STYLES)]}
+            axes[0].plot(*points, **look, linewidth=1.4, label=f"path {k}")
+        axes[0].plot(*fused, color=text, linewidth=2, label="fused")
+        finish(axes[0], "InfoNCE", "step")
+
+    named = {"fused": fused, **{f"path {k}": points for k, points in enumerate(paths)}}
+    ends = [f"{name} from {values[0]:.3f} to {values[-1]:.3f}" for name, (_, values) in named.items()]
+    alt = f"Line chart of the contrastive losses over steps {fused[0][0]} to {fused[0][-1]}: {', '.join(ends)}."
+    return draw((7.5, 3.2), 1, 1, paint, alt, "Contrastive loss (InfoNCE, nats) of each path and of the fused embedding.")
+
+
+def information_curves(information: Points, r2: Points) -> Picture:
+    """The vCLUB estimate and the quality of the networks behind it, over steps."""
+
+    def paint(axes: list[Axes], text: str) -> None:
+        axes[0].plot(*information, color=text, linewidth=1.8)
+        finish(axes[0], "estimate (nats)")
+        axes[1].plot(*r2, color=PATH_COLOURS[0], linewidth=1.8)
+        finish(axes[1], "R² of q", "step")
+        axes[1].set_ylim(min(0.0, *r2[1]) - 0.03, 1.03)
+
+    alt = (
+        f"Two line charts over steps {information[0][0]} to {information[0][-1]}: the mutual-information estimate from {information[1][0]:.3g} "
+        f"to {information[1][-1]:.3g} nats, and the R squared of its networks from {r2[1][0]:.2f} to {r2[1][-1]:.2f}."
+    )
+    caption = "vCLUB estimate of the mutual information between paths, and how well its networks q predict one path from another (a low R² lowers it)."
+    return draw((7.5, 4.2), 2, 1, paint, alt, caption)
+
+
+def single_curve(points: Points, label: str, caption: str) -> Picture:
+    """One quantity over steps."""
+
+    def paint(axes: list[Axes], text: str) -> None:
+        axes[0].plot(*points, color=text, linewidth=1.8)
+        finish(axes[0], label, "step")
+
+    alt = f"Line chart of {label} over steps {points[0][0]} to {points[0][-1]}, from {points[1][0]:.3g} to {points[1][-1]:.3g}."
+    return draw((7.5, 2.6), 1, 1, paint, alt, caption)
+
+
+def finish(axes: Axes, y_label: str, x_label: str = "") -> None:
+    axes.set_ylabel(y_label)
+    axes.set_xlabel(x_label)
+    axes.grid(True, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.01)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, ncols=4)
+
+
+def similarity_maps(matrices: dict[str, list[list[float]]]) -> Picture:
+    """Mean cosines between paths, [K, K] for each named side."""
+    size = len(next(iter(matrices.values())))
+
+    def paint(axes: list[Axes], text: str) -> None:
+        for panel, (name, matrix) in zip(axes, matrices.items(), strict=True):
+            image = panel.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+            panel.set_title(name, fontsize=10)
+            panel.set_xticks(range(size), [f"path {k}" for k in range(size)] if size <= MAX_CELLS else None)
+            panel.set_yticks(range(size), [f"path {k}" for k in range(size)] if size <= MAX_CELLS else None)
+            panel.spines[:].set_visible(False)
+            for i, j in ((i, j) for i in range(size) for j in range(size) if size <= MAX_CELLS):
+                value = matrix[i][j]
+                panel.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "#1f2430")
+        axes[0].figure.colorbar(image, ax=axes, shrink=0.8, label="mean cosine").outline.set_visible(False)
+
+    apart = {name: [matrix[i][j] for i in range(size) for j in range(size) if i != j] for name, matrix in matrices.items()}
+    ranges = [f"{name} from {min(values):.2f} to {max(values):.2f}" for name, values in apart.items()]
+    alt = f"Heat maps of the mean cosine between different paths of the same input: {', '.join(ranges)}."
+    caption = "Mean cosine between the paths of the same input. 1 off the diagonal means that two paths have collapsed into one."
+    return draw((7.5, 3.4), 1, len(matrices), paint, alt, caption)

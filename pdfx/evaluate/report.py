@@ -1,0 +1,213 @@
+"""One self-contained HTML page about a run: what was run, retrieval metrics, curves of training, similarity of the paths, and examples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pdfx import __version__
+from pdfx.config import Config, EvaluateSection, dump_config, load_config
+from pdfx.data import SampleError, ShardedDataset
+from pdfx.errors import UserError
+from pdfx.evaluate import figures
+from pdfx.evaluate.examples import Example, find_examples
+from pdfx.evaluate.exported import embed_on
+from pdfx.evaluate.figures import Picture, Points
+from pdfx.evaluate.metrics import path_similarity
+from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, EmbeddedItems, Progress, embed_shards, retrieval_metrics
+from pdfx.evaluate.tables import DIRECTION_LABELS, metric_rows, score_label
+from pdfx.exports import load_export
+from pdfx.files import write_atomically
+from pdfx.ranks import pick_device
+
+METRICS = "metrics.jsonl"
+CONFIG = "config.yaml"
+
+
+def write_report(
+    run: Path,
+    model: Path,
+    shards: Path,
+    out: Path,
+    settings: EvaluateSection,
+    num_workers: int = 0,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Evaluate the export, write the page in one atomic step, and return the metrics that it shows.
+
+    Raises:
+        UserError: the run, the model or the shards cannot be used, or there is no folder to write to.
+    """
+    if not out.parent.is_dir():
+        raise UserError(f"There is no folder {out.parent} to write {out.name} into; make it first.")
+    config, records = read_run(run)
+    dataset = ShardedDataset(shards)
+    embedder = load_export(model, pick_device(), trust_remote_code)
+    queries, targets = embed_shards(embed_on(embedder), dataset, embedder.processor, settings.batch_size, num_workers=num_workers, progress=progress)
+    metrics = retrieval_metrics(queries, targets, settings.recall_at)
+    try:
+        examples = find_examples(dataset, queries, targets)
+    except SampleError as error:
+        raise UserError(f"The evaluation data {shards} changed while it was read. {error}") from None
+    page = render(
+        title=run.resolve().name,
+        config=config,
+        facts=facts_of(config, embedder.config, records, model, dataset),
+        metrics=metrics,
+        training=training_pictures(records, embedder.config.paths),
+        similarity=similarity_picture(queries, targets),
+        examples=examples,
+    )
+    with write_atomically(out) as stream:
+        stream.write(page.encode())
+    return metrics
+
+
+def read_run(run: Path) -> tuple[Config, list[dict]]:
+    """The resolved configuration of a run and the records of its metrics file.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    for name in (CONFIG, METRICS):
+        if not (run / name).is_file():
+            raise UserError(f"{run} is no run directory: it has no {name}; give the train.output_dir of a run.")
+    records = []
+    # A run that goes on, or was killed, may have left the last line half written.
+    for number, line in enumerate((run / METRICS).read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{run / METRICS} line {number} is not valid JSON; resume the run, which repairs the file.") from None
+    return load_config(run / CONFIG), records
+
+
+def series(records: list[dict], name: str) -> Points | None:
+    """Steps and values of one quantity, or None where it was measured at fewer than two steps."""
+    pairs = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    return ([step for step, _ in pairs], [value for _, value in pairs]) if len(pairs) > 1 else None
+
+
+def training_pictures(records: list[dict], paths: int) -> list[Picture]:
+    """Curves of what the run recorded."""
+    pictures = []
+    losses, fused = [series(records, f"loss_path_{k}") for k in range(paths)], series(records, "loss_fused")
+    if fused and all(losses):
+        pictures.append(figures.loss_curves(losses, fused))
+    information, r2 = series(records, "mutual_information"), series(records, "mi_r2")
+    if information and r2:
+        pictures.append(figures.information_curves(information, r2))
+    for name, label, caption in (
+        ("orthogonality", "orthogonality penalty", "Mean squared cosine between the paths of the same input, which training lowers."),
+        ("path_cosine", "path cosine", "Mean cosine between the paths of the same training input. Near 1 the paths do the same work."),
+        (f"evaluation/{DIRECTIONS[0]}/fused/recall@10", "recall@10", "Fused recall@10 from query to target on the run's own evaluation data."),
+    ):
+        points = series(records, name)
+        if points:
+            pictures.append(figures.single_curve(points, label, caption))
+    return pictures
+
+
+def similarity_picture(queries: EmbeddedItems, targets: EmbeddedItems) -> Picture | None:
+    """Heat maps of the paths' mean cosines; None for a single path."""
+    if queries.paths.shape[1] == 1:
+        return None
+    return figures.similarity_maps({"queries": path_similarity(queries.paths).tolist(), "targets": path_similarity(targets.paths).tolist()})
+
+
+def facts_of(config: Config, model_config, records: list[dict], model: Path, dataset: ShardedDataset) -> list[tuple[str, str]]:
+    """What was run, as pairs of a name and a value."""
+    recipe, lora, train, objective = config.model, config.model.lora, config.train, config.objective
+    tuning = f"LoRA r={lora.r}, alpha={lora.alpha}" + (", DoRA" if lora.dora else "") if lora else "full fine-tuning"
+    trained = max((record["step"] for record in records), default=0)
+    negatives = f"{train.per_device_train_batch_size} pairs per rank" + (
+        f" x {train.gradient_accumulation_steps} accumulated" if train.gradient_accumulation_steps > 1 else ""
+    )
+    return [
+        ("Backbone", f"{recipe.path} ({model_config.backbone.model_type})"),
+        ("Paths", f"{model_config.paths}, prefixes of {model_config.prefix_length} in {len(model_config.prefix_layers)} layers"),
+        (
+            "Embedding",
+            f"{model_config.hidden_size} dimensions per path, {model_config.fused_size} fused by {model_config.fusion}; pooling: {model_config.pooling}",
+        ),
+        ("Tuning", f"{tuning}; vision tower {'trained' if recipe.train_vision else 'frozen'}"),
+        ("Steps", f"{trained} recorded; {negatives}; learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
+        ("Objective", f"InfoNCE at temperature {objective.temperature:g}{', symmetric' if objective.symmetric else ''}; {diversity_words(config)}"),
+        ("Precision and seed", f"{'bf16' if train.bf16 else 'float32'}, seed {train.seed}"),
+        ("Training data", config.data.train),
+        ("Model", exported_words(model)),
+        ("Evaluation data", f"{dataset.path}: {len(dataset)} samples, fingerprint {dataset.fingerprint[:12]}"),
+    ]
+
+
+def diversity_words(config: Config) -> str:
+    objective = config.objective
+    if objective.diversity == "none":
+        return "no diversity term"
+    return f"{objective.diversity.replace('_', ' ')} with weight {objective.diversity_weight:g}"
+
+
+def exported_words(model: Path) -> str:
+    """The export's path and the step that it was made from, where the converter noted it."""
+    note = model / "pdfx_export.json"
+    return f"{model}, step {json.loads(note.read_text(encoding='utf-8'))['step']}" if note.is_file() else str(model)
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """One direction's metrics as the page shows them."""
+
+    label: str
+    sizes: str
+    names: list[str]
+    rows: list[tuple[str, str, list[float]]]
+    """(score, reader's name of it, values in the order of ``names``)"""
+    headline: str
+    best: float
+    """Fused value of the headline's metric."""
+    factor: float
+    """How many times chance it is."""
+
+
+def metric_table(metrics: dict[str, float], direction: str) -> MetricTable:
+    rows = metric_rows(metrics, direction)
+    names = list(rows[CHANCE])
+    headline = "recall@10" if "recall@10" in names else names[0]
+    asking, answering = ("queries", "targets") if direction == DIRECTIONS[0] else ("targets", "queries")
+    return MetricTable(
+        label=DIRECTION_LABELS[direction],
+        sizes=f"{int(metrics[asking])} {asking} among {int(metrics[answering])} {answering}",
+        names=names,
+        rows=[(score, score_label(score), [values[name] for name in names]) for score, values in rows.items()],
+        headline=headline,
+        best=rows["fused"][headline],
+        factor=rows["fused"][headline] / rows[CHANCE][headline],
+    )
+
+
+def render(
+    title: str,
+    config: Config,
+    facts: list[tuple[str, str]],
+    metrics: dict[str, float],
+    training: list[Picture],
+    similarity: Picture | None,
+    examples: dict[str, list[Example]],
+) -> str:
+    """The page. Everything that comes from data or settings is escaped."""
+    environment = Environment(loader=PackageLoader("pdfx.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        version=__version__,
+        facts=facts,
+        tables=[metric_table(metrics, direction) for direction in DIRECTIONS],
+        path_cosine=metrics.get("path_cosine"),
+        training=training,
+        similarity=similarity,
+        examples=[(DIRECTION_LABELS[direction], found) for direction, found in examples.items()],
+        recipe=dump_config(config),
+    )

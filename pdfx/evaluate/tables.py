@@ -1,0 +1,50 @@
+"""Retrieval metrics as tables, on a console and in JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, MAXSIM
+from pdfx.files import write_atomically
+
+DIRECTION_LABELS = {"query_to_target": "query → target", "target_to_query": "target → query"}
+
+
+def metric_rows(metrics: dict[str, float], direction: str) -> dict[str, dict[str, float]]:
+    """The metrics of one direction by score, then by name, in the order in which they were measured."""
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        if key.startswith(f"{direction}/"):
+            _, score, name = key.split("/")
+            rows.setdefault(score, {})[name] = value
+    return rows
+
+
+def score_label(score: str) -> str:
+    """A reader's name of a score."""
+    return {MAXSIM: "best of paths (MaxSim)", CHANCE: "chance"}.get(score, score.replace("_", " "))
+
+
+def console_tables(metrics: dict[str, float]) -> list[Table]:
+    """One table per direction."""
+    tables = []
+    for direction in DIRECTIONS:
+        rows = metric_rows(metrics, direction)
+        asking, answering = (f"{int(metrics[name])}" for name in (("queries", "targets") if direction == DIRECTIONS[0] else ("targets", "queries")))
+        table = Table(title=f"{DIRECTION_LABELS[direction]} ({asking} among {answering})", title_justify="left")
+        table.add_column("score")
+        for name in rows[CHANCE]:
+            table.add_column(name, justify="right")
+        for score, values in rows.items():
+            table.add_row(score_label(score), *(f"{value:.3f}" for value in values.values()), style="dim" if score == CHANCE else None)
+        tables.append(table)
+    return tables
+
+
+def write_json(metrics: dict[str, float], path: Path) -> None:
+    """The metrics as one JSON object."""
+    with write_atomically(path) as stream:
+        stream.write((json.dumps(metrics, indent=2) + "\n").encode())

@@ -1,0 +1,32 @@
+import json
+from pathlib import Path
+
+import pytest
+from tiny_exports import tiny_export
+from tiny_models import items
+
+from data_tools.build import build_shards
+
+SAMPLES = 13
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory) -> Path:
+    return tiny_export(tmp_path_factory.mktemp("evaluated"))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """13 samples with 10 distinct targets: samples 0, 5 and 7 share one by name, 3 and 11 one by content. A text that would be HTML is among them."""
+    folder = tmp_path_factory.mktemp("evaluation_data")
+    lines = []
+    for i, item in enumerate(items("mixed", SAMPLES)):
+        names = [f"{i}-{j}.png" for j in range(len(item["images"]))]
+        for name, image in zip(names, item["images"], strict=True):
+            image.save(folder / name)
+        query = {"text": f"<b>query</b> {i}" if i == 0 else f"query {i} {item['text']}", "images": names}
+        line = {"key": f"sample{i}", "query": query, "target": {"text": f"target {3 if i == 11 else i}"}}
+        lines.append(line | ({"target_id": "shared"} if i in (0, 5, 7) else {}))
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    build_shards(folder / "records.jsonl", folder, folder / "shards", samples_per_shard=5)
+    return folder / "shards"
