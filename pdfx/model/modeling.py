@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .attention import ATTENTION_NAME
@@ -105,7 +105,8 @@ class ParallelEmbedder(PreTrainedModel):
         load_export_modules(pretrained_model_name_or_path, trust_remote_code)
         embedder = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = embedder[0] if isinstance(embedder, tuple) else embedder
-        model.attach_processor(AutoProcessor.from_pretrained(pretrained_model_name_or_path, revision=kwargs.get("revision")))
+        # The processor is always one of transformers' own classes; the export's code is never needed for it.
+        model.attach_processor(AutoProcessor.from_pretrained(pretrained_model_name_or_path, revision=kwargs.get("revision"), trust_remote_code=False))
         return embedder
 
     def attach_processor(self, processor) -> None:
@@ -232,5 +233,7 @@ def _enter_decoder(packing: Packing, attention: str, module, args, kwargs):
     return args, {**kwargs, "packing": packing, "attention": attention}
 
 
+AutoConfig.register(ParallelEmbedderConfig.model_type, ParallelEmbedderConfig, exist_ok=True)
+AutoModel.register(ParallelEmbedderConfig, ParallelEmbedder, exist_ok=True)
 ParallelEmbedderConfig.register_for_auto_class()
 ParallelEmbedder.register_for_auto_class("AutoModel")
