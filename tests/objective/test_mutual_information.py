@@ -98,6 +98,16 @@ def test_gradient_reaches_every_path_on_both_sides_and_no_network():
     assert all(parameter.grad is None for parameter in networks.parameters())
 
 
+def test_fit_reports_the_likelihood_per_dimension_over_valid_rows():
+    networks, embeddings, valid = networks_of(), embeddings_of(1, 5, 3, 6), torch.tensor([True, False, True, True, False])
+    scaled = embeddings.detach()[0] * math.sqrt(6)
+    pairs = [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
+    densities = [log_density(scaled[row, j], *predict(networks, group, scaled[row, i])) for group, (i, j) in enumerate(pairs) for row in (0, 2, 3)]
+    constant = 0.5 * math.log(2 * math.pi)
+    found = fit(networks, torch.optim.AdamW(networks.parameters()), embeddings, valid, 3, steps=1)
+    torch.testing.assert_close(found, -torch.stack(densities).mean() / 6 - constant, **TOLERANCE)
+
+
 def test_fit_trains_the_networks_and_leaves_the_embeddings_alone():
     networks = networks_of()
     before = [parameter.detach().clone() for parameter in networks.parameters()]
