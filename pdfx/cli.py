@@ -19,6 +19,7 @@ app = typer.Typer(
     name="pdfx",
     help="Parallel multimodal embeddings: K learnable prefixes on one multimodal language model give K embeddings per input.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -66,11 +67,17 @@ def show_version(wanted: bool) -> None:
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as section.key=value.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, the parameters and the steps, then stop.")] = False,
 ) -> None:
     """Train in this one process. For several GPUs or machines start [bold]deepspeed launch/train.py RECIPE[/bold] instead (torchrun and srun work too)."""
     from pdfx.config import load_config
 
     config = load_config(recipe, overrides or ())
+    if dry_run:
+        from pdfx.train.dry_run import dry_run as show_plan
+
+        show_plan(config)
+        return
     from pdfx.train.trainer import train as run_training
 
     run_training(config)
@@ -87,6 +94,7 @@ def convert(
     from pdfx.convert import convert as run_conversion
 
     run_conversion(run, out, checkpoint=checkpoint, dtype=dtype.value if dtype else None)
+    print(out)
 
 
 @app.command(
@@ -131,7 +139,10 @@ def evaluate(
     from pdfx.config import EvaluateSection
     from pdfx.evaluate.exported import evaluate_export
     from pdfx.evaluate.tables import console_tables, write_json
+    from pdfx.files import require_folder
 
+    if json_file is not None:
+        require_folder(json_file)
     with progress_bar() as bar:
         metrics = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter("embedding"))
     if metrics is not None:
@@ -170,26 +181,37 @@ def build(
     """Pack samples and their pictures into tar shards with an index and checksums."""
     from data_tools.build import build_shards
 
-    build_shards(records, images if images is not None else records.parent, out, samples_per_shard)
+    with progress_bar() as bar:
+        summary = build_shards(records, images if images is not None else records.parent, out, samples_per_shard, bar.counter("packing"))
+    print(f"{out}: {summary.samples} samples in {summary.shards} shards, {summary.bytes} bytes, fingerprint {summary.fingerprint[:12]}")
 
 
 @shards_app.command(epilog=example("pdfx shards check shards/train", "pdfx shards check shards/train --full"))
 def check(
     shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
-    full: Annotated[bool, typer.Option("--full", help="Also decode every picture.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Also read everything: checksums, keys, every record and picture.")] = False,
 ) -> None:
-    """Check shards against their index and checksums."""
+    """Look for damage: files and sizes, with --full also checksums, keys and every sample. Prints one sentence per problem and ends with 1 if there is any."""
     from data_tools.check import check_shards
 
-    check_shards(shards, full)
+    with progress_bar() as bar:
+        problems = check_shards(shards, full, bar.counter("checking"))
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
+    print(f"{shards} is sound.")
 
 
 @shards_app.command(epilog=example("pdfx shards describe shards/train"))
 def describe(shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)]) -> None:
     """Print counts and lengths of what the shards hold."""
-    from data_tools.describe import describe_shards
+    from data_tools.describe import describe_shards, description_tables
 
-    describe_shards(shards)
+    with progress_bar() as bar:
+        description = describe_shards(shards, bar.counter("reading"))
+    for table in description_tables(description):
+        Console().print(table)
 
 
 def progress_bar():
@@ -207,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        fail(f"{error.filename}: {error.strerror}.")
+        fail(f"{error.filename2 or error.filename}: {error.strerror}.")
 
 
 def fail(message: str) -> None:

@@ -23,7 +23,7 @@ from pdfx.data.images import MAX_IMAGE_PIXELS, ImageError, decode_image
 from pdfx.data.schema import Side, explain
 from pdfx.errors import UserError
 from pdfx.exports import check_export, load_export
-from pdfx.files import write_atomically
+from pdfx.files import require_folder, write_atomically
 from pdfx.ranks import launched_ranks, launched_world_size, pick_device
 
 SUFFIXES = (".safetensors", ".npy")
@@ -59,8 +59,7 @@ class EmbedJob:
         """Raises UserError for what can be told without reading the input or loading the model."""
         if self.out.suffix not in SUFFIXES:
             raise UserError(f"The output {self.out} must end in {' or '.join(SUFFIXES)}, which decides its format.")
-        if not self.out.parent.is_dir():
-            raise UserError(f"There is no folder {self.out.parent} to write {self.out.name} into; make it first.")
+        require_folder(self.out)
         if self.paths not in ("all", "fused") and not self.paths.isdecimal():
             raise UserError(f"--paths is '{self.paths}', and must be 'all', 'fused', or the number of one path.")
         check_export(self.model)

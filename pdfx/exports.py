@@ -28,8 +28,11 @@ def load_export(directory: Path, device: torch.device | str = "cpu", trust_remot
     """
     # Kept until here so that a wrong directory is refused before transformers is imported.
     check_export(directory)
+    from transformers.utils import logging
+
     from pdfx.model import ParallelEmbedder
 
+    logging.disable_progress_bar()
     try:
         model = ParallelEmbedder.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, SafetensorError) as error:

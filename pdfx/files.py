@@ -9,6 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from pdfx.errors import UserError
+
+
+def require_folder(path: Path) -> None:
+    """Raises UserError where ``path`` could not be written for want of its folder; to be called before the work whose result goes there."""
+    if not path.parent.is_dir():
+        raise UserError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[BinaryIO]:

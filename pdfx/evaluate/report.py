@@ -20,7 +20,7 @@ from pdfx.evaluate.metrics import path_similarity
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, EmbeddedItems, Progress, embed_shards, retrieval_metrics
 from pdfx.evaluate.tables import DIRECTION_LABELS, metric_rows, score_label
 from pdfx.exports import load_export
-from pdfx.files import write_atomically
+from pdfx.files import require_folder, write_atomically
 from pdfx.ranks import pick_device
 
 METRICS = "metrics.jsonl"
@@ -42,8 +42,7 @@ def write_report(
     Raises:
         UserError: the run, the model or the shards cannot be used, or there is no folder to write to.
     """
-    if not out.parent.is_dir():
-        raise UserError(f"There is no folder {out.parent} to write {out.name} into; make it first.")
+    require_folder(out)
     config, records = read_run(run)
     dataset = ShardedDataset(shards)
     embedder = load_export(model, pick_device(), trust_remote_code)

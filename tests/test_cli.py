@@ -1,0 +1,174 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_exports import HIDDEN, PATHS, tiny_export
+from tiny_runs import tiny_config, tiny_shards
+
+from pdfx import __version__
+from pdfx.cli import main
+from pdfx.config import dump_config
+
+COMMANDS = ["train", "convert", "embed", "evaluate", "report", "shards build", "shards check", "shards describe"]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory) -> Path:
+    return tiny_export(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    tiny_shards(folder)
+    return folder
+
+
+@pytest.fixture
+def pdfx(capfd):
+    """Runs a command line; gives its exit code, stdout and stderr."""
+
+    def run(*words) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def told(result: tuple[int, str, str]) -> str:
+    """The sentence of a command that a user's mistake ended: exit code 2, nothing on stdout, one line on stderr."""
+    code, out, error = result
+    assert (code, out) == (2, "")
+    lines = error.strip().splitlines()
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(pdfx, command):
+    code, out, _ = pdfx(*command.split(), "--help")
+    assert code == 0
+    assert "Example" in out and f"pdfx {command} " in out
+
+
+def test_help_names_every_command_and_imports_no_torch():
+    script = "import sys\nfrom pdfx.cli import main\ntry:\n    main(['--help'])\nfinally:\n    print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    *page, imported = result.stdout.splitlines()
+    assert imported == "False"
+    assert all(re.search(rf"^│ {command.split()[0]}\b", "\n".join(page), re.MULTILINE) for command in COMMANDS)
+
+
+def test_version_is_the_packages(pdfx):
+    assert pdfx("--version") == (0, f"pdfx {__version__}\n", "")
+
+
+def test_shards_are_built_checked_and_described(pdfx, data, tmp_path):
+    out = tmp_path / "shards"
+    code, text, _ = pdfx("shards", "build", data / "records.jsonl", "--out", out, "--samples-per-shard", "7")
+    assert code == 0 and "24 samples in 4 shards" in text
+    assert pdfx("shards", "check", out, "--full")[:2] == (0, f"{out} is sound.\n")
+    code, text, _ = pdfx("shards", "describe", out)
+    assert code == 0 and re.search(r"samples\s+│\s+24", text)
+
+
+def test_checking_damaged_shards_names_the_shard_and_fails(pdfx, data, tmp_path):
+    for path in (data / "shards").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    broken = tmp_path / "00001.tar"
+    broken.write_bytes(broken.read_bytes()[:-1024])
+    code, text, _ = pdfx("shards", "check", tmp_path)
+    assert code == 1
+    assert "00001.tar is truncated" in text
+
+
+def test_embed_writes_the_file_and_says_its_shape(pdfx, export, tmp_path):
+    (tmp_path / "items.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    code, out, _ = pdfx("embed", export, tmp_path / "items.jsonl", "--out", tmp_path / "out.npy", "--side", "target")
+    assert (code, out) == (0, f"{tmp_path / 'out.npy'}: 2 x {PATHS} x {HIDDEN}\n")
+    assert np.load(tmp_path / "out.npy").shape == (2, PATHS, HIDDEN)
+
+
+def test_evaluate_prints_what_it_writes_as_json(pdfx, export, data, tmp_path):
+    code, out, _ = pdfx("evaluate", export, data / "shards", "--json", tmp_path / "metrics.json")
+    assert code == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    row = re.findall(r"│ fused .*", out)
+    assert len(row) == 2
+    for direction, line in zip(("query_to_target", "target_to_query"), row, strict=True):
+        assert [float(number) for number in re.findall(r"\d\.\d{3}", line)] == [
+            round(metrics[f"{direction}/fused/{name}"], 3) for name in ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
+        ]
+
+
+def test_train_prints_the_plan_of_a_dry_run_with_overrides(pdfx, data):
+    recipe = data / "recipe.yaml"
+    recipe.write_text(dump_config(tiny_config(data.parent / "recipe")), encoding="utf-8")
+    code, out, _ = pdfx("train", recipe, "train.max_steps=2", "--dry-run")
+    assert code == 0
+    assert "max_steps: 2" in out
+    assert "trained" in out
+
+
+def test_mistakes_are_told_in_one_sentence_without_a_stack_trace(pdfx, export, data, tmp_path):
+    """One command after another, because each takes milliseconds and starting a process seconds."""
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"text": "a"}\n{"images": ["absent.png"]}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {path: x, pathes: 3}\n")
+    corrupt = tmp_path / "corrupt"
+    corrupt.mkdir()
+    (corrupt / "a.png").write_bytes(b"no picture")
+    (corrupt / "records.jsonl").write_text('{"query": {"images": ["a.png"]}, "target": {"text": "a"}}\n')
+    out = tmp_path / "out.npy"
+    cases = {
+        "line 2: there is no image": ("embed", export, items, "--out", out),
+        "There is no directory": ("embed", tmp_path / "absent", items, "--out", out),
+        "holds no config.json": ("evaluate", data, data / "shards"),
+        "no directory of shards": ("evaluate", export, tmp_path / "absent"),
+        "no run directory": ("report", tmp_path, export, data / "shards", "--out", tmp_path / "report.html"),
+        "unknown key 'model.pathes'; did you mean 'model.path": ("train", recipe),
+        "There is no recipe": ("train", tmp_path / "absent.yaml"),
+        "line 1: the image .*a.png cannot be used": ("shards", "build", corrupt / "records.jsonl", "--out", tmp_path / "shards"),
+        "There is no directory of shards": ("shards", "describe", tmp_path / "absent"),
+        "has no config.yaml": ("convert", tmp_path, "--out", tmp_path / "model"),
+    }
+    for sentence, words in cases.items():
+        assert re.search(sentence, told(pdfx(*words))), words
+    assert not out.exists() and not (tmp_path / "report.html").exists() and not (tmp_path / "shards").exists()
+
+
+def test_a_sentence_with_brackets_is_printed_as_it_is(pdfx, export, tmp_path):
+    name = tmp_path / "[red]absent[/red].jsonl"
+    assert f"There is no input file {name}." == told(pdfx("embed", export, name, "--out", tmp_path / "out.npy"))
+
+
+def test_a_missing_folder_of_the_output_is_named_before_any_work(pdfx, export, data):
+    for command, option in (("evaluate", "--json"), ("embed", "--out")):
+        message = told(pdfx(command, export, data / "shards", option, data / "absent" / "result.npy"))
+        assert f"There is no folder {data / 'absent'}" in message
+
+
+def test_what_the_system_refuses_is_named(pdfx, export, data, tmp_path):
+    (tmp_path / "taken.npy").mkdir()
+    (tmp_path / "items.jsonl").write_text('{"text": "a"}\n')
+    assert told(pdfx("embed", export, tmp_path / "items.jsonl", "--out", tmp_path / "taken.npy")) == f"{tmp_path / 'taken.npy'}: Is a directory."
+
+
+def test_the_installed_module_ends_with_2_on_a_mistake(tmp_path):
+    command = [sys.executable, "-m", "pdfx.cli", "shards", "describe", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "no index.json" in result.stderr and "Traceback" not in result.stderr
