@@ -6,7 +6,7 @@ from .guard import CorruptSampleGuard
 from .images import ImageError, decode_image
 from .loader import TrainLoader
 from .order import CanonicalOrder
-from .retrieval import FILLER, EvaluationLoader, Items, RetrievalItems, iterate_inputs, retrieval_items, share_of_rank
+from .retrieval import FILLER, Items, RetrievalItems, iterate_inputs, retrieval_items, share_of_rank
 from .shards import Sample, SampleError, ShardedDataset
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "CanonicalOrder",
     "Chunk",
     "CorruptSampleGuard",
-    "EvaluationLoader",
     "ImageError",
     "Items",
     "RetrievalItems",

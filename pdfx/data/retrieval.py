@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import Tensor
 from pdfx.errors import UserError
 
 from .collate import Processor, filler
-from .images import MAX_IMAGE_PIXELS
 from .schema import identity_number
 from .shards import SampleError, ShardedDataset
 from .workers import run_ahead
@@ -88,45 +86,6 @@ class SideReader:
             raise _refusal(self.dataset, error) from None
         inputs, _ = self.processor(items, [self.side] * len(items))
         return inputs
-
-
-class EvaluationLoader:
-    """One rank's part of an evaluation over a directory of shards. Every rank runs the same number of batches of the same sizes.
-
-    Args:
-        path: directory of shards.
-        processor: as of TrainLoader.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        processor: Processor,
-        rank: int,
-        world_size: int,
-        batch_size: int,
-        num_workers: int = 0,
-        max_image_pixels: int = MAX_IMAGE_PIXELS,
-    ):
-        self.dataset = ShardedDataset(path, max_image_pixels)
-        self.items = retrieval_items(self.dataset)
-        """Of all ranks."""
-        self._processor, self._rank, self._world_size = processor, rank, world_size
-        self._batch_size, self._num_workers = batch_size, num_workers
-
-    def queries(self) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """(sample numbers int64 [n] with FILLER where the row is to be dropped, inputs) of this rank's share."""
-        return self._iterate(self.items.queries, "query")
-
-    def targets(self) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """Like ``queries``, for the distinct targets."""
-        return self._iterate(self.items.targets, "target")
-
-    def _iterate(self, items: Items, side: Literal["query", "target"]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        own = share_of_rank(items.samples, self._rank, self._world_size)
-        batches = iterate_inputs(self.dataset, own, side, self._processor, self._batch_size, self._num_workers)
-        for start, inputs in zip(range(0, len(own), self._batch_size), batches, strict=True):
-            yield own[start : start + self._batch_size], inputs
 
 
 def _refusal(dataset: ShardedDataset, error: SampleError) -> UserError:

@@ -7,7 +7,7 @@ import hashlib
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 INDEX_NAME = "index.json"
 KEY_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
@@ -25,15 +25,6 @@ class Side(StrictModel):
 
     text: str = ""
     images: list[str] = []
-
-    @field_validator("text")
-    @classmethod
-    def check_text(cls, text: str) -> str:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError("the text holds half of a surrogate pair, which is no character") from None
-        return text
 
     @model_validator(mode="after")
     def check_not_empty(self):

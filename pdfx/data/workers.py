@@ -6,9 +6,13 @@ import math
 import multiprocessing
 import os
 import pickle
+import pickletools
 import signal
+import sys
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
+from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -54,9 +58,8 @@ def run_ahead(job: Any, requests: Iterable[Any], num_workers: int, prefetch: int
     """
     options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
     if num_workers > 0:
-        _check_picklable(job)
         context = multiprocessing.get_context(_METHOD)
-        context.set_forkserver_preload(["__main__", __name__])
+        context.set_forkserver_preload(["__main__", __name__, *_modules_of(job)])
         options |= {"multiprocessing_context": context, "worker_init_fn": _start_worker, "prefetch_factor": math.ceil(prefetch / num_workers)}
     loader = DataLoader(CatchingDataset(job), batch_size=None, sampler=requests, generator=torch.Generator().manual_seed(seed), **options)
     return _Results(iter(loader))
@@ -91,15 +94,25 @@ def _start_worker(_: int) -> None:
     # Launchers signal every process of a job; what to do then (save a checkpoint, say) is for the main process, which needs its workers meanwhile.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # torch's own watchdog asks for the parent's process number, which is the server's here and outlives a trainer that was killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # torch itself limits its threads to one in workers; the tokenizers library would still start one per core in each.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
 
 
-def _check_picklable(job: Any) -> None:
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _modules_of(job: Any) -> list[str]:
+    """The modules that workers must import before they can unpickle ``job``: the server imports them once for all."""
     try:
-        pickle.dumps(job)
+        pickled = pickle.dumps(job)
     except Exception as error:  # any class may raise anything while it is pickled
         raise UserError(
             f"The processor cannot be sent to data workers ({error}); define its class at the top of an importable module, or set data.num_workers=0."
         ) from None
+    strings = {argument for opcode, argument, _ in pickletools.genops(pickled) if opcode.name.endswith("UNICODE")}
+    return sorted(strings & sys.modules.keys() - {"__main__"})

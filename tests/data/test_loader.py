@@ -3,6 +3,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from itertools import islice
 
 import pytest
@@ -171,6 +173,31 @@ def test_workers_end_with_their_loader(shards):
     assert len(workers) == 2
     del train
     assert not any(worker.is_alive() for worker in workers)
+
+
+TRAINER = """
+import multiprocessing, sys, time
+from tiny_shards import ByteProcessor
+from pdfx.config import DataSection
+from pdfx.data import TrainLoader
+
+if __name__ == "__main__":
+    train = TrainLoader(DataSection(train=sys.argv[1], num_workers=2), ByteProcessor(), 0, 1, 2, 1, 0)
+    next(train)
+    print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_trainer_that_was_killed(shards, tmp_path):
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, tmp_path / "trainer.py", shards], stdout=subprocess.PIPE, env=environment) as trainer:
+        workers = trainer.stdout.readline().split()
+        assert len(workers) == 2
+        trainer.kill()
+        # The pipe ends when the last process that holds it has ended; the test's time limit ends a wait in vain.
+        assert trainer.stdout.read() == b""
 
 
 def test_a_processor_that_cannot_be_sent_to_workers_is_told(shards):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tiny_shards import ByteProcessor, damage_image, make_shards, write_records
 
 from data_tools.build import build_shards
-from pdfx.data import FILLER, EvaluationLoader, ShardedDataset, iterate_inputs, retrieval_items, share_of_rank
+from pdfx.data import FILLER, ShardedDataset, iterate_inputs, retrieval_items, share_of_rank
 from pdfx.errors import UserError
 
 
@@ -51,13 +51,13 @@ def test_shares_of_ranks_are_equally_long_and_hold_everything_once_in_order(n, w
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_ranks_run_alike_batches_and_together_read_everything_once(shards, world_size):
-    loaders = [EvaluationLoader(shards, ByteProcessor(), rank, world_size, batch_size=2) for rank in range(world_size)]
-    for side, expected in (("queries", list(range(7))), ("targets", [0, 1, 3])):
-        ranks = [list(getattr(loader, side)()) for loader in loaders]
-        assert len({tuple(len(samples) for samples, _ in rank) for rank in ranks}) == 1
-        numbers = [number for rank in ranks for samples, _ in rank for number in samples.tolist()]
-        assert [number for number in numbers if number != FILLER] == expected
-        assert all(len(inputs["input_ids"]) == len(samples) for rank in ranks for samples, inputs in rank)
+    dataset = ShardedDataset(shards)
+    for side, items in zip(("query", "target"), retrieval_items(dataset), strict=True):
+        shares = [share_of_rank(items.samples, rank, world_size) for rank in range(world_size)]
+        ranks = [[decode(inputs) for inputs in iterate_inputs(dataset, share, side, ByteProcessor(), 2)] for share in shares]
+        assert len({tuple(map(len, batches)) for batches in ranks}) == 1
+        read = [text for batches in ranks for batch in batches for text in batch if len(text) > 1]
+        assert read == [side[0] + dataset.read_item(number, side)["text"] for number in items.samples]
 
 
 def test_only_the_side_that_is_read_needs_sound_images_and_damage_is_told(tmp_path):

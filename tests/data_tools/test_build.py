@@ -1,0 +1,157 @@
+import hashlib
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+from tiny_shards import make_shards, picture, write_records
+
+from data_tools.build import build_shards
+from data_tools.check import check_shards
+from pdfx.data import ShardedDataset
+from pdfx.data.schema import identity_number
+from pdfx.errors import UserError
+
+PAIR = {"query": {"text": "q"}, "target": {"text": "t"}}
+
+
+def build(folder, records, **options):
+    (folder / "images").mkdir(exist_ok=True)
+    return build_shards(write_records(folder, records), folder / "images", folder / "shards", **options)
+
+
+def content(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_rebuild_gives_the_same_bytes(tmp_path):
+    first, second = (make_shards(tmp_path / name) for name in ("one", "two"))
+    for image in (tmp_path / "two" / "images").iterdir():
+        os.utime(image, (1, 1))
+    assert content(first) == content(second)
+
+
+def test_the_index_counts_and_sums_what_is_there(tmp_path):
+    shards = make_shards(tmp_path)
+    index = json.loads((shards / "index.json").read_text())
+    assert [(entry["name"], entry["samples"]) for entry in index["shards"]] == [("00000.tar", 10), ("00001.tar", 10), ("00002.tar", 5)]
+    assert index["samples"] == 25
+    for entry in index["shards"]:
+        data = (shards / entry["name"]).read_bytes()
+        assert (entry["bytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    listed = "".join(f"{entry['name']} {entry['samples']} {entry['sha256']}\n" for entry in index["shards"])
+    assert index["fingerprint"] == hashlib.sha256(listed.encode()).hexdigest()
+
+
+def test_shards_are_plain_webdataset_tars_with_images_as_given(tmp_path):
+    shards = make_shards(tmp_path, samples=6, samples_per_shard=6)
+    samples = list(webdataset.WebDataset(str(shards / "00000.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"sample-{i:03d}" for i in range(6)]
+    for i, sample in enumerate(samples):
+        assert sample["target.0.png"] == picture(i)
+        assert json.loads(sample["json"])["target"] == {"text": f"target {i}", "images": ["target.0.png"]}
+
+
+def test_offsets_cut_a_tar_into_its_samples(tmp_path):
+    shards = make_shards(tmp_path)
+    data, offsets = (shards / "00001.tar").read_bytes(), np.load(shards / "00001.idx.npy")
+    assert (offsets.dtype, offsets.shape, offsets[0]) == (np.int64, (11,), 0)
+    for i, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True), start=10):
+        assert picture(i) in data[start:stop]
+        assert data[start:stop].startswith(f"sample-{i:03d}.json".encode())
+
+
+def test_targets_are_identified_by_name_or_else_by_text_and_images(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, seed in (("a.png", 0), ("copy.png", 0), ("b.png", 1)):
+        (tmp_path / "images" / name).write_bytes(picture(seed))
+    targets = [
+        {"text": "t"},
+        {"text": "t"},
+        {"text": "u"},
+        {"images": ["a.png"]},
+        {"images": ["copy.png"]},
+        {"images": ["b.png"]},
+        {"text": "t", "images": ["a.png"]},
+    ]
+    records = [{"query": {"text": "q"}, "target": target} for target in targets]
+    records += [PAIR | {"target_id": "named"}, PAIR | {"target_id": "named", "negatives": [{"text": "t"}, {"text": "t", "target_id": "named"}]}]
+    build(tmp_path, records)
+    dataset = ShardedDataset(tmp_path / "shards")
+    ids = [dataset.read(i).target_id for i in range(9)]
+    assert [ids.index(number) for number in ids] == [0, 0, 2, 3, 3, 5, 6, 7, 7]
+    assert ids[7] == identity_number("named")
+    # A hard negative that another sample has as its target bears that target's identity.
+    assert dataset.read(8).negative_ids == [ids[0], ids[7]]
+
+
+def test_members_bear_the_extension_of_their_content(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "wrong.png", "JPEG")
+    build(tmp_path, [{"query": {"images": ["wrong.png"]}, "target": {"text": "t"}, "negatives": [{"images": ["wrong.png", "wrong.png"]}]}])
+    _, record = next(iter(ShardedDataset(tmp_path / "shards").records()))
+    assert record.query.images == ["query.0.jpg"]
+    assert record.negatives[0].images == ["negatives.0.0.jpg", "negatives.0.1.jpg"]
+    assert check_shards(tmp_path / "shards", full=True) == []
+
+
+def test_records_without_a_key_get_their_line_number_and_blank_lines_are_passed_over(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text(f"{json.dumps(PAIR)}\n\n{json.dumps(PAIR)}")
+    summary = build_shards(path, tmp_path, tmp_path / "shards")
+    assert (summary.samples, summary.shards) == (2, 1)
+    dataset = ShardedDataset(tmp_path / "shards")
+    assert [dataset.read(i).key for i in range(2)] == ["000000001", "000000003"]
+
+
+def test_any_script_survives_the_way_through_a_shard(tmp_path):
+    text = 'Größe 猫 🦜 \n\t"quoted" \\ \u2028 e\u0301'
+    build(tmp_path, [{"query": {"text": text}, "target": {"text": "t"}}])
+    assert ShardedDataset(tmp_path / "shards").read(0).query["text"] == text
+
+
+def test_progress_runs_from_nothing_to_everything(tmp_path):
+    calls = []
+    build(tmp_path, [PAIR] * 3, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_a_directory_that_is_not_empty_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "precious").write_text("x")
+    with pytest.raises(UserError, match="shards is not an empty directory"):
+        build(tmp_path, [PAIR])
+    assert content(tmp_path / "shards") == {"precious": b"x"}
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_failed_build_leaves_the_directory_as_it_was(tmp_path, existed):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "bad.png").write_bytes(picture(0)[:100])
+    if existed:
+        (tmp_path / "shards").mkdir()
+    with pytest.raises(UserError, match="bad.png cannot be used"):
+        build(tmp_path, [PAIR, PAIR, {"query": {"images": ["bad.png"]}, "target": {"text": "t"}}], samples_per_shard=1)
+    assert (tmp_path / "shards").exists() == existed
+    assert not existed or content(tmp_path / "shards") == {}
+
+
+def test_a_mistake_on_the_last_line_is_found_before_anything_is_written(tmp_path):
+    calls = []
+    with pytest.raises(UserError, match="line 3"):
+        build(tmp_path, [PAIR, PAIR, {"query": {"images": ["missing.png"]}, "target": {"text": "t"}}], progress=lambda *counts: calls.append(counts))
+    assert calls == []
+
+
+def test_no_records_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no records in"):
+        build(tmp_path, [])
+
+
+def test_nothing_of_the_builder_enters_a_shard(tmp_path):
+    shards = make_shards(tmp_path, samples=2)
+    with tarfile.open(shards / "00000.tar") as archive:
+        assert {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in archive} == {(0, 0, "", "", 0)}
