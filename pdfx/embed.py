@@ -117,15 +117,15 @@ def embed_file(job: EmbedJob, processes: int = 1, on_progress: Callable[[int, in
         if processes > 1:
             _embed_in_processes(job, processes, on_progress)
         else:
-            _write_part(job, 0, 1, pick_device(), on_progress)
-        return _merge(job, processes)
+            write_part(job, 0, 1, pick_device(), on_progress)
+        return merge_parts(job, processes)
     finally:
         if world_size == 1:
             shutil.rmtree(job.parts, ignore_errors=True)
 
 
-def _write_part(job: EmbedJob, rank: int, world_size: int, device: torch.device, on_progress: Callable[[int, int], None] | None = None) -> None:
-    """Embed this rank's share of the batches and write it to the job's folder of parts."""
+def write_part(job: EmbedJob, rank: int, world_size: int, device: torch.device, on_progress: Callable[[int, int], None] | None = None) -> None:
+    """Embed this rank's share of the batches and write it to the job's folder of parts, which exists; nothing where the share is empty."""
     lines = read_lines(job)
     starts = range(0, len(lines), job.batch_size)
     mine = starts[len(starts) * rank // world_size : len(starts) * (rank + 1) // world_size]
@@ -169,7 +169,7 @@ def _part(job: EmbedJob, rank: int) -> Path:
     return job.parts / f"{rank:05d}.npy"
 
 
-def _merge(job: EmbedJob, world_size: int) -> tuple[int, ...]:
+def merge_parts(job: EmbedJob, world_size: int) -> tuple[int, ...]:
     """Join the parts in the order of the input, write the output in one atomic step, and return its shape."""
     parts = [np.load(_part(job, rank)) for rank in range(world_size) if _part(job, rank).exists()]
     embeddings = np.concatenate(parts)
@@ -183,11 +183,11 @@ def _merge(job: EmbedJob, world_size: int) -> tuple[int, ...]:
 
 def _embed_as_rank(job: EmbedJob, on_progress: Callable[[int, int], None] | None) -> tuple[int, ...] | None:
     with launched_ranks() as ranks:
-        _write_part(job, ranks.rank, ranks.world_size, ranks.device, on_progress if ranks.rank == 0 else None)
+        write_part(job, ranks.rank, ranks.world_size, ranks.device, on_progress if ranks.rank == 0 else None)
         ranks.wait_for_all()
         if ranks.rank != 0:
             return None
-        shape = _merge(job, ranks.world_size)
+        shape = merge_parts(job, ranks.world_size)
     shutil.rmtree(job.parts, ignore_errors=True)
     return shape
 
@@ -238,4 +238,4 @@ def _work(job: EmbedJob, rank: int, world_size: int) -> None:
             _worker_done.value += lines_done - counted
         counted = lines_done
 
-    _write_part(job, rank, world_size, pick_device(rank), count)
+    write_part(job, rank, world_size, pick_device(rank), count)

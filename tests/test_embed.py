@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_exports import HIDDEN, PATHS, tiny_export
 from tiny_models import items
 
-from pdfx.embed import EmbedJob, embed_file
+from pdfx.embed import EmbedJob, embed_file, merge_parts, write_part
 from pdfx.errors import UserError
 from pdfx.exports import load_export
 
@@ -87,15 +87,25 @@ def test_truncated_embeddings_are_leading_dimensions_of_unit_length(job, expecte
     assert np.allclose(np.load(job.out), wanted, atol=ROUNDING)
 
 
-def test_three_processes_one_of_them_idle_write_what_one_does(job):
-    two_batches = replace(job, batch_size=6)
-    embed_file(two_batches)
+def test_two_processes_write_what_one_does(job):
+    embed_file(job)
     alone = np.load(job.out)
     seen = []
-    embed_file(two_batches, processes=3, on_progress=lambda done, total: seen.append((done, total)))
+    embed_file(job, processes=2, on_progress=lambda done, total: seen.append((done, total)))
     assert np.allclose(np.load(job.out), alone, atol=ROUNDING)
     assert seen[-1] == (COUNT, COUNT)
     assert left_behind(job) == []
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_the_parts_of_any_number_of_ranks_some_of_them_idle_join_to_the_whole(job, world_size):
+    embed_file(job)
+    alone = np.load(job.out)
+    job.parts.mkdir()
+    for rank in reversed(range(world_size)):
+        write_part(job, rank, world_size, torch.device("cpu"))
+    assert merge_parts(job, world_size) == alone.shape
+    assert np.array_equal(np.load(job.out), alone)
 
 
 def test_two_ranks_of_torchrun_write_what_one_process_does(job):

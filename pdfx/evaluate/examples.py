@@ -36,11 +36,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """A query, its first answers by the fused embedding's cosine, and the (pessimistic) rank of the best right answer."""
+    """A query, its first answers by the fused embedding's cosine, and the (pessimistic) rank of the best right answer among all candidates."""
 
     query: Card
     answers: list[Answer]
     rank: int
+    candidates: int
 
 
 def find_examples(dataset: ShardedDataset, queries: EmbeddedItems, targets: EmbeddedItems) -> dict[str, list[Example]]:
@@ -66,7 +67,7 @@ def _examples(dataset: ShardedDataset, asking: EmbeddedItems, asking_side: str, 
             Answer(read_card(dataset, int(answering.samples[column]), answering_side), bool(relevant[place, column]), float(score))
             for column, score in zip(best.indices[place].tolist(), best.values[place].tolist(), strict=True)
         ]
-        examples.append(Example(read_card(dataset, int(asking.samples[row]), asking_side), answers, ranks[place]))
+        examples.append(Example(read_card(dataset, int(asking.samples[row]), asking_side), answers, ranks[place], len(answering.ids)))
     return examples
 
 

@@ -15,9 +15,12 @@ from matplotlib.figure import Figure
 Points = tuple[list[int], list[float]]
 """Steps and values."""
 
-THEMES = {"light": {"text": "#1f2430", "grid": "#d9dce3"}, "dark": {"text": "#e6e8ee", "grid": "#3a4050"}}
-PATH_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-"""Okabe and Ito's palette (2008), which people with any kind of colour vision can tell apart."""
+THEMES = {
+    "light": {"text": "#1f2430", "grid": "#d9dce3", "paths": ("#0072b2", "#d98200", "#009e73", "#c0608f", "#d55e00", "#7a5ba6")},
+    "dark": {"text": "#e6e8ee", "grid": "#3a4050", "paths": ("#56b4e9", "#f0b03c", "#2fc79a", "#e79cc2", "#f58a4b", "#b79ce0")},
+}
+"""Colours of text, grid and paths; the paths' are Okabe and Ito's (2008), which differ for every kind of colour vision, made darker or lighter to stand
+out on the page, and a violet."""
 PATH_STYLES = ("-", "--", "-.", ":")
 MAX_CELLS = 12
 """Cells of a heat map's side up to which the numbers fit."""
@@ -33,12 +36,12 @@ class Picture:
     caption: str
 
 
-def draw(size: tuple[float, float], rows: int, columns: int, paint: Callable[[list[Axes], str], None], alt: str, caption: str) -> Picture:
+def draw(size: tuple[float, float], rows: int, columns: int, paint: Callable[[list[Axes], dict], None], alt: str, caption: str) -> Picture:
     """Draw axes in a grid for both themes.
 
     Args:
         size: inches.
-        paint: fills the axes, given the colour of the theme's text.
+        paint: fills the axes, given the theme.
     """
     pictures = {}
     for name, theme in THEMES.items():
@@ -47,7 +50,7 @@ def draw(size: tuple[float, float], rows: int, columns: int, paint: Callable[[li
             **colours,
             "axes.edgecolor": theme["grid"],
             "grid.color": theme["grid"],
-            "font.size": 9.5,
+            "font.size": 10,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "svg.hashsalt": "pdfx",
@@ -55,7 +58,7 @@ def draw(size: tuple[float, float], rows: int, columns: int, paint: Callable[[li
         with matplotlib.rc_context(settings):
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasSVG(figure)
-            paint(list(figure.subplots(rows, columns, squeeze=False).flat), theme["text"])
+            paint(list(figure.subplots(rows, columns, squeeze=False).flat), theme)
             stream = io.BytesIO()
             figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
         pictures[name] = data_uri("image/svg+xml", stream.getvalue())
@@ -69,26 +72,26 @@ def data_uri(media_type: str, data: bytes) -> str:
 def loss_curves(paths: list[Points], fused: Points) -> Picture:
     """InfoNCE of every path and of the fused embedding over steps."""
 
-    def paint(axes: list[Axes], text: str) -> None:
+    def paint(axes: list[Axes], theme: dict) -> None:
         for k, points in enumerate(paths):
-            look = {"color": PATH_COLOURS[k % len(PATH_COLOURS)], "linestyle": PATH_STYLES[k % len(PATH_STYLES)]}
+            look = {"color": theme["paths"][k % len(theme["paths"])], "linestyle": PATH_STYLES[k % len(PATH_STYLES)]}
             axes[0].plot(*points, **look, linewidth=1.4, label=f"path {k}")
-        axes[0].plot(*fused, color=text, linewidth=2, label="fused")
+        axes[0].plot(*fused, color=theme["text"], linewidth=2, label="fused")
         finish(axes[0], "InfoNCE", "step")
 
     named = {"fused": fused, **{f"path {k}": points for k, points in enumerate(paths)}}
     ends = [f"{name} from {values[0]:.3f} to {values[-1]:.3f}" for name, (_, values) in named.items()]
     alt = f"Line chart of the contrastive losses over steps {fused[0][0]} to {fused[0][-1]}: {', '.join(ends)}."
-    return draw((7.5, 3.2), 1, 1, paint, alt, "Contrastive loss (InfoNCE, nats) of each path and of the fused embedding.")
+    return draw((6.0, 3.8), 1, 1, paint, alt, "Contrastive loss (InfoNCE, nats) of each path and of the fused embedding.")
 
 
 def information_curves(information: Points, r2: Points) -> Picture:
     """The vCLUB estimate and the quality of the networks behind it, over steps."""
 
-    def paint(axes: list[Axes], text: str) -> None:
-        axes[0].plot(*information, color=text, linewidth=1.8)
+    def paint(axes: list[Axes], theme: dict) -> None:
+        axes[0].plot(*information, color=theme["text"], linewidth=1.8)
         finish(axes[0], "estimate (nats)")
-        axes[1].plot(*r2, color=PATH_COLOURS[0], linewidth=1.8)
+        axes[1].plot(*r2, color=theme["paths"][0], linewidth=1.8)
         finish(axes[1], "R² of q", "step")
         axes[1].set_ylim(min(0.0, *r2[1]) - 0.03, 1.03)
 
@@ -96,19 +99,19 @@ def information_curves(information: Points, r2: Points) -> Picture:
         f"Two line charts over steps {information[0][0]} to {information[0][-1]}: the mutual-information estimate from {information[1][0]:.3g} "
         f"to {information[1][-1]:.3g} nats, and the R squared of its networks from {r2[1][0]:.2f} to {r2[1][-1]:.2f}."
     )
-    caption = "vCLUB estimate of the mutual information between paths, and how well its networks q predict one path from another (a low R² lowers it)."
-    return draw((7.5, 4.2), 2, 1, paint, alt, caption)
+    caption = "vCLUB estimate of the mutual information between paths, and the R² of its networks q: where they predict badly, the estimate is too low."
+    return draw((6.0, 3.8), 2, 1, paint, alt, caption)
 
 
 def single_curve(points: Points, label: str, caption: str) -> Picture:
     """One quantity over steps."""
 
-    def paint(axes: list[Axes], text: str) -> None:
-        axes[0].plot(*points, color=text, linewidth=1.8)
+    def paint(axes: list[Axes], theme: dict) -> None:
+        axes[0].plot(*points, color=theme["text"], linewidth=1.8)
         finish(axes[0], label, "step")
 
     alt = f"Line chart of {label} over steps {points[0][0]} to {points[0][-1]}, from {points[1][0]:.3g} to {points[1][-1]:.3g}."
-    return draw((7.5, 2.6), 1, 1, paint, alt, caption)
+    return draw((6.0, 2.6), 1, 1, paint, alt, caption)
 
 
 def finish(axes: Axes, y_label: str, x_label: str = "") -> None:
@@ -125,7 +128,7 @@ def similarity_maps(matrices: dict[str, list[list[float]]]) -> Picture:
     """Mean cosines between paths, [K, K] for each named side."""
     size = len(next(iter(matrices.values())))
 
-    def paint(axes: list[Axes], text: str) -> None:
+    def paint(axes: list[Axes], theme: dict) -> None:
         for panel, (name, matrix) in zip(axes, matrices.items(), strict=True):
             image = panel.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
             panel.set_title(name, fontsize=10)

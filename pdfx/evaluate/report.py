@@ -123,9 +123,8 @@ def facts_of(config: Config, model_config, records: list[dict], model: Path, dat
     recipe, lora, train, objective = config.model, config.model.lora, config.train, config.objective
     tuning = f"LoRA r={lora.r}, alpha={lora.alpha}" + (", DoRA" if lora.dora else "") if lora else "full fine-tuning"
     trained = max((record["step"] for record in records), default=0)
-    negatives = f"{train.per_device_train_batch_size} pairs per rank" + (
-        f" x {train.gradient_accumulation_steps} accumulated" if train.gradient_accumulation_steps > 1 else ""
-    )
+    accumulated = f" x {train.gradient_accumulation_steps} accumulated" if train.gradient_accumulation_steps > 1 else ""
+    pairs = f"{train.per_device_train_batch_size} pairs per rank{accumulated}"
     return [
         ("Backbone", f"{recipe.path} ({model_config.backbone.model_type})"),
         ("Paths", f"{model_config.paths}, prefixes of {model_config.prefix_length} in {len(model_config.prefix_layers)} layers"),
@@ -134,7 +133,7 @@ def facts_of(config: Config, model_config, records: list[dict], model: Path, dat
             f"{model_config.hidden_size} dimensions per path, {model_config.fused_size} fused by {model_config.fusion}; pooling: {model_config.pooling}",
         ),
         ("Tuning", f"{tuning}; vision tower {'trained' if recipe.train_vision else 'frozen'}"),
-        ("Steps", f"{trained} recorded; {negatives}; learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
+        ("Steps", f"{trained} recorded; {pairs}; learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
         ("Objective", f"InfoNCE at temperature {objective.temperature:g}{', symmetric' if objective.symmetric else ''}; {diversity_words(config)}"),
         ("Precision and seed", f"{'bf16' if train.bf16 else 'float32'}, seed {train.seed}"),
         ("Training data", config.data.train),
