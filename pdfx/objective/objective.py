@@ -242,7 +242,6 @@ class Objective:
         return torch.stack([{"query": query, "target": target}[side] for side in self.sides])
 
 
-
 def _local(query: Tensor, target: Tensor, negatives: Tensor, valid: Tensor, negative_valid: Tensor, dtype: torch.dtype) -> Local:
     return Local(_keep(query.to(dtype), valid), _keep(target.to(dtype), valid), _keep(negatives.to(dtype), negative_valid).flatten(0, 1))
 

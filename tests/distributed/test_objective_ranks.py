@@ -3,19 +3,15 @@
 Everything is float64: sums over at most 100 terms in another order differ by some 1e-14, so 1e-10 sees any wrong factor, missing row or detached one.
 """
 
-from datetime import timedelta
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from distributed.ranks import Ranks
 from torch.nn.functional import normalize
 
 from pdfx.config import MutualInformationSection, ObjectiveSection
 from pdfx.errors import UserError
 from pdfx.objective import Objective
-from pdfx.objective.gather import all_gather
+from pdfx.objective.gather import all_gather, rank_and_world_size
 
 PAIRS, PATHS, DIMENSION, NEGATIVES = 6, 3, 8, 2
 EMBEDDINGS = ("query", "target", "negatives", "query_fused", "target_fused", "negatives_fused")
@@ -92,7 +88,7 @@ def settings_of(name: str) -> dict:
     return CONTRASTS.get(name, INFORMATION)
 
 
-def gather_case(rank: int, world_size: int) -> dict:
+def gather_case(rank: int) -> dict:
     """A loss per rank that weighs every gathered row in its own way, so that the gradient's expected value is known."""
     first, second, empty = (torch.full(shape, rank + 1.0, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (1, 2, 2), (0, 4)))
     gathered = all_gather([first, second, empty])
@@ -109,34 +105,22 @@ def refusal_case(part: dict) -> str:
     return ""
 
 
-WORLDS = (3, 2)
+def run_rank(folder: str) -> None:
+    """Every case on this rank; the results go through a file."""
+    rank, world_size = rank_and_world_size()
+    results = {(name, valid): evaluate(settings_of(name), share(whole_batch(valid), rank, world_size)) for name, valid in cases()}
+    results["gather"] = gather_case(rank)
+    results["refusal"] = refusal_case(share(whole_batch("all valid"), rank, world_size))
+    torch.save(results, f"{folder}/{rank}.pt")
 
 
-def run_rank(rank: int, folder: str) -> None:
-    """Every case in a world of 3 ranks, then in one of 2: starting processes is what costs time here."""
-    torch.set_num_threads(1)
-    for world_size in WORLDS:
-        if rank >= world_size:
-            continue
-        dist.init_process_group("gloo", init_method=f"file://{folder}/{world_size}", rank=rank, world_size=world_size, timeout=timedelta(minutes=2))
-        results = {(name, valid): evaluate(settings_of(name), share(whole_batch(valid), rank, world_size)) for name, valid in cases()}
-        results["gather"] = gather_case(rank, world_size)
-        results["refusal"] = refusal_case(share(whole_batch("all valid"), rank, world_size))
-        torch.save(results, f"{folder}/{world_size}.{rank}.pt")
-        dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("worlds")
-    multiprocessing.spawn(run_rank, (str(folder),), nprocs=max(WORLDS))
-    return folder
-
-
-@pytest.fixture(scope="module", params=WORLDS, ids=lambda size: f"{size} ranks")
-def ranks(request, worlds) -> list[dict]:
-    """What each rank found."""
-    return [torch.load(worlds / f"{request.param}.{rank}.pt", weights_only=True) for rank in range(request.param)]
+@pytest.fixture(scope="module", params=[2, 3], ids=lambda size: f"{size} ranks")
+def ranks(request, tmp_path_factory) -> list[dict]:
+    """What each rank found; all cases in one set of processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with Ranks(request.param) as processes:
+        processes.run(run_rank, str(folder))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 
 def assert_equals_whole_batch(found: list[dict], loss: torch.Tensor, gradients: dict[str, torch.Tensor]) -> None:
