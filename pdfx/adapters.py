@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -15,7 +16,8 @@ from pdfx.model.prefixes import prefixes_of
 def apply_lora(embedder: ParallelEmbedder, lora: LoraSection) -> None:
     """Put low-rank adapters (Hu et al., arXiv 2106.09685; DoRA: arXiv 2402.09353) into the decoder's linear modules, in place.
 
-    Only the decoder is searched, so that a vision tower whose modules have the same names stays as it is.
+    Only the decoder is searched, so that a vision tower whose modules have the same names stays as it is. The initial values follow from torch's seed as it was
+    last set, not from how many numbers the loading of weights has drawn since.
 
     Raises:
         UserError: a target names no linear module of the decoder.
@@ -29,7 +31,9 @@ def apply_lora(embedder: ParallelEmbedder, lora: LoraSection) -> None:
     settings = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), use_dora=lora.dora, bias="none"
     )
-    inject_adapter_in_model(settings, decoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        inject_adapter_in_model(settings, decoder)
 
 
 def merge_lora(embedder: ParallelEmbedder) -> ParallelEmbedder:

@@ -11,6 +11,7 @@ from pathlib import Path
 import deepspeed
 import torch
 from torch import nn
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from pdfx.config import Config, TrainSection
 from pdfx.errors import UserError
@@ -116,7 +117,7 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 def parameter_groups(module: TrainingModule, config: Config) -> list[dict]:
     """The trainable parameters as the optimiser's groups.
 
-    ``prefixes`` have their own learning rate and no weight decay, ``undecayed`` (norms, biases, fusion weights, temperature) no decay; ``weights`` are the rest.
+    ``prefixes`` have their own learning rate and no weight decay, ``undecayed`` (norms, biases, fusion, temperature) have no decay; ``weights`` are the rest.
     ``base_lr`` is what the schedule's factor multiplies.
     """
     train = config.train
@@ -168,6 +169,23 @@ def set_learning_rate(engine: deepspeed.DeepSpeedEngine, factor: float) -> None:
     """Give every group ``base_lr`` times the schedule's factor."""
     for group in engine.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+
+
+@contextmanager
+def sharded_loading(settings: dict, config: Config):
+    """Let transformers put each weight into its ZeRO-3 shard as it is read, so that no rank ever holds the whole model.
+
+    Prefixes drawn from tokens need whole weights before training starts; the model is then loaded whole and sharded by ``start_engine``.
+    """
+    if settings["zero_optimization"]["stage"] != 3 or config.model.prefix.init == "tokens":
+        yield
+        return
+    # transformers keeps a weak reference only.
+    kept = HfDeepSpeedConfig(settings)
+    try:
+        yield kept
+    finally:
+        unset_hf_deepspeed_config()
 
 
 @contextmanager

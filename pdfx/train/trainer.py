@@ -6,6 +6,7 @@ import signal
 import time
 
 import torch
+import transformers
 
 from pdfx.build import build_embedder
 from pdfx.config import Config, dump_config
@@ -14,7 +15,7 @@ from pdfx.errors import UserError
 from pdfx.objective import Objective
 from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
 from pdfx.train.cluster import World, join_world, leave_world
-from pdfx.train.engine import TrainingModule, flatten, load_deepspeed_config, peak_memory, set_learning_rate, start_engine
+from pdfx.train.engine import TrainingModule, flatten, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.run_directory import identity, open_run_directory, write_config
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
@@ -37,6 +38,8 @@ def train(config: Config) -> None:
         SystemExit: ``EXIT_STOPPED`` after a signal; ``EXIT_USER_ERROR`` on ranks whose peer tells the mistake.
     """
     world = join_world()
+    if world.rank != 0:
+        transformers.utils.logging.disable_progress_bar()
     stop = StopRequest()
     trainer = Trainer(config, world)
     try:
@@ -86,7 +89,8 @@ class Trainer:
         with world.together():
             # New adapters draw from torch's own generator.
             torch.manual_seed(derived_seed(config.train.seed, "adapters"))
-            embedder = build_embedder(config, torch.bfloat16 if config.train.bf16 else torch.float32)
+            with sharded_loading(settings, config):
+                embedder = build_embedder(config, torch.bfloat16 if config.train.bf16 else torch.float32)
             self.identity = identity(embedder, config, settings["zero_optimization"]["stage"], world.size)
             if checkpoint:
                 check_same_model(checkpoint, self.identity)

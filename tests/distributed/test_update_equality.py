@@ -18,8 +18,8 @@ from pdfx.train.step import split_slots
 
 RANKS, STEPS, PAIRS = 2, 3, 8
 
-# Adam divides by the root of the second moment, so that at the default epsilon of 1e-8 a gradient that is nothing but rounding noise moves its parameter by a whole
-# learning rate. Against an epsilon of 1e-3 float32 noise of about 1e-7 is small; gradients of the usual size here (1e-4 to 1e-1) still decide the update.
+# Adam divides by the root of the second moment, so that at the default epsilon of 1e-8 a gradient that is nothing but rounding noise moves its parameter by
+# a whole learning rate. Against an epsilon of 1e-3 float32 noise of about 1e-7 is small; gradients of the usual size here (1e-4 to 1e-1) still decide.
 TRAIN = {"max_steps": STEPS, "adam_epsilon": 1e-3, "weight_decay": 0.1, "learning_rate": 1e-2, "warmup_steps": 2, "max_grad_norm": 0.5}
 # An update is at most learning_rate times (gradient noise of 1e-7 over epsilon 1e-3), 1e-6 per step, and the steps add up; measured: below 3e-7.
 TOLERANCE = 1e-5
