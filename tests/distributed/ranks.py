@@ -3,7 +3,7 @@
 >>> with Ranks(2) as ranks:
 ...     results = ranks.run(function, argument, timeout=60)     # [what rank 0 returned, what rank 1 returned]
 
-A failure or a timeout ends all ranks and is told with every rank's exception, or the place where it waited.
+A failure or a timeout ends all ranks and is told with every rank's exception, or the place where it waited; the next ``run`` starts new ones.
 """
 
 import faulthandler
@@ -30,7 +30,7 @@ class RankFailure(AssertionError):
 
 
 class Ranks:
-    """A context with W running ranks.
+    """A context with W ranks, which start at the first ``run``.
 
     Args:
         size: W.
@@ -38,12 +38,16 @@ class Ranks:
 
     def __init__(self, size: int):
         self.size = size
+        self.folder = tempfile.TemporaryDirectory()
+        self.processes: list = []
+        self.pipes: list = []
 
     def __enter__(self) -> "Ranks":
+        return self
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.folder = tempfile.TemporaryDirectory()
         port = free_port()
-        self.processes, self.pipes = [], []
         for rank in range(self.size):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(rank, self.size, port, there, self._dump(rank)), daemon=True)
@@ -52,7 +56,6 @@ class Ranks:
             self.processes.append(process)
             self.pipes.append(here)
         self._collect(START_TIMEOUT, "start")
-        return self
 
     def __exit__(self, *_) -> None:
         for pipe in self.pipes:
@@ -75,6 +78,8 @@ class Ranks:
         Raises:
             RankFailure: see above; the ranks are gone then.
         """
+        if not self.processes:
+            self._start()
         place = (function.__code__.co_filename, function.__qualname__)
         for pipe in self.pipes:
             pipe.send((place, arguments))
@@ -114,6 +119,7 @@ class Ranks:
         for process in self.processes:
             process.kill()
             process.join()
+        self.processes, self.pipes = [], []
 
 
 def _serve(rank: int, size: int, port: int, pipe, dump: Path) -> None:

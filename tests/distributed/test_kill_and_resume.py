@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tiny_runs import ROOT, tiny_tree
 
+from pdfx.config import Config, parse_config
 from pdfx.train.cluster import free_port
 
 STEPS, SAVE_STEPS, KILLED_AT = 12, 3, 5
@@ -43,15 +44,26 @@ def rank_process(launcher: subprocess.Popen, rank: int) -> psutil.Process:
     return next(child for child in psutil.Process(launcher.pid).children(recursive=True) if child.environ().get("RANK") == str(rank))
 
 
+def train_whole(config: Config) -> None:
+    """In a rank: the run without a launcher and without an interruption."""
+    from pdfx.train.cluster import join_world
+    from pdfx.train.trainer import StopRequest, Trainer
+
+    trainer = Trainer(config, join_world())
+    assert trainer.run(StopRequest())
+    trainer.close()
+    trainer.engine.destroy()
+
+
 @pytest.mark.timeout(600)
-def test_after_a_kill_the_same_command_continues_to_the_metrics_of_an_uninterrupted_run_digit_for_digit(tmp_path):
+def test_after_a_kill_the_same_command_continues_to_the_metrics_of_an_uninterrupted_run_digit_for_digit(tmp_path, two_ranks):
     # Dropout, mutual information, chunks, workers and prefetching all have states of their own that must be found again.
     train = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "save_total_limit": 2, "gradient_accumulation_steps": 2, "warmup_steps": 4}
     model = {"lora": {"r": 2, "alpha": 4, "dropout": 0.2, "targets": ["q_proj", "v_proj"]}}
     tree = tiny_tree(tmp_path, "qwen2_vl", "zero3", train=train, model=model, data={"num_workers": 1}, objective={"learn_temperature": True})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
 
-    assert start(tmp_path, "whole").wait(timeout=280) == 0, (tmp_path / "whole.log").read_text()
+    two_ranks.run(train_whole, parse_config(tree | {"train": tree["train"] | {"output_dir": str(tmp_path / "whole")}}), timeout=280)
     launcher = start(tmp_path, "killed")
     while last_step(tmp_path / "killed") < KILLED_AT:
         assert launcher.poll() is None, (tmp_path / "killed.log").read_text()

@@ -31,17 +31,18 @@ def die_on_rank_0() -> None:
         os._exit(7)
 
 
-def test_ranks_run_many_functions_together_and_a_failure_tells_the_reason_and_where_the_others_waited():
+def test_ranks_run_many_functions_together_and_failures_tell_the_reason_and_where_the_others_waited():
     with Ranks(2) as ranks:
         assert ranks.run(total, 1) == [3.0, 3.0]
         assert ranks.run(total, 5) == [11.0, 11.0]
+        processes = ranks.processes
         with pytest.raises(RankFailure, match=r"(?s)rank 0: .*barrier.*rank 1: .*the reason"):
             ranks.run(fail_on_rank_1)
-        assert not any(process.is_alive() for process in ranks.processes)
+        assert not any(process.is_alive() for process in processes)
+        with pytest.raises(RankFailure, match=r"(?s)rank 0: still running.*hang_on_rank_0"):
+            ranks.run(hang_on_rank_0, timeout=2)
 
 
-def test_a_hanging_and_a_dying_rank_end_the_others():
-    with Ranks(2) as ranks, pytest.raises(RankFailure, match=r"(?s)rank 0: still running.*hang_on_rank_0"):
-        ranks.run(hang_on_rank_0, timeout=2)
-    with Ranks(2) as ranks, pytest.raises(RankFailure, match=r"rank 0: the process died with exit code 7"):
+def test_a_rank_that_dies_is_told_with_its_exit_code():
+    with Ranks(1) as ranks, pytest.raises(RankFailure, match=r"rank 0: the process died with exit code 7"):
         ranks.run(die_on_rank_0)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed.ranks import Ranks
 from tiny_runs import tiny_config
 
 from pdfx.build import build_embedder
@@ -117,12 +116,6 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks():
-    with Ranks(RANKS) as ranks:
-        yield ranks
-
-
-@pytest.fixture(scope="module")
 def reference(folder):
     @cache
     def compute(kind: str):
@@ -137,10 +130,10 @@ def reference(folder):
     [(kind, stage, chunks) for kind in ("lora", "full") for stage in ("zero2", "zero3") for chunks in (1, 2)]
     + [("lora", "zero1", 2), ("full", "zero1", 1), ("lora with mutual information", "zero2", 2), ("full with mutual information", "zero3", 1)],
 )
-def test_three_steps_on_two_ranks_give_the_parameters_of_one_process_with_the_whole_batch(folder, ranks, reference, kind, stage, chunks):
+def test_three_steps_on_two_ranks_give_the_parameters_of_one_process_with_the_whole_batch(folder, two_ranks, reference, kind, stage, chunks):
     start, expected, expected_metrics = reference(kind)
     config = recipe(folder, kind, stage, chunks, PAIRS // RANKS // chunks, f"{kind}-{stage}-{chunks}")
-    for parameters, metrics in ranks.run(engine_parameters, config):
+    for parameters, metrics in two_ranks.run(engine_parameters, config):
         assert parameters.keys() == expected.keys()
         moved = max((expected[name] - start[name]).abs().max().item() for name in expected)
         assert moved > 100 * TOLERANCE

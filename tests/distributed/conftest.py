@@ -1,0 +1,10 @@
+"""One pair of ranks for all tests of this folder: starting two processes with DeepSpeed takes seconds, a training run in them does not."""
+
+import pytest
+from distributed.ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def two_ranks():
+    with Ranks(2) as ranks:
+        yield ranks

@@ -1,0 +1,190 @@
+"""The trainer on two real ranks: it stops and goes on exactly, and mistakes end every rank with one sentence."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny_runs import tiny_config, tiny_shards
+
+from pdfx.config import Config
+
+LORA = {"r": 2, "alpha": 4, "dropout": 0.3, "targets": ["q_proj"]}
+
+
+def recipe(folder: Path, run: str, stage: str = "zero2", model: dict | None = None, data: dict | None = None, **train) -> Config:
+    train = {"max_steps": 4, "save_steps": 2, "output_dir": str(folder / run)} | train
+    return tiny_config(folder, "qwen2_vl", stage, model={"lora": LORA} | (model or {}), data=data or {}, train=train)
+
+
+def run_trainer(config: Config, signal_rank: int | None = None) -> str:
+    """In a rank: the whole run; the sentence where it ends with one, and otherwise how it ended."""
+    from pdfx.errors import UserError
+    from pdfx.train.cluster import join_world
+    from pdfx.train.trainer import StopRequest, Trainer
+
+    trainer = None
+    stop = StopRequest()
+    if signal_rank == dist.get_rank():
+        os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        trainer = Trainer(config, join_world())
+        return "finished" if trainer.run(stop) else "stopped"
+    except UserError as error:
+        return str(error)
+    except SystemExit as error:
+        return f"exit code {error.code}"
+    finally:
+        if trainer is not None:
+            trainer.close()
+            trainer.engine.destroy()
+
+
+def metrics(folder: Path, run: str) -> str:
+    return (folder / run / "metrics.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("trainer")
+
+
+@pytest.mark.parametrize(("stage", "model"), [("zero1", {}), ("zero2", {"lora": None}), ("zero3", {"fusion": "softmax"})])
+def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_digit_for_digit(folder, two_ranks, stage, model):
+    whole, stopped = recipe(folder, f"whole-{stage}", stage, model), recipe(folder, f"stopped-{stage}", stage, model, save_steps=100)
+    assert two_ranks.run(run_trainer, whole) == ["finished", "finished"]
+    assert two_ranks.run(run_trainer, stopped, 1) == ["stopped", "stopped"]
+    assert [path.name for path in (folder / f"stopped-{stage}" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert two_ranks.run(run_trainer, stopped) == ["finished", "finished"]
+    assert metrics(folder, f"stopped-{stage}") == metrics(folder, f"whole-{stage}")
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+def test_bf16_resumes_digit_for_digit_too(folder, two_ranks, stage):
+    whole, stopped = (recipe(folder, f"{run}-bf16-{stage}", stage, bf16=True, gradient_accumulation_steps=2) for run in ("whole", "stopped"))
+    assert two_ranks.run(run_trainer, whole) == ["finished", "finished"]
+    assert two_ranks.run(run_trainer, stopped, 0) == ["stopped", "stopped"]
+    assert two_ranks.run(run_trainer, stopped) == ["finished", "finished"]
+    assert metrics(folder, f"stopped-bf16-{stage}") == metrics(folder, f"whole-bf16-{stage}")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder, two_ranks):
+    config = recipe(folder, "damaged")
+    two_ranks.run(run_trainer, config)
+    before = metrics(folder, "damaged")
+    largest = max((folder / "damaged/checkpoints/step-00000004/zero").iterdir(), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size - 1)
+    assert two_ranks.run(run_trainer, config) == ["finished", "finished"]
+    # It trained steps 3 and 4 again, and put a whole checkpoint in the damaged one's place.
+    assert metrics(folder, "damaged") == before
+    assert two_ranks.run(open_newest, config) == [4, 4]
+
+
+def open_newest(config: Config) -> int:
+    from pdfx.train.checkpoint import newest_whole
+
+    checkpoint, passed_over = newest_whole(Path(config.train.output_dir))
+    assert not passed_over
+    return checkpoint.step
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": {"paths": 3}}, "embedder.paths is 2 there and 3 in this run"),
+        ({"model": {"lora": LORA | {"r": 3}}}, "lora.r is 2 there and 3 in this run"),
+        ({"stage": "zero3"}, "zero_stage is 2 there and 3 in this run"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_by_one_rank_in_one_sentence_and_the_others_leave(folder, two_ranks, change, sentence):
+    if not (folder / "base").exists():
+        two_ranks.run(run_trainer, recipe(folder, "base", max_steps=1))
+    told, other = two_ranks.run(run_trainer, recipe(folder, "base", **change))
+    assert sentence in told
+    assert "\n" not in told
+    assert other == "exit code 2"
+
+
+def test_a_data_folder_that_changed_since_the_checkpoint_is_refused(folder, two_ranks):
+    two_ranks.run(run_trainer, recipe(folder, "moved", max_steps=1))
+    other = tiny_shards(folder / "other", samples=20)
+    told, _ = two_ranks.run(run_trainer, recipe(folder, "moved", data={"train": str(other)}))
+    assert f"The data folder {other} changed since the checkpoint" in told
+
+
+def test_corrupt_samples_are_counted_and_past_the_share_all_ranks_stop(folder, two_ranks):
+    shards = folder / "corrupt"
+    shutil.copytree(tiny_shards(folder / "data"), shards)
+    damage(shards / "00000.tar", 6)
+    assert two_ranks.run(run_trainer, recipe(folder, "forgiving", data={"train": str(shards), "max_corrupt_share": 1.0})) == ["finished", "finished"]
+    assert json.loads(metrics(folder, "forgiving").splitlines()[-1])["corrupt"] > 0
+    told, other = two_ranks.run(run_trainer, recipe(folder, "strict", data={"train": str(shards), "max_corrupt_share": 0.0}))
+    assert "could not be used" in told
+    assert other == "exit code 2"
+
+
+def damage(tar: Path, count: int) -> None:
+    """Overwrite the first braces of a tar of JSON members; sizes stay."""
+    data = bytearray(tar.read_bytes())
+    place = 0
+    for _ in range(count):
+        place = data.find(b"{", place)
+        data[place : place + 2] = b"\xff\xff"
+    tar.write_bytes(data)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_names_the_step(folder, two_ranks):
+    told, other = two_ranks.run(train_with_a_broken_rank, recipe(folder, "broken"))
+    assert told.startswith("The loss of step 1 is not finite")
+    assert other == "exit code 2"
+
+
+def train_with_a_broken_rank(config: Config) -> str:
+    """In a rank: parameters that one rank's memory got wrong."""
+    from pdfx.errors import UserError
+    from pdfx.train.cluster import join_world
+    from pdfx.train.telemetry import StepTimer
+    from pdfx.train.trainer import Trainer
+
+    trainer = Trainer(config, join_world())
+    try:
+        if dist.get_rank() == 1:
+            with torch.no_grad():
+                next(parameter for name, parameter in trainer.engine.module.named_parameters() if "prefix" in name).fill_(float("nan"))
+        trainer._train_step(StepTimer())
+    except UserError as error:
+        return str(error)
+    except SystemExit as error:
+        return f"exit code {error.code}"
+    finally:
+        trainer.close()
+        trainer.engine.destroy()
+    return "went on"
+
+
+def test_dropout_in_the_second_embedding_of_a_chunk_repeats_the_first_exactly(folder, two_ranks):
+    assert all(two_ranks.run(embed_twice, recipe(folder, "dropout", gradient_accumulation_steps=2)))
+
+
+def embed_twice(config: Config) -> bool:
+    """In a rank: chunk 1 of step 1 without and with a graph, after chunk 0 in between; and in step 2, where it must differ."""
+    from pdfx.train.cluster import join_world
+    from pdfx.train.trainer import Trainer
+
+    trainer = Trainer(config, join_world())
+    batch, embed = next(trainer.loader), trainer.stepper.embed
+    # Adapters start as zero, where dropout changes nothing.
+    with torch.no_grad():
+        for name, parameter in trainer.engine.module.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    first = embed(batch, 1, 1, with_graph=False).paths
+    embed(batch, 0, 1, with_graph=False)
+    second, later = embed(batch, 1, 1, with_graph=True).paths, embed(batch, 1, 2, with_graph=False).paths
+    trainer.close()
+    trainer.engine.destroy()
+    return second.requires_grad and torch.equal(first, second) and not torch.equal(first, later)
