@@ -75,6 +75,8 @@ class ModelSection(Section):
     def check(self):
         if self.paths > 1 and self.prefix.length == 0:
             raise ValueError("prefix.length is 0 with more than one path, so all paths would be the same function; set a length of 1 or more")
+        if self.matryoshka_dims and self.fusion == "concat":
+            raise ValueError("matryoshka_dims cannot go with fusion 'concat', whose leading dimensions are those of the first path alone; use 'mean' or 'softmax'")
         if self.cache_vision and self.train_vision:
             raise ValueError("cache_vision needs a frozen vision tower; set train_vision or cache_vision to false")
         return self

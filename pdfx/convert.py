@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from jinja2 import Environment, PackageLoader
 from safetensors.torch import load_file
+from transformers.utils.logging import disable_progress_bar
 
 import pdfx
 from pdfx.adapters import merge_lora
@@ -46,6 +47,7 @@ def convert(run: Path | str, out: Path | str, checkpoint: int | None = None, dty
     Raises:
         UserError: there is no whole checkpoint, weights are missing, ``out`` is in use, or the embeddings differ.
     """
+    disable_progress_bar()
     run, out = Path(run), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty; give another --out or remove it.")
@@ -96,7 +98,7 @@ def consolidated_weights(source: Checkpoint) -> dict[str, torch.Tensor]:
     # DeepSpeed asks for unrestricted unpickling; this switch overrules it, so that a file cannot run code.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        with torch.serialization.safe_globals(DEEPSPEED_CLASSES), redirect_stdout(io.StringIO()):
+        with torch.serialization.safe_globals(DEEPSPEED_CLASSES), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             weights = get_fp32_state_dict_from_zero_checkpoint(str(source.path), tag=ZERO_TAG, exclude_frozen_parameters=True)
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"The shards in {source.path / ZERO_TAG} cannot be put together: {' '.join(str(error).split())[:500]}") from error
@@ -180,7 +182,7 @@ def verify_export(export: Path, probe: Path, dtype: torch.dtype = torch.float32)
         # A cache of its own, so that code of an earlier export is not taken for this one's.
         environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch) / "modules"), "HF_HUB_OFFLINE": "1"}
         script = str(Path(__file__).with_name("export_check.py"))
-        command = [sys.executable, "-P", script, str(export), str(probe), str(result)]
+        command = [sys.executable, "-P", script, str(export.resolve()), str(probe.resolve()), str(result)]
         process = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True)
         if process.returncode:
             raise UserError(f"The export does not load without pdfx; its process ended with: {process.stderr.strip()[-2000:]}")
