@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 
 
 def main() -> None:
@@ -27,10 +28,16 @@ def main() -> None:
 
             train(config)
     except (ConfigError, UserError) as error:
-        print(error, file=sys.stderr, flush=True)
-        # Not sys.exit: whatever waits for a peer while the interpreter ends would hold this rank, and its launcher, back.
-        sys.stdout.flush()
-        os._exit(2)
+        leave(str(error), 2)
+    except Exception:
+        leave(traceback.format_exc(), 1)
+
+
+def leave(message: str, code: int) -> None:
+    """End this rank at once: whatever would wait for a peer while the interpreter ends must not hold it, and its launcher, back."""
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 if __name__ == "__main__":

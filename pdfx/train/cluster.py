@@ -107,7 +107,7 @@ def join_world(environment: MutableMapping[str, str] = os.environ) -> World:
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     join_deepspeed()
     control = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return World(dist.get_rank(), dist.get_world_size(), device, control)

@@ -144,22 +144,22 @@ def group_of(name: str, parameter: nn.Parameter) -> str:
     return "undecayed" if dimensions < 2 or "fusion" in parts else "weights"
 
 
-def make_optimizer(groups: list[dict], settings: dict, train: TrainSection, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(groups: list[dict], settings: dict, train: TrainSection) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101): torch's own, or DeepSpeed's for the CPU where the optimiser is offloaded."""
     options = {"lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_epsilon, "weight_decay": train.weight_decay}
     if settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, fused=device.type == "cuda", **options)
+    return torch.optim.AdamW(groups, **options)
 
 
-def start_engine(module: TrainingModule, config: Config, settings: dict, device: torch.device) -> deepspeed.DeepSpeedEngine:
+def start_engine(module: TrainingModule, config: Config, settings: dict) -> deepspeed.DeepSpeedEngine:
     """Shard the module and make it trainable under DeepSpeed's settings. Every rank calls this at the same time.
 
     Under bf16 DeepSpeed casts the parameters and keeps float32 masters in the optimiser; otherwise all parameters must be float32 already.
     """
-    optimizer = make_optimizer(parameter_groups(module, config), settings, config.train, device)
+    optimizer = make_optimizer(parameter_groups(module, config), settings, config.train)
     with quiet_deepspeed():
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from pdfx.data import SampleError, ShardedDataset
+from pdfx.errors import UserError
 from pdfx.model import EmbedderOutput, InputProcessor
 from pdfx.train.cluster import World
 
 SAMPLES = 3
 """Both sides of so many samples are probed."""
-SEARCHED = 64
+SEARCHED = 16
 """Samples looked at in search of usable ones."""
 
 
@@ -29,6 +30,9 @@ class Probe:
     Args:
         dataset: its first usable samples are taken, those with images before those without.
         processor: makes the inputs.
+
+    Raises:
+        UserError: no sample near the beginning is usable.
     """
 
     def __init__(self, dataset: ShardedDataset, processor: InputProcessor):
@@ -38,6 +42,8 @@ class Probe:
                 samples.append(dataset.read(number))
             except SampleError:
                 continue
+        if not samples:
+            raise UserError(f"None of the first samples of {dataset.path} can be read; check the shards with 'pdfx shards check --full'.")
         samples.sort(key=lambda sample: not (sample.query["images"] or sample.target["images"]))
         self.items = [(side, getattr(sample, side)) for sample in samples[:SAMPLES] for side in ("query", "target")]
         self.processor = processor

@@ -68,7 +68,7 @@ class Stepper:
         Raises:
             UserError: loss or gradient is not finite, or the loss is exactly 0.
         """
-        batch = batch.to(self.world.device)
+        batch = batch.to(self.world.device, non_blocking=True)
         keep = len(batch.chunks) == 1
         outputs = [self.embed(batch, number, step, with_graph=keep) for number in range(len(batch.chunks))]
         gradients, metrics = self.gradients(batch, gather_slots(batch, outputs), step)

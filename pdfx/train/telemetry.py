@@ -13,6 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pdfx.evaluate.tables import console_tables
+
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 TENSORBOARD = "tensorboard"
@@ -56,10 +58,12 @@ class Telemetry:
         self.say(step_line(step, metrics, timings))
 
     def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """One record of an evaluation, its names prefixed by ``evaluation/``."""
+        """One record of an evaluation, its names prefixed by ``evaluation/``; tables on the console."""
         write_record(self.metrics, {"step": step, **{f"evaluation/{name}": value for name, value in metrics.items()}})
         self._board("evaluation", step, metrics)
-        self.say(f"step {step}  evaluation  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        self.say(f"step {step}  evaluation")
+        for table in console_tables(metrics):
+            self.console.print(table)
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from pdfx.errors import UserError
 from pdfx.objective import Objective
 from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
 from pdfx.train.cluster import World, join_world, leave_world
-from pdfx.train.engine import TrainingModule, flatten, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
+from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.run_directory import identity, open_run_directory, write_config
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
@@ -122,7 +122,7 @@ class Trainer:
         if self.world.size > 1:
             embedder.vision_agreement = self.world.any
         module = TrainingModule(embedder, config.objective.temperature, config.objective.learn_temperature)
-        self.engine = start_engine(module, config, settings, self.world.device)
+        self.engine = start_engine(module, config, settings)
         if checkpoint:
             objective_state = load_checkpoint(checkpoint, self.engine)
             with self.world.together():
@@ -201,7 +201,7 @@ class Trainer:
         config, world = self.config, self.world
         metrics = evaluate_shards(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
         if self.telemetry:
-            self.telemetry.log_evaluation(self.step, flatten(metrics))
+            self.telemetry.log_evaluation(self.step, metrics)
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""

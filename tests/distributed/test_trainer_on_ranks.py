@@ -55,12 +55,15 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(("stage", "model"), [("zero1", {}), ("zero2", {"lora": None}), ("zero3", {"fusion": "softmax"})])
 def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_digit_for_digit(folder, two_ranks, stage, model):
-    whole, stopped = recipe(folder, f"whole-{stage}", stage, model), recipe(folder, f"stopped-{stage}", stage, model, save_steps=100)
+    # Evaluation stands between the steps, on shards of a size that the ranks cannot share evenly.
+    data = {"evaluation": str(tiny_shards(folder / "evaluation", samples=7))}
+    whole, stopped = (recipe(folder, f"{run}-{stage}", stage, model, data, save_steps=100, eval_steps=2) for run in ("whole", "stopped"))
     assert two_ranks.run(run_trainer, whole) == ["finished", "finished"]
     assert two_ranks.run(run_trainer, stopped, 1) == ["stopped", "stopped"]
     assert [path.name for path in (folder / f"stopped-{stage}" / "checkpoints").iterdir()] == ["step-00000001"]
     assert two_ranks.run(run_trainer, stopped) == ["finished", "finished"]
     assert metrics(folder, f"stopped-{stage}") == metrics(folder, f"whole-{stage}")
+    assert metrics(folder, f"whole-{stage}").count('"evaluation/query_to_target/fused/recall@1":') == 2
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])

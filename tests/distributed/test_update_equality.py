@@ -70,7 +70,7 @@ class PlainPyTorch:
         embedder = build_embedder(config)
         self.module = TrainingModule(embedder, config.objective.temperature, config.objective.learn_temperature)
         self.start = {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()}
-        self.optimizer = make_optimizer(parameter_groups(self.module, config), {"zero_optimization": {}}, config.train, torch.device("cpu"))
+        self.optimizer = make_optimizer(parameter_groups(self.module, config), {"zero_optimization": {}}, config.train)
         self.loader = TrainLoader(config.data, embedder.processor, 0, 1, PAIRS, 1, config.train.seed)
         settings = config.objective
         self.objective = Objective(settings.model_copy(update={"diversity": "none"}), config.model.paths, 32, config.train.seed, [])
