@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -50,7 +51,8 @@ class Ranks:
         port = free_port()
         for rank in range(self.size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.size, port, there, self._dump(rank)), daemon=True)
+            # Not daemons, which may have no children: a rank starts data workers.
+            process = context.Process(target=_serve, args=(rank, self.size, port, there, self._dump(rank)))
             process.start()
             there.close()
             self.processes.append(process)
@@ -124,6 +126,7 @@ class Ranks:
 
 def _serve(rank: int, size: int, port: int, pipe, dump: Path) -> None:
     """What a rank does: take a function, run it, send the outcome."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     stack = dump.open("w", encoding="utf-8")
     faulthandler.register(signal.SIGUSR2, file=stack, all_threads=True)
     local = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
@@ -142,6 +145,13 @@ def _serve(rank: int, size: int, port: int, pipe, dump: Path) -> None:
             # Whatever it is, it belongs to the test, which runs in the other process.
             pipe.send(("failed", traceback.format_exc()))
     dist.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """End this rank when the test's process is gone, whatever the rank is doing."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _load(file: str, name: str) -> Callable:
