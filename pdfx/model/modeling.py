@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
@@ -10,6 +9,7 @@ from transformers.utils import ModelOutput
 
 from .attention import ATTENTION_NAME
 from .configuration import ParallelEmbedderConfig
+from .door import packed_decoder
 from .families import family_of
 from .fusion import Fusion, pool, unit
 from .own_modules import load_export_modules
@@ -152,15 +152,12 @@ class ParallelEmbedder(PreTrainedModel):
     def _decode(self, inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> tuple[torch.Tensor, Packing]:
         """Final normed states ``[1, K*N, D]`` and the packing that explains them."""
         inputs = dict(inputs)
-        packing = Packing(inputs["attention_mask"], chosen)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
-        # A hook at the decoder's door leaves every family's own forward as it is, and sharded parameters to the modules that own them.
-        hook = self.decoder.register_forward_pre_hook(partial(_enter_decoder, packing, self.config.attention), with_kwargs=True)
-        try:
+        config = self.config
+        first = min(config.prefix_layers, default=0)
+        with packed_decoder(self.decoder, inputs["attention_mask"], chosen, first, config.attention) as packing:
             output = self.backbone(**inputs, use_cache=False)
-        finally:
-            hook.remove()
         return output.last_hidden_state, packing
 
     def _chosen(self, paths: list[int] | None, device) -> torch.Tensor:
@@ -222,15 +219,6 @@ def new_config(backbone_config, inputs: dict | None, prefix_layers, **settings) 
         # The backbone counts an image's tokens from its own configuration, which must agree with the processor's.
         backbone_config.image_grid_pinpoints = [list(pair) for pair in inputs["image_grid_pinpoints"]]
     return ParallelEmbedderConfig(backbone=backbone_config, inputs=inputs, prefix_layers=list(prefix_layers), **settings)
-
-
-def _enter_decoder(packing: Packing, attention: str, module, args, kwargs):
-    """At the decoder's door: B padded inputs become one row of K*N tokens."""
-    kwargs = dict(kwargs)
-    kwargs["inputs_embeds"] = packing.pack(kwargs["inputs_embeds"])
-    kwargs["position_ids"] = packing.pack_positions(kwargs.get("position_ids"))
-    kwargs["attention_mask"] = None
-    return args, {**kwargs, "packing": packing, "attention": attention}
 
 
 AutoConfig.register(ParallelEmbedderConfig.model_type, ParallelEmbedderConfig, exist_ok=True)

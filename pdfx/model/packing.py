@@ -45,6 +45,7 @@ class Packing:
 
     def __init__(self, attention_mask: torch.Tensor, paths: torch.Tensor):
         keep = attention_mask.bool()
+        self.attention_mask = attention_mask
         self.paths = paths
         self.token_index = keep.flatten().nonzero().squeeze(1)
         self.lengths: list[int] = keep.sum(1).tolist()
@@ -61,6 +62,14 @@ class Packing:
     def tokens(self) -> int:
         """N, tokens of one path."""
         return len(self.token_index)
+
+    def one_path(self) -> "Packing":
+        """The same row once, for layers that all paths share."""
+        return Packing(self.attention_mask, self.paths[:1])
+
+    def repeat(self, row: torch.Tensor) -> torch.Tensor:
+        """``[..., N, D]`` of one path to ``[..., K*N, D]``, path by path."""
+        return torch.cat([row] * len(self.paths), dim=-2)
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """``[B, T, D]`` to ``[1, K*N, D]``, path by path."""

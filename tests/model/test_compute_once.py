@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_models import FAMILIES, items
 
-from pdfx.model import cache_vision_tower
+from pdfx.model import cache_vision_tower, modeling
+from pdfx.model.door import packed_decoder
 
 
 def gradients(embedder, inputs) -> dict[str, torch.Tensor]:
@@ -95,3 +96,25 @@ def test_a_frozen_tower_stays_in_evaluation_mode(embedder_of):
     assert embedder.train() and tower.training
     tower.requires_grad_(False)
     assert embedder.train().training and not tower.training
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_below_the_first_prefix_run_once_for_all_paths_and_change_nothing(embedder_of, family, checkpointing, monkeypatch):
+    # Zero prefixes in layer 0 would still draw attention to themselves, so the unshared computation is that of K rows from the door on.
+    embedder = embedder_of(family, prefix_layers=[1]).train()
+    if checkpointing:
+        embedder.backbone.activation_checkpointing_enable()
+    inputs, _ = embedder.processor(items("mixed", 3), ["query"] * 3)
+    rows = []
+    for layer in embedder.decoder.layers:
+        layer.mlp.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[1]))
+    shared = gradients(embedder, inputs)
+    shared_rows = rows[:2]
+    monkeypatch.setattr(modeling, "packed_decoder", lambda decoder, mask, paths, first, attention: packed_decoder(decoder, mask, paths, 0, attention))
+    rows.clear()
+    unshared = gradients(embedder, inputs)
+    assert shared_rows[1] == 3 * shared_rows[0] and rows[:2] == [shared_rows[1]] * 2
+    for name, gradient in unshared.items():
+        # Sums over paths are taken in another order.
+        torch.testing.assert_close(shared[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
