@@ -22,6 +22,8 @@ BUILD = Path("build/quickstart")
 RECIPE = "launch/recipes/quickstart.yaml"
 GLOBAL_BATCH = 256
 MODEL_CODE = ("launch/quickstart/efficientnet_lite.py", "pdfx/model")
+# DeepSpeed calls functions that PyTorch has renamed, at every step.
+QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}
 # glibc gives large blocks back to the kernel after every use, and the page faults cost up to a third of a step; these keep them.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "1073741824"}
 
@@ -53,7 +55,7 @@ def steps() -> list[Step]:
 
     devices = torch.cuda.device_count()
     ranks = min(devices, 2) or 2
-    host = () if devices else (("DS_ACCELERATOR", "cpu"), ("OMP_NUM_THREADS", "1"), *KEEP_MEMORY.items())
+    host = () if devices else tuple({"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **KEEP_MEMORY}.items())
     launcher = (_tool("deepspeed"), "--num_accelerators", str(ranks), "--master_port", "{port}", "launch/train.py", RECIPE)
     python, pdfx = sys.executable, _tool("pdfx")
     data, export = str(BUILD / "data"), str(BUILD / "export")
@@ -71,7 +73,7 @@ def steps() -> list[Step]:
             "run",
             (RECIPE, "ds_configs/zero3.json", "launch/train.py", "pdfx/build.py", "pdfx/data", "pdfx/objective", "pdfx/train", *MODEL_CODE),
             resumes=True,
-            environment=host,
+            environment=(*QUIET.items(), *host),
         ),
         Step("Converting the checkpoint", (pdfx, "convert", str(BUILD / "run"), "--out", export), "export", ("pdfx/convert.py", *MODEL_CODE)),
         Step(
