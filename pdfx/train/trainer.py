@@ -23,7 +23,10 @@ from pdfx.train.step import Stepper
 from pdfx.train.telemetry import StepTimer, Telemetry
 
 EXIT_STOPPED = 75
-"""Exit code of a run that saved a checkpoint and stopped because it was told to (SIGTERM or SIGUSR1); the same command goes on from there."""
+"""Exit code of a run that saved a checkpoint and stopped because it was told to (SIGTERM or SIGUSR1); the same command goes on from there.
+
+DeepSpeed's launcher hands SIGTERM on to its ranks, waits 30 s for each of them, and then exits with 1 whatever they say.
+"""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
