@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,10 +14,14 @@ from pdfx.errors import UserError
 from pdfx.model import ParallelEmbedder, cache_vision_tower
 from pdfx.model.modeling import new_config
 from pdfx.model.own_modules import run_module_file
+from pdfx.model.prefixes import Gathered
 
 
-def build_embedder(config: Config, dtype: torch.dtype = torch.float32) -> ParallelEmbedder:
+def build_embedder(config: Config, dtype: torch.dtype = torch.float32, gathered: Gathered = nullcontext) -> ParallelEmbedder:
     """The embedder of a recipe, in training mode, with LoRA applied, the right parameters frozen and its processor attached.
+
+    Args:
+        gathered: makes parameters whole that are loaded into shards.
 
     Raises:
         UserError: the backbone cannot be loaded or a setting does not fit it.
@@ -30,6 +35,7 @@ def build_embedder(config: Config, dtype: torch.dtype = torch.float32) -> Parall
             dtype=dtype,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
+            gathered=gathered,
             **embedder_settings(config),
         )
     except (OSError, ValueError) as error:

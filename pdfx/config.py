@@ -40,8 +40,8 @@ class PrefixSection(Section):
     length: int = Field(48, ge=0)
     layers: Literal["all"] | int | list[int] = "all"
     """``all``, a number m (layers m and up), or a list of layer numbers."""
-    init: Literal["normal", "tokens"] = "normal"
-    """``normal``: independent draws; ``tokens``: scaled like the layer's own keys and values of random vocabulary tokens."""
+    init: Literal["normal", "tokens"] = "tokens"
+    """``tokens``: the layer's own keys and values of random vocabulary tokens, so that paths start apart; ``normal``: independent draws of ``init_std``."""
     init_std: float = Field(0.02, gt=0)
     learning_rate: float | None = Field(None, gt=0)
     """Own learning rate; the run's ``train.learning_rate`` where null."""
@@ -76,7 +76,7 @@ class ModelSection(Section):
         if self.paths > 1 and self.prefix.length == 0:
             raise ValueError("prefix.length is 0 with more than one path, so all paths would be the same function; set a length of 1 or more")
         if self.matryoshka_dims and self.fusion == "concat":
-            raise ValueError("matryoshka_dims cannot go with fusion 'concat', whose leading dimensions are those of the first path alone; use 'mean' or 'softmax'")
+            raise ValueError("matryoshka_dims cannot go with fusion 'concat', whose leading dimensions are the first path's; use 'mean' or 'softmax'")
         if self.cache_vision and self.train_vision:
             raise ValueError("cache_vision needs a frozen vision tower; set train_vision or cache_vision to false")
         return self

@@ -1,6 +1,7 @@
 """ParallelEmbedder: one multimodal backbone, K deep prefixes, K unit embeddings per input."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from .families import family_of
 from .fusion import Fusion, pool, unit
 from .own_modules import load_export_modules
 from .packing import Packing
-from .prefixes import attach_prefixes, initialise_prefixes
+from .prefixes import Gathered, attach_prefixes, initialise_prefixes
 from .processing import InputProcessor, append_inputs
 
 
@@ -73,6 +74,7 @@ class ParallelEmbedder(PreTrainedModel):
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        gathered: Gathered = nullcontext,
         **settings,
     ):
         """A new embedder on pretrained weights.
@@ -82,6 +84,7 @@ class ParallelEmbedder(PreTrainedModel):
             seed: draws the prefixes.
             inputs: settings of ``InputProcessor``.
             prefix_layers: ``all``, a number m (layers m and up), or a list.
+            gathered: makes parameters whole that transformers loaded into shards.
             settings: further fields of ``ParallelEmbedderConfig``.
 
         Raises:
@@ -91,7 +94,7 @@ class ParallelEmbedder(PreTrainedModel):
         backbone = AutoModel.from_pretrained(path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
         processor = AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         embedder = cls(new_config(backbone.config, inputs, prefix_layers, dtype=dtype, **settings), backbone)
-        initialise_prefixes(embedder.decoder, embedder.config, seed)
+        initialise_prefixes(embedder.decoder, embedder.config, seed, gathered)
         embedder.attach_processor(processor)
         return embedder
 

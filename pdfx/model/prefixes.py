@@ -3,10 +3,16 @@
 The form follows ParScale: un-rotated keys in the grouped number of heads, visible to every token, not shifting token positions.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
 
 PREFIX_NAME = "prefix"
+
+Gathered = Callable[[list[nn.Parameter]], AbstractContextManager]
+"""Makes sharded parameters whole within a block; where nothing is sharded, ``nullcontext`` does."""
 
 
 class PathPrefix(nn.Module):
@@ -45,7 +51,7 @@ def prefixes_of(module: nn.Module) -> list[PathPrefix]:
 
 
 @torch.no_grad()
-def initialise_prefixes(decoder: nn.Module, config, seed: int) -> None:
+def initialise_prefixes(decoder: nn.Module, config, seed: int, gathered: Gathered = nullcontext) -> None:
     """Draw all prefixes apart from one another (ours).
 
     ``normal``: independent draws of standard deviation ``prefix_init_std``. ``tokens``: each layer's own keys and values of random vocabulary tokens,
@@ -58,11 +64,13 @@ def initialise_prefixes(decoder: nn.Module, config, seed: int) -> None:
             continue
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         if config.prefix_init == "tokens":
-            embedding = decoder.get_input_embeddings().weight
-            tokens = torch.randint(embedding.shape[0], (config.paths * config.prefix_length,), generator=generator)
-            states = layer.input_layernorm(embedding[tokens.to(embedding.device)])
-            prefix.key.copy_(layer.self_attn.k_proj(states).view_as(prefix.key))
-            prefix.value.copy_(layer.self_attn.v_proj(states).view_as(prefix.value))
+            sources = (decoder.get_input_embeddings(), layer.input_layernorm, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            with gathered([parameter for source in sources for parameter in source.parameters()]):
+                embedding = sources[0].weight
+                tokens = torch.randint(embedding.shape[0], (config.paths * config.prefix_length,), generator=generator)
+                states = layer.input_layernorm(embedding[tokens.to(embedding.device)])
+                prefix.key.copy_(layer.self_attn.k_proj(states).view_as(prefix.key))
+                prefix.value.copy_(layer.self_attn.v_proj(states).view_as(prefix.value))
         else:
             for parameter in (prefix.key, prefix.value):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * config.prefix_init_std)

@@ -49,7 +49,7 @@ class VisionCache:
             states = self.forward(pixel_values[missing], **{**kwargs, "output_hidden_states": True}).hidden_states
             return list(zip(*(states[layer] for layer in self.layers), strict=True))
 
-        entries = self.look_up([pixels_hash(crop) for crop in pixel_values], run)
+        entries = self.look_up([pixels_hash(crop) for crop in pixel_values], run, pixel_values.device)
         states = {layer: torch.stack([entry[i] for entry in entries]).to(pixel_values.device) for i, layer in enumerate(self.layers)}
         return BaseModelOutputWithPooling(hidden_states=states)
 
@@ -63,21 +63,25 @@ class VisionCache:
             return [(part,) for part in merged.split((patches * len(merged) // patches.sum()).tolist())]
 
         hashes = [pixels_hash(image, grid) for image, grid in zip(images, grid_thw, strict=True)]
-        entries = self.look_up(hashes, run)
+        entries = self.look_up(hashes, run, hidden_states.device)
         return BaseModelOutputWithPooling(pooler_output=torch.cat([entry[0] for entry in entries]).to(hidden_states.device))
 
-    def look_up(self, hashes: list[bytes], run: Callable) -> list[tuple[torch.Tensor, ...]]:
-        """The outputs for ``hashes``; ``run`` computes those of the places that are missing, each distinct hash once."""
+    def look_up(self, hashes: list[bytes], run: Callable, device: torch.device) -> list[tuple[torch.Tensor, ...]]:
+        """The outputs for ``hashes``; ``run`` computes those of the places that are missing, each distinct hash once.
+
+        On a CPU they are computed one by one: kernels may round by the size of their batch, and what the batch lacks depends on where a run was resumed.
+        """
         first = {h: i for i, h in reversed(list(enumerate(hashes)))}
         missing = [i for h, i in first.items() if h not in self.entries]
+        lacking = {hashes[i] for i in missing}
         fresh: dict[bytes, tuple[torch.Tensor, ...]] = {}
-        if self.agreement(bool(missing)):
+        while self.agreement(bool(missing)):
+            count = 1 if device.type == "cpu" else len(missing)
             # A rank that lacks nothing joins with its first image, because the others gather the tower's parameters now.
-            places = missing or [0]
+            places, missing = missing[:count] or [0], missing[count:]
             with torch.no_grad():
                 outputs = run(places)
-            if missing:
-                fresh = {hashes[i]: tuple(part.cpu().clone() for part in output) for i, output in zip(places, outputs, strict=True)}
+            fresh |= {hashes[i]: tuple(part.cpu().clone() for part in output) for i, output in zip(places, outputs, strict=True) if hashes[i] in lacking}
         self.computed += len(fresh)
         self.found += len(hashes) - len(fresh)
         result = []

@@ -11,13 +11,13 @@ import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import deepspeed
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from pdfx.errors import UserError
@@ -32,7 +32,7 @@ STATE = "state/trainer.json"
 OBJECTIVE = "state/objective.pt"
 VERSION = 1
 
-DEEPSPEED_CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+DEEPSPEED_CLASSES = [LossScaler, DynamicLossScaler, fragment_address]
 """What DeepSpeed's files hold beside tensors and plain values."""
 
 
@@ -40,12 +40,22 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
     """Reads DeepSpeed's files without running code that might hide in them, and syncs what it writes."""
 
     def save(self, state_dict, path: str) -> None:
-        super().save(state_dict, path)
+        super().save(without_enums(state_dict), path)
         sync(path)
 
     def load(self, path: str, map_location=None):
         with torch.serialization.safe_globals(DEEPSPEED_CLASSES):
             return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def without_enums(tree):
+    """Nested dictionaries with the numbers that enumeration members stand for.
+
+    Python 3.11.0 to 3.11.3 pickle a member as a call of ``getattr``, which no reader should have to allow.
+    """
+    if type(tree) is dict:
+        return {key: without_enums(value) for key, value in tree.items()}
+    return tree.value if isinstance(tree, Enum) else tree
 
 
 @dataclass

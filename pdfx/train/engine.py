@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import deepspeed
@@ -172,20 +172,21 @@ def set_learning_rate(engine: deepspeed.DeepSpeedEngine, factor: float) -> None:
 
 
 @contextmanager
-def sharded_loading(settings: dict, config: Config):
+def sharded_loading(settings: dict):
     """Let transformers put each weight into its ZeRO-3 shard as it is read, so that no rank ever holds the whole model.
 
-    Prefixes drawn from tokens need whole weights before training starts; the model is then loaded whole and sharded by ``start_engine``.
+    Yields what makes a list of parameters whole within a block, on all ranks together.
     """
-    if settings["zero_optimization"]["stage"] != 3 or config.model.prefix.init == "tokens":
-        yield
+    if settings["zero_optimization"]["stage"] != 3:
+        yield nullcontext
         return
-    # transformers keeps a weak reference only.
+    # transformers keeps a weak reference only, so the name must live as long as the block.
     kept = HfDeepSpeedConfig(settings)
     try:
-        yield kept
+        yield deepspeed.zero.GatheredParameters
     finally:
         unset_hf_deepspeed_config()
+        del kept
 
 
 @contextmanager

@@ -92,8 +92,8 @@ class Trainer:
         with world.together():
             # New adapters draw from torch's own generator.
             torch.manual_seed(derived_seed(config.train.seed, "adapters"))
-            with sharded_loading(settings, config):
-                embedder = build_embedder(config, torch.bfloat16 if config.train.bf16 else torch.float32)
+            with sharded_loading(settings) as gathered:
+                embedder = build_embedder(config, torch.bfloat16 if config.train.bf16 else torch.float32, gathered)
             self.identity = identity(embedder, config, settings["zero_optimization"]["stage"], world.size)
             if checkpoint:
                 check_same_model(checkpoint, self.identity)
