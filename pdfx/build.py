@@ -40,7 +40,10 @@ def build_embedder(config: Config, dtype: torch.dtype = torch.float32, gathered:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model.path '{model.path}' cannot be used as a backbone: {' '.join(str(error).split())}") from error
-    return prepare(embedder, model)
+    prepare(embedder, model)
+    if model.cache_vision:
+        cache_vision_tower(embedder, model.cache_vision_gigabytes, gathered)
+    return embedder
 
 
 def build_on_meta(config: Config) -> ParallelEmbedder:
@@ -77,7 +80,7 @@ def embedder_settings(config: Config) -> dict:
 
 
 def prepare(embedder: ParallelEmbedder, model: ModelSection) -> ParallelEmbedder:
-    """Apply LoRA, freeze what is not trained, and switch on caching and activation checkpointing."""
+    """Apply LoRA, freeze what is not trained, and switch on activation checkpointing and training mode."""
     wrong = [dim for dim in model.matryoshka_dims if not 0 < dim < embedder.config.hidden_size]
     if wrong:
         raise UserError(f"model.matryoshka_dims has {wrong}, but they must lie between 1 and {embedder.config.hidden_size - 1}, below the model's dimension.")
@@ -87,8 +90,6 @@ def prepare(embedder: ParallelEmbedder, model: ModelSection) -> ParallelEmbedder
     if model.gradient_checkpointing:
         # The non-reentrant form also works where the layer's input needs no gradient, as with LoRA on a frozen token embedding.
         embedder.backbone.activation_checkpointing_enable({"use_reentrant": False})
-    if model.cache_vision:
-        cache_vision_tower(embedder, model.cache_vision_gigabytes)
     embedder.train()
     return embedder
 
