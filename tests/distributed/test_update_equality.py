@@ -129,7 +129,8 @@ def reference(folder):
 @pytest.mark.parametrize(
     ("kind", "stage", "chunks"),
     [(kind, stage, chunks) for kind in ("lora", "full") for stage in ("zero2", "zero3") for chunks in (1, 2)]
-    + [("lora", "zero1", 2), ("full", "zero1", 1), ("full with a cached tower", "zero3", 2), ("lora with mutual information", "zero2", 2), ("full with mutual information", "zero3", 1)],
+    + [("lora", "zero1", 2), ("full", "zero1", 1), ("full with a cached tower", "zero3", 2)]
+    + [("lora with mutual information", "zero2", 2), ("full with mutual information", "zero3", 1)],
 )
 def test_three_steps_on_two_ranks_give_the_parameters_of_one_process_with_the_whole_batch(folder, two_ranks, reference, kind, stage, chunks):
     start, expected, expected_metrics = reference(kind)
