@@ -25,10 +25,12 @@ class EmbedderOutput(ModelOutput):
     Attributes:
         paths: float32 ``[n, K, D]``, unit rows.
         fused: float32 ``[n, F]``, unit rows.
+        fusion_logits: float32 ``[K]``, what a learned fusion weighs all paths with; None where the weights are not learned.
     """
 
     paths: torch.Tensor | None = None
     fused: torch.Tensor | None = None
+    fusion_logits: torch.Tensor | None = None
 
 
 class ParallelEmbedder(PreTrainedModel):
@@ -138,7 +140,9 @@ class ParallelEmbedder(PreTrainedModel):
             ValueError: a path that does not exist, or an input without a token.
         """
         count = len(inputs["input_ids"])
-        missing_images = self.vision_agreement("pixel_values" in inputs) and "pixel_values" not in inputs
+        # ZeRO keeps what a parameter got before where a backward pass does not reach it, so trained vision takes part in every one.
+        needed = "pixel_values" in inputs or (self.training and self.trains_vision)
+        missing_images = self.vision_agreement(needed) and "pixel_values" not in inputs
         if missing_images:
             inputs = append_inputs(inputs, self._dummy_inputs())
         chosen = self._chosen(paths, inputs["input_ids"].device)
@@ -147,7 +151,8 @@ class ParallelEmbedder(PreTrainedModel):
         if missing_images:
             # Times zero: the dummy must take part in the backward pass, whose collectives the other ranks run too.
             embeddings = embeddings[:count] + 0 * embeddings[count:].sum()
-        return EmbedderOutput(paths=embeddings, fused=self.fusion(embeddings, chosen))
+        fused, logits = self.fusion(embeddings, chosen)
+        return EmbedderOutput(paths=embeddings, fused=fused, fusion_logits=logits)
 
     def _decode(self, inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> tuple[torch.Tensor, Packing]:
         """Final normed states ``[1, K*N, D]`` and the packing that explains them."""
@@ -166,6 +171,13 @@ class ParallelEmbedder(PreTrainedModel):
         if wrong or not chosen:
             raise ValueError(f"Paths must be among 0 to {self.config.paths - 1}, not {chosen}.")
         return torch.tensor(chosen, device=device)
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether a parameter is trained that only images reach: in the vision tower, the projector, or of the backbone itself (LLaVA-NeXT's line ends)."""
+        parts = (self.family.vision_of(self.backbone), self.backbone.get_submodule(self.family.projector))
+        parameters = [*self.backbone.parameters(recurse=False), *(parameter for part in parts for parameter in part.parameters())]
+        return any(parameter.requires_grad for parameter in parameters)
 
     def _dummy_inputs(self) -> dict[str, torch.Tensor]:
         if self._dummy is None:

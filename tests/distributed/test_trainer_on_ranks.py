@@ -179,15 +179,15 @@ def embed_twice(config: Config) -> bool:
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())
-    batch, embed = next(trainer.loader), trainer.stepper.embed
+    passes, embed = trainer.stepper.passes(next(trainer.loader)), trainer.stepper.embed
     # Adapters start as zero, where dropout changes nothing.
     with torch.no_grad():
         for name, parameter in trainer.engine.module.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.1)
-    first = embed(batch, 1, 1, with_graph=False).paths
-    embed(batch, 0, 1, with_graph=False)
-    second, later = embed(batch, 1, 1, with_graph=True).paths, embed(batch, 1, 2, with_graph=False).paths
+    first = embed(passes[1], 1, with_graph=False).paths
+    embed(passes[0], 1, with_graph=False)
+    second, later = embed(passes[1], 1, with_graph=True).paths, embed(passes[1], 2, with_graph=False).paths
     trainer.close()
     trainer.engine.destroy()
     return second.requires_grad and torch.equal(first, second) and not torch.equal(first, later)
