@@ -58,7 +58,7 @@ class ParallelEmbedder(PreTrainedModel):
         decoder = self.family.decoder_of(self.backbone)
         decoder.config._attn_implementation = ATTENTION_NAME
         attach_prefixes(decoder, config)
-        self.fusion = Fusion(config.fusion, config.paths)
+        self.fusion = Fusion(config.fusion, config.paths).to(self.backbone.dtype)
         self.processor: InputProcessor | None = None
         self._dummy: dict[str, torch.Tensor] | None = None
         self.vision_agreement: Callable[[bool], bool] = bool

@@ -38,7 +38,8 @@ class TrainingModule(nn.Module):
         self.embedder = embedder
         self.initial_log_temperature = math.log(temperature)
         # The parameter is the distance from the start: near 0 even bf16 resolves it finely, which it does not do near log(0.02).
-        self.log_temperature_offset = nn.Parameter(torch.zeros(1)) if learned else None
+        # ZeRO-3 wants one type of number throughout.
+        self.log_temperature_offset = nn.Parameter(torch.zeros(1, dtype=embedder.dtype)) if learned else None
 
     def forward(self, inputs: dict[str, torch.Tensor], paths: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embed n inputs by the k given paths, all K by default.

@@ -103,3 +103,24 @@ def test_three_steps_on_two_ranks_give_the_parameters_of_one_graph(folder, two_r
         for own, single in zip(metrics, expected_metrics, strict=True):
             assert own["loss"] == pytest.approx(single["loss"], rel=1e-5)
             assert own["grad_norm"] == pytest.approx(single["grad_norm"], rel=1e-4)
+
+
+# One step of a bf16 number is 2^-8 of it. Losses and norms are made of many numbers whose errors partly cancel; chunks are other matrix shapes, which sum in
+# another order. Later norms are left out: they are steep functions of weights that are rounded to bf16 after each update. Measured: below 0.25 % and 0.1 %.
+BF16_STEP = 2**-8
+BF16_CASES = [
+    ("many chunks", "zero1", "step"),
+    ("many chunks", "zero2", "step"),
+    ("token budget", "zero2", "chunk"),
+    ("token budget", "zero3", "step"),
+    ("path by path", "zero3", "chunk"),
+]
+
+
+@pytest.mark.parametrize(("chunking", "stage", "reduction"), BF16_CASES)
+def test_bf16_chunks_have_the_losses_and_the_gradient_norm_of_one_float32_graph(folder, two_ranks, reference, chunking, stage, reduction):
+    _, _, expected = reference("full", chunking)
+    for parameters, metrics in two_ranks.run(engine_parameters, recipe(folder, "full", chunking, stage, True, reduction, bf16=True), timeout=TIMEOUT):
+        assert all(torch.isfinite(value).all() for value in parameters.values())
+        assert [own["loss"] for own in metrics] == pytest.approx([single["loss"] for single in expected], rel=2 * BF16_STEP)
+        assert metrics[0]["grad_norm"] == pytest.approx(expected[0]["grad_norm"], rel=BF16_STEP)

@@ -64,6 +64,21 @@ def test_image_bounds_change_the_number_of_image_tokens(embedder_of):
         embedder.embed(large)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_selected_items_embed_as_if_they_alone_had_been_processed(embedder_of, family):
+    embedder = embedder_of(family)
+    batch = items("mixed", 6)
+    images = [len(item["images"]) for item in batch]
+    inputs, _ = embedder.processor(batch, ["query"] * 6)
+    for chosen in ([4, 1], [5, 0, 2], [3, 0], [2]):
+        selected = embedder.processor.select_items(inputs, chosen, images)
+        alone, _ = embedder.processor([batch[item] for item in chosen], ["query"] * len(chosen))
+        assert selected.keys() == alone.keys()
+        torch.testing.assert_close(selected["input_ids"], alone["input_ids"], rtol=0, atol=0)
+        with torch.no_grad():
+            torch.testing.assert_close(embedder(selected).paths, embedder(alone).paths, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["mean", "softmax", "concat"])
 def test_fused_embeddings_are_unit_and_of_the_stated_size(embedder_of, kind):
     embedder = embedder_of("llava_next", fusion=kind)
