@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import transformers
 
 from pdfx.host_memory import keep_large_blocks
 
@@ -42,6 +43,7 @@ def start(description: str, pairs: int = 5) -> argparse.Namespace:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     keep_large_blocks()
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     return options
 

@@ -13,6 +13,7 @@ from pdfx.config import Config, dump_config
 from pdfx.data import Batch, ShardedDataset, TrainLoader
 from pdfx.data.collate import filler
 from pdfx.errors import UserError
+from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
 from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
 from pdfx.train.cluster import World, join_world, leave_world
@@ -40,6 +41,8 @@ def train(config: Config) -> None:
         SystemExit: ``EXIT_STOPPED`` after a signal; ``EXIT_USER_ERROR`` on ranks whose peer tells the mistake.
     """
     world = join_world()
+    if world.device.type == "cpu":
+        keep_large_blocks()
     if world.rank != 0:
         transformers.utils.logging.disable_progress_bar()
     stop = StopRequest()
