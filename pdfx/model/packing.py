@@ -63,6 +63,11 @@ class Packing:
         """N, tokens of one path."""
         return len(self.token_index)
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all sequences have the same length, so that nothing is to be gathered."""
+        return min(self.lengths) == max(self.lengths)
+
     def one_path(self) -> "Packing":
         """The same row once, for layers that all paths share."""
         return Packing(self.attention_mask, self.paths[:1])
