@@ -140,7 +140,7 @@ class ParallelEmbedder(PreTrainedModel):
             ValueError: a path that does not exist, or an input without a token.
         """
         count = len(inputs["input_ids"])
-        # ZeRO keeps what a parameter got before where a backward pass does not reach it, so trained vision takes part in every one.
+        # ZeRO-3 applies an earlier step's gradient to parameters that the first backward pass does not reach, so trained vision takes part in each.
         needed = "pixel_values" in inputs or (self.training and self.trains_vision)
         missing_images = self.vision_agreement(needed) and "pixel_values" not in inputs
         if missing_images:
