@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -75,7 +76,8 @@ def at_least(name: str, value: float, goal: float) -> dict:
 def answer(options: argparse.Namespace, question: str, targets: list[dict], details: dict) -> None:
     """Print the targets for people, and then the line for programs."""
     result = {"question": question, "targets": targets, "details": details, "machine": machine(), "versions": versions()}
-    result |= {"date": date.today().isoformat(), "tiny": options.tiny}
+    result |= {"date": date.today().isoformat(), "pairs": options.pairs, "time": "cpu" if options.threads == 1 else "wall"}
+    result |= {"load": round(os.getloadavg()[0], 1), "tiny": options.tiny}
     if not options.json:
         print(question)
         for target in targets:
@@ -87,27 +89,41 @@ def answer(options: argparse.Namespace, question: str, targets: list[dict], deta
     print(line)
 
 
-def in_turns(sides: dict[str, Callable[[], object]], pairs: int) -> dict[str, list[float]]:
-    """Seconds of each side, measured in turns after one warm-up each, so that what slows the machine down slows all sides."""
+@dataclass
+class Seconds:
+    """Wall and CPU seconds by side, one entry per pair."""
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+
+
+def in_turns(sides: dict[str, Callable[[], object]], pairs: int) -> Seconds:
+    """The time of each side, measured in turns after one warm-up each, so that what slows the machine down slows all sides."""
     for side in sides.values():
         side()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds = Seconds({name: [] for name in sides}, {name: [] for name in sides})
     for number in range(pairs):
-        names = list(sides) if number % 2 == 0 else list(reversed(sides))
-        for name in names:
-            started = time.perf_counter()
+        for name in list(sides) if number % 2 == 0 else list(reversed(sides)):
+            wall, cpu = time.perf_counter(), time.process_time()
             sides[name]()
-            seconds[name].append(time.perf_counter() - started)
+            seconds.wall[name].append(time.perf_counter() - wall)
+            seconds.cpu[name].append(time.process_time() - cpu)
     return seconds
 
 
-def paired_ratio(seconds: dict[str, list[float]], above: str, below: str) -> float:
-    """The median over pairs of one side's time over the other's."""
-    return statistics.median(a / b for a, b in zip(seconds[above], seconds[below], strict=True))
+def paired_ratio(seconds: Seconds, above: str, below: str) -> float:
+    """The median over pairs of one side's time over the other's.
+
+    Wall time, except with a single thread: its CPU time is what the wall time would be if nothing else ran on the machine.
+    """
+    times = seconds.cpu if torch.get_num_threads() == 1 else seconds.wall
+    return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
 
 
-def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
-    return {f"{name}_seconds": round(statistics.median(values), 4) for name, values in seconds.items()}
+def medians(seconds: Seconds) -> dict[str, float]:
+    """For the details: what other programs took from the machine is in the wall time only."""
+    wall = {f"{name}_seconds": round(statistics.median(values), 4) for name, values in seconds.wall.items()}
+    return wall | {f"{name}_cpu_seconds": round(statistics.median(values), 4) for name, values in seconds.cpu.items()}
 
 
 def peak_bytes() -> int:
