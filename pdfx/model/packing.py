@@ -22,14 +22,13 @@ class Bucket:
 
     index: torch.Tensor
 
-    def mask(self, prefix_length: int) -> torch.Tensor:
-        """bool ``[L, P + L]``: every prefix key, and the tokens up to the own place.
+    def mask(self, prefix_length: int, dtype: torch.dtype) -> torch.Tensor:
+        """``[L, P + L]`` to add to scores: 0 at every prefix key and the tokens up to the own place, -inf elsewhere.
 
         Places behind a sequence's end lie after all its tokens, so that causality alone hides them.
         """
         length = self.index.shape[1]
-        tokens = torch.ones(length, length, dtype=torch.bool, device=self.index.device).tril()
-        return torch.cat((tokens.new_ones(length, prefix_length), tokens), dim=1)
+        return torch.full((length, prefix_length + length), -torch.inf, dtype=dtype, device=self.index.device).triu(prefix_length + 1)
 
 
 class Packing:
@@ -124,9 +123,9 @@ class Packing:
             offset += flat.numel()
         return places
 
-    def bucket_mask(self, number: int, prefix_length: int) -> torch.Tensor:
+    def bucket_mask(self, number: int, prefix_length: int, dtype: torch.dtype) -> torch.Tensor:
         """The mask of one bucket, kept for the other layers of the batch."""
-        return self._keep(("mask", number, prefix_length), lambda: self.buckets[number].mask(prefix_length))
+        return self._keep(("mask", number, prefix_length, dtype), lambda: self.buckets[number].mask(prefix_length, dtype))
 
     @cached_property
     def cumulative_lengths(self) -> torch.Tensor:
