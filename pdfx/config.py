@@ -153,9 +153,17 @@ class TrainSection(Section):
     max_steps: int | None = Field(None, ge=1)
     num_train_epochs: float | None = Field(None, gt=0)
     per_device_train_batch_size: int = Field(ge=1)
-    """Pairs that one rank embeds at once."""
+    """Pairs that one rank embeds at once, where ``chunk_tokens`` does not say otherwise."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Chunks of that many pairs whose pairs are all negatives of one another: the update is that of a batch so many times larger."""
+    chunk_tokens: int | None = Field(None, ge=1)
+    """Tokens of one forward pass at most, padding not counted, each path counted. A rank's batch (the product of the two settings above) is then
+    cut by length, not by pairs."""
+    chunk_paths: int | None = Field(None, ge=1)
+    """Paths that one forward pass runs at most; all where null. The vision tower runs again for each group of paths, unless ``model.cache_vision`` is set."""
+    gradient_reduction: Literal["auto", "step", "chunk"] = "auto"
+    """Sum gradients over ranks once per ``step`` (less communication) or after each ``chunk`` (less memory under ZeRO 2 and 3, where a rank then never holds
+    all gradients whole). ``auto``: by the memory they take."""
     learning_rate: float = Field(2e-5, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(100, ge=0)

@@ -25,7 +25,7 @@ class Chunk:
 
 @dataclass
 class Batch:
-    """One rank's share of one optimiser step. All ranks have the same B, M and number of chunks at every step."""
+    """One rank's share of one optimiser step. All ranks have the same B and M at every step; the number of chunks may differ."""
 
     chunks: list[Chunk]
     pairs: int
@@ -46,6 +46,8 @@ class Batch:
     """One sentence per sample that could not be used."""
     truncated: int = 0
     """Texts that were cut."""
+    oversized: int = 0
+    """Items that alone hold more tokens than a chunk should."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         return replace(

@@ -44,8 +44,37 @@ def collate(samples: list[Sample | SampleError], processor: Processor, chunk_pai
     return _assemble(usable, chunks, truncated, negatives)
 
 
+def collate_by_tokens(samples: list[Sample | SampleError], processor: Processor, chunk_tokens: int, negatives: int) -> Batch:
+    """One Batch of ``len(samples)`` pairs in chunks of at most ``chunk_tokens`` tokens without padding, whatever pair an item belongs to.
+
+    Items are ordered by length, longest first, so that a chunk's items are about equally long and the largest chunks come first on every rank. An item of
+    more tokens is a chunk of its own, counted in ``oversized``. The processor sees all items in one call, and its ``select_items`` makes the chunks.
+    """
+    usable, inputs, truncated = _process(samples, processor, negatives)
+    images = [len(item["images"]) for item in _items(usable, negatives)[0]]
+    slots = _slots(0, len(samples), len(samples), negatives)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    chunks = [Chunk(processor.select_items(inputs, group, images), slots[group]) for group in cut_by_tokens(lengths, chunk_tokens)]
+    batch = _assemble(usable, chunks, truncated, negatives)
+    batch.oversized = sum(length > chunk_tokens for length in lengths)
+    return batch
+
+
+def cut_by_tokens(lengths: list[int], limit: int) -> list[list[int]]:
+    """Numbers of the items of each chunk, longest items first: as many as fit ``limit`` tokens, and at least one."""
+    groups: list[list[int]] = []
+    free = 0
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        if not groups or lengths[item] > free:
+            groups.append([])
+            free = limit
+        groups[-1].append(item)
+        free -= lengths[item]
+    return groups
+
+
 def _process(part: list[Sample | SampleError], processor: Processor, negatives: int) -> tuple[list[Sample | SampleError], dict[str, Tensor], int]:
-    """The processor's output for one chunk; samples that it refuses come back as errors."""
+    """The processor's output for these samples; those that it refuses come back as errors."""
     try:
         return part, *processor(*_items(part, negatives))
     except Exception:

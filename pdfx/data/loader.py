@@ -11,7 +11,7 @@ from pdfx.config import DataSection
 from pdfx.errors import UserError
 
 from .batch import Batch
-from .collate import Processor, collate
+from .collate import Processor, collate, collate_by_tokens
 from .guard import CorruptSampleGuard
 from .order import CanonicalOrder
 from .shards import Sample, SampleError, ShardedDataset
@@ -21,11 +21,14 @@ from .workers import run_ahead
 class BatchReader:
     """From the numbers of one batch's samples to the batch; what workers run."""
 
-    def __init__(self, dataset: ShardedDataset, processor: Processor, chunk_pairs: int, negatives: int):
-        self.dataset, self.processor, self.chunk_pairs, self.negatives = dataset, processor, chunk_pairs, negatives
+    def __init__(self, dataset: ShardedDataset, processor: Processor, chunk_pairs: int, negatives: int, chunk_tokens: int | None):
+        self.dataset, self.processor, self.chunk_pairs, self.negatives, self.chunk_tokens = dataset, processor, chunk_pairs, negatives, chunk_tokens
 
     def __call__(self, numbers: list[int]) -> Batch:
-        return collate([self._read(number) for number in numbers], self.processor, self.chunk_pairs, self.negatives)
+        samples = [self._read(number) for number in numbers]
+        if self.chunk_tokens is None:
+            return collate(samples, self.processor, self.chunk_pairs, self.negatives)
+        return collate_by_tokens(samples, self.processor, self.chunk_tokens, self.negatives)
 
     def _read(self, number: int) -> Sample | SampleError:
         try:
@@ -43,18 +46,29 @@ class TrainLoader:
 
     Args:
         data: the run's ``data`` section.
-        processor: ``processor(items, sides) -> (inputs, truncated)``; must be picklable where ``data.num_workers`` > 0.
+        processor: ``processor(items, sides) -> (inputs, truncated)``; must be picklable where ``data.num_workers`` > 0, and have ``select_items``
+            where ``chunk_tokens`` is set.
         batch_pairs: pairs of a chunk on one rank (``train.per_device_train_batch_size``).
         chunks: chunks of a batch (``train.gradient_accumulation_steps``).
         seed: the run's seed.
         state: what ``state_dict`` gave, perhaps under another world size, batch size or number of workers; the sequence goes on where it stopped.
+        chunk_tokens: tokens of one path that a chunk holds at most; chunks of ``batch_pairs`` pairs where None.
 
     Raises:
         UserError: the shards are missing, incomplete or empty, or do not fit ``state``.
     """
 
     def __init__(
-        self, data: DataSection, processor: Processor, rank: int, world_size: int, batch_pairs: int, chunks: int, seed: int, state: dict | None = None
+        self,
+        data: DataSection,
+        processor: Processor,
+        rank: int,
+        world_size: int,
+        batch_pairs: int,
+        chunks: int,
+        seed: int,
+        state: dict | None = None,
+        chunk_tokens: int | None = None,
     ):
         self.dataset = ShardedDataset(data.train, data.max_image_pixels)
         if len(self.dataset) == 0:
@@ -70,7 +84,7 @@ class TrainLoader:
         """The trainer reports the counts of all ranks to it, once per step."""
         self._global_pairs = batch_pairs * chunks * world_size
         self._batches = run_ahead(
-            BatchReader(self.dataset, processor, batch_pairs, data.hard_negatives),
+            BatchReader(self.dataset, processor, batch_pairs, data.hard_negatives, chunk_tokens),
             RankRequests(self._order, self.samples, rank, world_size, batch_pairs * chunks),
             data.num_workers,
             data.prefetch_batches,

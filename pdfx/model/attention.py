@@ -54,16 +54,20 @@ def bucketed_attention(query, key, value, prefix_key, prefix_value, packing: Pac
     outputs = []
     for number, bucket in enumerate(packing.buckets):
         sequences, length = bucket.index.shape
-        q, k, v = (row.index_select(1, bucket.index.flatten()).unflatten(1, (sequences, length)) for row in rows)
+        # Sequences of one length stand in their bucket as they stand in the row.
+        picked = rows if packing.uniform else (row.index_select(1, bucket.index.flatten()) for row in rows)
+        q, k, v = (row.unflatten(1, (sequences, length)) for row in picked)
         if prefix_length:
             k = torch.cat((prefix_key[:, None].expand(-1, sequences, -1, -1, -1).to(k.dtype), k), dim=2)
             v = torch.cat((prefix_value[:, None].expand(-1, sequences, -1, -1, -1).to(v.dtype), v), dim=2)
         q, k, v = (tensor.flatten(0, 1).transpose(1, 2) for tensor in (q, k, v))
-        mask = packing.bucket_mask(number, prefix_length)
-        grouped = q.shape[1] != k.shape[1]
-        output = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+        # Without a prefix the kernel's own causal form does, which skips what is not seen.
+        mask = packing.bucket_mask(number, prefix_length, q.dtype) if prefix_length else None
+        settings = {"dropout_p": dropout, "scale": scaling, "enable_gqa": q.shape[1] != k.shape[1]}
+        output = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, **settings)
         outputs.append(output.transpose(1, 2).unflatten(0, (count, sequences)).flatten(1, 2))
-    return torch.cat(outputs, dim=1).index_select(1, packing.restore).flatten(0, 1)
+    output = outputs[0] if packing.uniform else torch.cat(outputs, dim=1).index_select(1, packing.restore)
+    return output.flatten(0, 1)
 
 
 def flash_attention(query, key, value, prefix_key, prefix_value, packing: Packing, scaling, dropout):

@@ -47,11 +47,24 @@ class Fusion(nn.Module):
         if kind == "softmax":
             self.logits = nn.Parameter(torch.zeros(paths))
 
-    def forward(self, embeddings: torch.Tensor, paths: torch.Tensor) -> torch.Tensor:
-        """Fuse the embeddings of the chosen ``paths`` (int64 ``[K]``); with one path every kind returns that path."""
-        if self.kind == "concat":
-            return unit(embeddings.flatten(1))
-        if self.kind == "softmax":
-            weights = self.logits.index_select(0, paths).to(embeddings.dtype).softmax(0)
-            return unit((weights[:, None] * embeddings).sum(1))
-        return unit(embeddings.mean(1))
+    def forward(self, embeddings: torch.Tensor, paths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Fuse the embeddings of the chosen ``paths`` (int64 ``[k]``); with one path every kind returns that path.
+
+        Returns:
+            ``[B, F]``, and the logits ``[K]`` of all paths, with which ``fuse`` does the same elsewhere; None where the weights are not learned.
+        """
+        if self.kind != "softmax":
+            return fuse(self.kind, embeddings), None
+        # A copy: under ZeRO-3 the parameter itself is released when this returns.
+        logits = at_least_float32(self.logits.clone())
+        return fuse(self.kind, embeddings, logits.index_select(0, paths)), logits
+
+
+def fuse(kind: str, embeddings: torch.Tensor, logits: torch.Tensor | None = None) -> torch.Tensor:
+    """One embedding ``[B, F]`` from unit ones ``[B, k, D]``; ``logits`` ``[k]`` weigh them where ``kind`` is ``softmax``."""
+    if kind == "concat":
+        return unit(embeddings.flatten(1))
+    if kind == "softmax":
+        weights = logits.to(embeddings.dtype).softmax(0)
+        return unit((weights[:, None] * embeddings).sum(1))
+    return unit(embeddings.mean(1))

@@ -26,10 +26,12 @@ class EmbedderOutput(ModelOutput):
     Attributes:
         paths: float32 ``[n, K, D]``, unit rows.
         fused: float32 ``[n, F]``, unit rows.
+        fusion_logits: float32 ``[K]``, what a learned fusion weighs all paths with; None where the weights are not learned.
     """
 
     paths: torch.Tensor | None = None
     fused: torch.Tensor | None = None
+    fusion_logits: torch.Tensor | None = None
 
 
 class ParallelEmbedder(PreTrainedModel):
@@ -57,7 +59,7 @@ class ParallelEmbedder(PreTrainedModel):
         decoder = self.family.decoder_of(self.backbone)
         decoder.config._attn_implementation = ATTENTION_NAME
         attach_prefixes(decoder, config)
-        self.fusion = Fusion(config.fusion, config.paths)
+        self.fusion = Fusion(config.fusion, config.paths).to(self.backbone.dtype)
         self.processor: InputProcessor | None = None
         self._dummy: dict[str, torch.Tensor] | None = None
         self.vision_agreement: Callable[[bool], bool] = bool
@@ -141,7 +143,9 @@ class ParallelEmbedder(PreTrainedModel):
             ValueError: a path that does not exist, or an input without a token.
         """
         count = len(inputs["input_ids"])
-        missing_images = self.vision_agreement("pixel_values" in inputs) and "pixel_values" not in inputs
+        # ZeRO-3 applies an earlier step's gradient to parameters that the first backward pass does not reach, so trained vision takes part in each.
+        needed = "pixel_values" in inputs or (self.training and self.trains_vision)
+        missing_images = self.vision_agreement(needed) and "pixel_values" not in inputs
         if missing_images:
             inputs = append_inputs(inputs, self._dummy_inputs())
         chosen = self._chosen(paths, inputs["input_ids"].device)
@@ -150,7 +154,8 @@ class ParallelEmbedder(PreTrainedModel):
         if missing_images:
             # Times zero: the dummy must take part in the backward pass, whose collectives the other ranks run too.
             embeddings = embeddings[:count] + 0 * embeddings[count:].sum()
-        return EmbedderOutput(paths=embeddings, fused=self.fusion(embeddings, chosen))
+        fused, logits = self.fusion(embeddings, chosen)
+        return EmbedderOutput(paths=embeddings, fused=fused, fusion_logits=logits)
 
     def _decode(self, inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> tuple[torch.Tensor, Packing]:
         """Final normed states ``[1, K*N, D]`` and the packing that explains them."""
@@ -169,6 +174,13 @@ class ParallelEmbedder(PreTrainedModel):
         if wrong or not chosen:
             raise ValueError(f"Paths must be among 0 to {self.config.paths - 1}, not {chosen}.")
         return torch.tensor(chosen, device=device)
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether a parameter is trained that only images reach: in the vision tower, the projector, or of the backbone itself (LLaVA-NeXT's line ends)."""
+        parts = (self.family.vision_of(self.backbone), self.backbone.get_submodule(self.family.projector))
+        parameters = [*self.backbone.parameters(recurse=False), *(parameter for part in parts for parameter in part.parameters())]
+        return any(parameter.requires_grad for parameter in parameters)
 
     def _dummy_inputs(self) -> dict[str, torch.Tensor]:
         if self._dummy is None:

@@ -22,14 +22,13 @@ class Bucket:
 
     index: torch.Tensor
 
-    def mask(self, prefix_length: int) -> torch.Tensor:
-        """bool ``[L, P + L]``: every prefix key, and the tokens up to the own place.
+    def mask(self, prefix_length: int, dtype: torch.dtype) -> torch.Tensor:
+        """``[L, P + L]`` to add to scores: 0 at every prefix key and the tokens up to the own place, -inf elsewhere.
 
         Places behind a sequence's end lie after all its tokens, so that causality alone hides them.
         """
         length = self.index.shape[1]
-        tokens = torch.ones(length, length, dtype=torch.bool, device=self.index.device).tril()
-        return torch.cat((tokens.new_ones(length, prefix_length), tokens), dim=1)
+        return torch.full((length, prefix_length + length), -torch.inf, dtype=dtype, device=self.index.device).triu(prefix_length + 1)
 
 
 class Packing:
@@ -62,6 +61,11 @@ class Packing:
     def tokens(self) -> int:
         """N, tokens of one path."""
         return len(self.token_index)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all sequences have the same length, so that nothing is to be gathered."""
+        return min(self.lengths) == max(self.lengths)
 
     def one_path(self) -> "Packing":
         """The same row once, for layers that all paths share."""
@@ -119,9 +123,9 @@ class Packing:
             offset += flat.numel()
         return places
 
-    def bucket_mask(self, number: int, prefix_length: int) -> torch.Tensor:
+    def bucket_mask(self, number: int, prefix_length: int, dtype: torch.dtype) -> torch.Tensor:
         """The mask of one bucket, kept for the other layers of the batch."""
-        return self._keep(("mask", number, prefix_length), lambda: self.buckets[number].mask(prefix_length))
+        return self._keep(("mask", number, prefix_length, dtype), lambda: self.buckets[number].mask(prefix_length, dtype))
 
     @cached_property
     def cumulative_lengths(self) -> torch.Tensor:

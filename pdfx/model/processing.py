@@ -15,6 +15,10 @@ PROMPT_DEFAULTS = {
 }
 
 
+IMAGE_TENSORS = ("pixel_values", "image_grid_thw", "image_sizes")
+"""What the families' processors make of images: one row per image, except for Qwen2-VL's ``pixel_values``, which has one per patch."""
+
+
 class InputProcessor:
     """Turn items ``{"text": str, "images": [PIL.Image, ...]}`` into a padded batch of backbone inputs.
 
@@ -67,6 +71,30 @@ class InputProcessor:
         images = [image for item in items for image in item["images"]]
         inputs = self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
         return dict(inputs), truncated
+
+    def select_items(self, inputs: dict[str, torch.Tensor], chosen: list[int], images: list[int]) -> dict[str, torch.Tensor]:
+        """The inputs of the ``chosen`` items, in that order, as if they alone had been processed.
+
+        Only LLaVA-NeXT's crops stay filled up to the largest image of the call; the backbone leaves the filling out.
+
+        Args:
+            inputs: of n items, from one call.
+            images: number of images of each of the n items.
+        """
+        starts = torch.tensor([0, *images]).cumsum(0)
+        pictures = [start for item in chosen for start in range(int(starts[item]), int(starts[item + 1]))]
+        kept = inputs["attention_mask"][chosen].any(0).nonzero()
+        columns = slice(int(kept.min()), int(kept.max()) + 1)
+        selected = {}
+        for name, tensor in inputs.items():
+            if name not in IMAGE_TENSORS:
+                selected[name] = tensor[chosen, columns]
+            elif pictures and name == "pixel_values" and "image_grid_thw" in inputs:
+                patches = tensor.split(inputs["image_grid_thw"].prod(-1).tolist())
+                selected[name] = torch.cat([patches[picture] for picture in pictures])
+            elif pictures:
+                selected[name] = tensor[pictures]
+        return selected
 
     def clean(self, text: str) -> str:
         """The text without strings that the prompt gives a meaning."""

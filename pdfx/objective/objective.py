@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pdfx.config import ObjectiveSection
 from pdfx.errors import UserError
-from pdfx.objective.contrastive import TILE, Exclusion, info_nce
+from pdfx.objective.contrastive import Exclusion, info_nce
 from pdfx.objective.diversity import orthogonality_penalty, pair_cosines
 from pdfx.objective.gather import all_gather, all_reduce_sum, rank_and_world_size
 from pdfx.objective.mutual_information import VariationalNetworks, fit
@@ -58,7 +58,8 @@ class Objective:
         UserError: a Matryoshka dimension is no leading part of D.
     """
 
-    tile = TILE
+    block_rows: int | None = None
+    """Rows contrasted at once (see ``info_nce``)."""
 
     def __init__(self, settings: ObjectiveSection, paths: int, dimension: int, seed: int, matryoshka_dims: list[int]):
         wrong = [size for size in matryoshka_dims if not 1 <= size <= dimension]
@@ -207,7 +208,6 @@ class Objective:
             # A kind of weight 0 is only looked at.
             with torch.set_grad_enabled(torch.is_grad_enabled() and weights[name] > 0):
                 losses, hits = self._info_nce(local, candidates, queries, pairs, log_temperature)
-            losses = _average(losses, pairs)
             metrics |= {f"loss_path_{k}": value for k, value in enumerate(losses)} if name == "path" else {"loss_fused": losses[0]}
             if name == "fused":
                 metrics["accuracy"] = _average(hits[:, 0].to(losses.dtype), pairs)
@@ -216,12 +216,13 @@ class Objective:
         return terms, metrics
 
     def _info_nce(self, local: Local, candidates: Tensor, queries: Tensor | None, pairs: Pairs, log_temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [B, K], the mean over directions and leading dimensions, and hits [B, K] of the full embeddings from queries to targets."""
+        """Losses [K] averaged as by ``_average`` and over directions and leading dimensions, and hits [B, K] of the full embeddings from queries to targets."""
+        weights = pairs.weight * pairs.valid.to(local.query.dtype)
         losses, hits = [], []
         for size in (None, *self.matryoshka_dims):
-            loss, hit = info_nce(_lead(local.query, size), _lead(candidates, size), log_temperature, pairs.to_targets, self.tile)
+            loss, hit = info_nce(_lead(local.query, size), _lead(candidates, size), log_temperature, pairs.to_targets, weights, self.block_rows)
             if queries is not None:
-                back, _ = info_nce(_lead(local.target, size), _lead(queries, size), log_temperature, pairs.to_queries, self.tile)
+                back, _ = info_nce(_lead(local.target, size), _lead(queries, size), log_temperature, pairs.to_queries, weights, self.block_rows)
                 loss = (loss + back) / 2
             losses.append(loss)
             hits.append(hit)

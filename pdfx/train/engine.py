@@ -24,6 +24,9 @@ LOG_TEMPERATURE = "log_temperature_offset"
 class TrainingModule(nn.Module):
     """The embedder and the temperature in one module, so that ZeRO shards, gathers and updates both.
 
+    What the objective needs beside the embeddings of paths (temperature, weights of a learned fusion) leaves the module with them, as copies: the
+    objective stage can then use it where no sharded parameter is gathered.
+
     Args:
         embedder: trained by its embeddings' gradients.
         temperature: the initial temperature.
@@ -35,19 +38,22 @@ class TrainingModule(nn.Module):
         self.embedder = embedder
         self.initial_log_temperature = math.log(temperature)
         # The parameter is the distance from the start: near 0 even bf16 resolves it finely, which it does not do near log(0.02).
-        self.log_temperature_offset = nn.Parameter(torch.zeros(1)) if learned else None
+        # ZeRO-3 wants one type of number throughout.
+        self.log_temperature_offset = nn.Parameter(torch.zeros(1, dtype=embedder.dtype)) if learned else None
 
-    def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embed n inputs.
+    def forward(self, inputs: dict[str, torch.Tensor], paths: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embed n inputs by the k given paths, all K by default.
 
         Returns:
-            paths ``[n, K, D]``, fused ``[n, F]``, and the logarithm of the temperature, a float32 scalar.
+            paths ``[n, k, D]``, the fusion ``[n, F]`` of these k, the logarithm of the temperature, a float32 scalar, and the fusion's logits, float32
+            ``[K]`` (``[0]`` where the fusion is not learned).
         """
-        output = self.embedder(inputs)
-        constant = torch.tensor(self.initial_log_temperature, device=output.paths.device)
-        if self.log_temperature_offset is None:
-            return output.paths, output.fused, constant
-        return output.paths, output.fused, constant + self.log_temperature_offset.float().sum()
+        output = self.embedder(inputs, paths)
+        log_temperature = torch.tensor(self.initial_log_temperature, device=output.paths.device)
+        if self.log_temperature_offset is not None:
+            log_temperature = log_temperature + self.log_temperature_offset.float().sum()
+        logits = output.paths.new_zeros(0) if output.fusion_logits is None else output.fusion_logits
+        return output.paths, output.fused, log_temperature, logits
 
 
 def load_deepspeed_config(path: str | Path, train: TrainSection, world_size: int) -> dict:
@@ -151,7 +157,8 @@ def make_optimizer(groups: list[dict], settings: dict, train: TrainSection) -> t
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, **options)
+    # Fused: one pass over flat shards that are large, without temporaries of their size.
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def start_engine(module: TrainingModule, config: Config, settings: dict) -> deepspeed.DeepSpeedEngine:

@@ -72,7 +72,7 @@ def embed_inputs(engine: deepspeed.DeepSpeedEngine, inputs: dict[str, torch.Tens
     engine.eval()
     try:
         with torch.no_grad():
-            paths, fused, _ = engine({name: tensor.to(world.device) for name, tensor in inputs.items()})
+            paths, fused, *_ = engine({name: tensor.to(world.device) for name, tensor in inputs.items()})
     finally:
         engine.train(training)
     return EmbedderOutput(paths=paths, fused=fused)

@@ -1,65 +1,91 @@
 """One optimiser step by chunked backprop on the DeepSpeed engine.
 
 Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983): the loss and its gradient are computed on
-the embeddings of all chunks, then each chunk is embedded again with its graph and receives its part of that gradient. A single chunk keeps its graph and
-is embedded once. Legend: B pairs on this rank, K paths, M hard negatives per pair, D and F dimensions of a path's and the fused embedding.
+the embeddings of all chunks, then each chunk is embedded again with its graph and receives its part of that gradient. Chunks may also be cut across the
+paths, and ranks may have different numbers of them (both ours). A single pass keeps its graph and is done once.
+Legend: B pairs on this rank, K paths, k paths of one pass, M hard negatives per pair, D dimension of an embedding.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import deepspeed
 import torch
 from torch import Tensor
 
+from pdfx.config import TrainSection
 from pdfx.data.batch import Batch, Chunk
 from pdfx.errors import UserError
+from pdfx.model.fusion import fuse
 from pdfx.objective import Objective
 from pdfx.train.cluster import World
+from pdfx.train.reduction import backward_all
 from pdfx.train.schedule import derived_seed
 
 
 @dataclass
+class Pass:
+    """One forward pass of a step: a chunk's items by some of the paths."""
+
+    chunk: Chunk
+    paths: list[int]
+    number: int
+    """Among the passes of the step, from 0; the same on every rank."""
+
+    def place(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where its embeddings stand in ``[(2 + M) B, K, D]``."""
+        return self.chunk.slots.to(device)[:, None], torch.tensor(self.paths, device=device)
+
+
+@dataclass
 class Embeddings:
-    """The embeddings of n items, or of a whole batch in the order of its slots, and the temperature they were made with.
+    """The embeddings of a pass or of a whole batch, and what the objective needs beside them.
 
     Attributes:
-        paths: ``[n, K, D]``, n = (2 + M) B for a batch.
-        fused: ``[n, F]``.
+        paths: ``[n, k, D]`` for a pass, ``[(2 + M) B, K, D]`` in the order of slots for a batch.
         log_temperature: scalar.
+        fusion_logits: ``[K]``, or ``[0]`` where the fusion is not learned.
     """
 
     paths: Tensor
-    fused: Tensor
     log_temperature: Tensor
+    fusion_logits: Tensor
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.paths, self.fused, self.log_temperature
+        return self.paths, self.log_temperature, self.fusion_logits
 
 
 class Stepper:
     """Makes optimiser steps.
 
-    Dropout in a chunk depends on (seed, step, rank, chunk) alone: the second embedding of a chunk repeats the first exactly, and a resumed run repeats
-    the uninterrupted one, without any random state being kept.
+    Dropout in a pass depends on (seed, step, rank, number of the pass) alone: its second time repeats the first exactly, and a resumed run repeats the
+    uninterrupted one, without any random state being kept.
 
     Args:
         engine: wraps a ``TrainingModule``.
         objective: loss on embeddings.
         world: this run's ranks.
-        seed: the run's seed.
+        train: the run's ``train`` section.
+        filler: the processor's output for one item, embedded to no effect where other ranks have more chunks.
+        reduce_once: see ``reduction.backward_all``.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, objective: Objective, world: World, seed: int):
-        self.engine, self.objective, self.world, self.seed = engine, objective, world, seed
+    def __init__(
+        self, engine: deepspeed.DeepSpeedEngine, objective: Objective, world: World, train: TrainSection, filler: dict[str, Tensor], reduce_once: bool
+    ):
+        self.engine, self.objective, self.world, self.seed, self.reduce_once = engine, objective, world, train.seed, reduce_once
+        config = engine.module.embedder.config
+        self.fusion, self.path_groups = config.fusion, group_paths(config.paths, train.chunk_paths)
+        self.filler = Chunk(filler, torch.empty(0, dtype=torch.int64))
 
     def __call__(self, batch: Batch, step: int) -> dict[str, float]:
         """Update the parameters by one batch.
 
         Args:
-            batch: this rank's share, with the same number of chunks on every rank.
+            batch: this rank's share.
             step: the optimiser step, counted from 1.
 
         Returns:
@@ -68,41 +94,63 @@ class Stepper:
         Raises:
             UserError: loss or gradient is not finite, or the loss is exactly 0.
         """
-        batch = batch.to(self.world.device, non_blocking=True)
-        keep = len(batch.chunks) == 1
-        outputs = [self.embed(batch, number, step, with_graph=keep) for number in range(len(batch.chunks))]
-        gradients, metrics = self.gradients(batch, gather_slots(batch, outputs), step)
-        for number, chunk in enumerate(batch.chunks):
-            output = outputs[number] if keep else self.embed(batch, number, step, with_graph=True)
-            # Each chunk is reduced into the shards at once: unsharded gradients of several chunks never exist side by side.
-            self.engine.set_gradient_accumulation_boundary(number == len(batch.chunks) - 1)
-            self.engine.backward(surrogate(output, chunk, gradients, len(batch.chunks)))
+        passes = self.passes(batch)
+        batch = replace(batch, chunks=[]).to(self.world.device, non_blocking=True)
+        kept = self.embed(passes[0], step, with_graph=True) if len(passes) == 1 else None
+        outputs = (self.embed(part, step, with_graph=False) for part in passes) if kept is None else iter([kept])
+        gradients, metrics = self.gradients(batch, self.assemble(batch, passes, outputs), step)
+        backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once)
         self.engine.step()
         metrics["grad_norm"] = float(self.engine.get_global_grad_norm())
         if not math.isfinite(metrics["grad_norm"]):
             raise UserError(f"The gradient's norm in step {step} is {metrics['grad_norm']}, though the loss was {metrics['loss']:.6g}; {CURE}")
         return metrics
 
-    def embed(self, batch: Batch, number: int, step: int, with_graph: bool) -> Embeddings:
-        """Embed one chunk in training mode, with the random numbers that belong to it."""
-        torch.manual_seed(derived_seed(self.seed, "dropout", step, self.world.rank, number))
+    def passes(self, batch: Batch) -> list[Pass]:
+        """The forward passes of a batch, as many on every rank: under ZeRO-3 each gathers parameters from all of them."""
+        count = self.world.largest([len(batch.chunks)])[0]
+        chunks = batch.chunks + [self.filler] * (count - len(batch.chunks))
+        return [Pass(chunk, paths, number) for number, (chunk, paths) in enumerate((chunk, paths) for chunk in chunks for paths in self.path_groups)]
+
+    def embed(self, part: Pass, step: int, with_graph: bool) -> Embeddings:
+        """Do one pass in training mode, with the random numbers that belong to it."""
+        # A chunk's pictures are on the device only while it is embedded, so a larger batch takes no more of the device's memory.
+        inputs = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in part.chunk.inputs.items()}
+        torch.manual_seed(derived_seed(self.seed, "dropout", step, self.world.rank, part.number))
         with torch.set_grad_enabled(with_graph):
-            return Embeddings(*self.engine(batch.chunks[number].inputs))
+            paths, _, log_temperature, fusion_logits = self.engine(inputs, part.paths)
+        return Embeddings(paths, log_temperature, fusion_logits)
+
+    def assemble(self, batch: Batch, passes: list[Pass], outputs: Iterator[Embeddings]) -> Embeddings:
+        """Leaves that hold every pass's embeddings in their places."""
+        items, count = (2 + batch.negatives) * batch.pairs, sum(map(len, self.path_groups))
+        whole = None
+        for part, output in zip(passes, outputs, strict=True):
+            if whole is None:
+                shape = (items, count, output.paths.shape[-1])
+                whole = Embeddings(output.paths.new_empty(shape), *(tensor.detach().clone() for tensor in output.tensors()[1:]))
+            whole.paths[part.place(whole.paths.device)] = output.paths.detach()[: len(part.chunk.slots)]
+        return whole
 
     def gradients(self, batch: Batch, embeddings: Embeddings, step: int) -> tuple[Embeddings, dict[str, float]]:
-        """The gradient of the loss with respect to the whole batch's embeddings and the temperature, and the objective's metrics."""
+        """The gradient of the loss with respect to the whole batch's embeddings and what stands beside them, and the objective's metrics."""
         for leaf in embeddings.tensors():
             leaf.requires_grad_(True)
-        pairs = batch.pairs
-        query, target, negatives = split_slots(embeddings.paths, pairs, batch.negatives)
-        fused = split_slots(embeddings.fused, pairs, batch.negatives)
-        fit = self.objective.fit_variational(query, target, batch.valid)
+        paths = split_slots(embeddings.paths, batch.pairs, batch.negatives)
+        fused = split_slots(fuse(self.fusion, embeddings.paths, embeddings.fusion_logits), batch.pairs, batch.negatives)
+        fit = self.objective.fit_variational(paths[0], paths[1], batch.valid)
         ids = (batch.target_ids, batch.negative_ids, batch.valid, batch.negative_valid)
-        loss, metrics = self.objective(query, target, negatives, *fused, *ids, embeddings.log_temperature, step - 1)
+        loss, metrics = self.objective(*paths, *fused, *ids, embeddings.log_temperature, step - 1)
         metrics = {name: float(value) for name, value in {**metrics, **fit}.items()}
         self.check_loss(float(loss.detach()), metrics["loss"], step)
         gradients = torch.autograd.grad(loss, embeddings.tensors(), allow_unused=True, materialize_grads=True)
         return Embeddings(*gradients), metrics
+
+    def surrogates(self, passes: list[Pass], kept: Embeddings | None, gradients: Embeddings, step: int) -> Iterator[Tensor]:
+        """For each pass a scalar whose gradient in the parameters is the share of the loss's gradient that flows through the pass."""
+        for part in passes:
+            output = self.embed(part, step, with_graph=True) if kept is None else kept
+            yield surrogate(output, part, gradients, len(passes))
 
     def check_loss(self, own: float, overall: float, step: int) -> None:
         """Stop all ranks together where one of them has a loss that is no use, before any of them waits for the others' gradients."""
@@ -118,17 +166,15 @@ class Stepper:
 CURE = "resume from the last checkpoint with a lower train.learning_rate, a larger train.warmup_steps, or train.max_grad_norm set."
 
 
-def gather_slots(batch: Batch, outputs: list[Embeddings]) -> Embeddings:
-    """Leaves that hold every chunk's embeddings in the order of the batch's slots."""
-    slots = torch.cat([chunk.slots for chunk in batch.chunks])
-    places = torch.argsort(slots)
+def group_paths(paths: int, at_most: int | None) -> list[list[int]]:
+    """The numbers of the K paths in groups of ``at_most``, in one where that is None."""
+    size = min(at_most or paths, paths)
+    return [list(range(start, min(start + size, paths))) for start in range(0, paths, size)]
 
-    def ordered(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([tensor.detach() for tensor in tensors]).index_select(0, places)
 
-    return Embeddings(
-        ordered([output.paths for output in outputs]), ordered([output.fused for output in outputs]), outputs[0].log_temperature.detach().clone()
-    )
+def chunk_tokens_per_path(train: TrainSection, paths: int) -> int | None:
+    """Tokens of one path that a chunk may hold, so that a pass by all paths of a group keeps to ``train.chunk_tokens``."""
+    return train.chunk_tokens and max(1, train.chunk_tokens // min(train.chunk_paths or paths, paths))
 
 
 def split_slots(embeddings: Tensor, pairs: int, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,12 +183,10 @@ def split_slots(embeddings: Tensor, pairs: int, negatives: int) -> tuple[Tensor,
     return query, target, rest.unflatten(0, (pairs, negatives))
 
 
-def surrogate(output: Embeddings, chunk: Chunk, gradients: Embeddings, chunks: int) -> Tensor:
-    """A scalar whose gradient in the parameters is the loss's share that flows through this chunk.
-
-    The temperature's gradient is spread evenly, so that every chunk's graph reaches every parameter and ZeRO reduces alike for each.
-    """
-    paths = gradients.paths.index_select(0, chunk.slots)
-    fused = gradients.fused.index_select(0, chunk.slots)
-    loss = (output.paths * paths).sum() + (output.fused * fused).sum()
-    return loss + output.log_temperature * gradients.log_temperature / chunks
+def surrogate(output: Embeddings, part: Pass, gradients: Embeddings, passes: int) -> Tensor:
+    """See ``Stepper.surrogates``. What stands beside the embeddings gets an equal part of its gradient from every pass, and a filler takes part times zero,
+    so that every pass's graph reaches every parameter and ZeRO reduces alike for each."""
+    items = len(part.chunk.slots)
+    loss = (output.paths[:items] * gradients.paths[part.place(output.paths.device)]).sum() + 0 * output.paths[items:].sum()
+    beside = output.log_temperature * gradients.log_temperature + (output.fusion_logits * gradients.fusion_logits).sum()
+    return loss + beside / passes

@@ -11,15 +11,18 @@ import transformers
 from pdfx.build import build_embedder
 from pdfx.config import Config, dump_config
 from pdfx.data import Batch, ShardedDataset, TrainLoader
+from pdfx.data.collate import filler
 from pdfx.errors import UserError
+from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
 from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
 from pdfx.train.cluster import World, join_world, leave_world
 from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
 from pdfx.train.probe import Probe, embed_inputs
+from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
 from pdfx.train.run_directory import identity, open_run_directory, write_config
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
-from pdfx.train.step import Stepper
+from pdfx.train.step import Stepper, chunk_tokens_per_path
 from pdfx.train.telemetry import StepTimer, Telemetry
 
 EXIT_STOPPED = 75
@@ -41,6 +44,8 @@ def train(config: Config) -> None:
         SystemExit: ``EXIT_STOPPED`` after a signal; ``EXIT_USER_ERROR`` on ranks whose peer tells the mistake.
     """
     world = join_world()
+    if world.device.type == "cpu":
+        keep_large_blocks()
     if world.rank != 0:
         transformers.utils.logging.disable_progress_bar()
     stop = StopRequest()
@@ -78,7 +83,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, world: World):
-        self.config, self.world, self.telemetry = config, world, None
+        self.config, self.world, self.telemetry, self.told_oversized = config, world, None, False
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
@@ -104,7 +109,9 @@ class Trainer:
             self.objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims)
             self.objective.to(world.device)
         self._start_engine(embedder, settings, checkpoint)
-        self.stepper = Stepper(self.engine, self.objective, world, config.train.seed)
+        reduce_once, self.notes = self._choose_reduction(settings["zero_optimization"]["stage"])
+        nothing, _ = self.processor([filler()], ["query"])
+        self.stepper = Stepper(self.engine, self.objective, world, config.train, nothing, reduce_once)
         self._open_telemetry(checkpoint, passed_over, plan)
 
     def _find_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
@@ -118,7 +125,8 @@ class Trainer:
     def _open_loader(self, state: dict | None) -> TrainLoader:
         config, train = self.config, self.config.train
         shape = (train.per_device_train_batch_size, train.gradient_accumulation_steps)
-        return TrainLoader(config.data, self.processor, self.world.rank, self.world.size, *shape, train.seed, state)
+        tokens = chunk_tokens_per_path(train, config.model.paths)
+        return TrainLoader(config.data, self.processor, self.world.rank, self.world.size, *shape, train.seed, state, tokens)
 
     def _start_engine(self, embedder, settings: dict, checkpoint: Checkpoint | None) -> None:
         config = self.config
@@ -131,6 +139,14 @@ class Trainer:
             with self.world.together():
                 self.objective.load_state_dict(objective_state)
 
+    def _choose_reduction(self, stage: int) -> tuple[bool, list[str]]:
+        """Whether gradients are reduced once per step, the same on all ranks, and what there is to say about it."""
+        train, world = self.config.train, self.world
+        smallest = -world.largest([-rank_memory(world.device, world.size)])[0]
+        once, sentence = choose_reduction(train.gradient_reduction, stage, gradient_bytes(self.engine.module), smallest)
+        chunked = train.gradient_accumulation_steps > 1 or train.chunk_tokens is not None or train.chunk_paths is not None
+        return once, [sentence] if chunked else []
+
     def _open_telemetry(self, checkpoint: Checkpoint | None, passed_over: list[str], plan: str) -> None:
         if self.world.rank != 0:
             return
@@ -139,7 +155,8 @@ class Trainer:
         for sentence in passed_over:
             self.telemetry.say(f"Passed over: {sentence}")
         self.telemetry.say(f"Going on from {checkpoint.path} after step {self.step}." if checkpoint else "Starting a new run.")
-        self.telemetry.say(plan)
+        for sentence in (plan, *self.notes):
+            self.telemetry.say(sentence)
 
     def run(self, stop: StopRequest) -> bool:
         """Train to the last step. Returns False where it stopped before, after saving a checkpoint."""
@@ -171,7 +188,7 @@ class Trainer:
         with self.world.together():
             batch = next(self.loader)
         timer.waited += time.perf_counter() - started
-        corrupt, truncated, tokens = self.world.total([len(batch.problems), batch.truncated, count_tokens(batch)])
+        corrupt, truncated, tokens, oversized = self.world.total([len(batch.problems), batch.truncated, count_tokens(batch), batch.oversized])
         pairs = global_batch(self.config.train, self.world.size)
         problems = [sentence for own in self.world.gather(batch.problems) for sentence in own] if corrupt else []
         self.truncated += truncated
@@ -180,6 +197,12 @@ class Trainer:
         if self.telemetry:
             for sentence in problems:
                 self.telemetry.say(f"step {step}: {sentence}")
+            if oversized and not self.told_oversized:
+                self.told_oversized = True
+                self.telemetry.say(
+                    f"step {step}: {oversized} inputs hold more tokens than train.chunk_tokens allows for all paths of a pass, so each is a chunk of its own; "
+                    "lower inputs.max_text_tokens or the images' bounds where memory runs out. This is said once."
+                )
         with self.world.together():
             self.loader.guard.add(pairs, corrupt, problems)
             factor = learning_rate_factor(step, self.config.train, self.total_steps)

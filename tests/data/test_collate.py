@@ -1,11 +1,15 @@
 import io
+import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tiny_shards import ByteProcessor, picture
 
 from pdfx.data import Sample, SampleError, collate
+from pdfx.data.collate import collate_by_tokens, cut_by_tokens
 
 
 def sample(i: int, negatives: int = 0, width: int = 12) -> Sample:
@@ -100,3 +104,51 @@ def test_a_batch_moves_to_a_device_with_all_its_tensors():
     assert {tensor.device for tensor in tensors} == {torch.device("meta")}
     assert moved.keys == batch.keys
     assert batch.valid.device == torch.device("cpu")
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(1, 80))
+def test_chunks_hold_every_item_once_within_the_budget_longest_first(lengths, limit):
+    groups = cut_by_tokens(lengths, limit)
+    assert sorted(item for group in groups for item in group) == list(range(len(lengths)))
+    for group in groups:
+        assert sum(lengths[item] for item in group) <= limit or len(group) == 1
+    flat = [lengths[item] for group in groups for item in group]
+    assert flat == sorted(flat, reverse=True)
+    # A chunk is closed only where its next item does not fit, so two neighbours never fit into one.
+    for group, following in itertools.pairwise(groups):
+        assert sum(lengths[item] for item in group) + lengths[following[0]] > limit
+
+
+def test_ordering_by_length_leaves_a_small_part_of_the_chunks_to_padding():
+    lengths = torch.randint(1, 400, (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    places = sum(max(lengths[item] for item in group) * len(group) for group in cut_by_tokens(lengths, 2000))
+    # As they come, the items would fill half of the places: the mean of 1 to 400 is half of the longest.
+    assert sum(lengths) / places > 0.9
+
+
+@pytest.mark.parametrize("budget", [1, 8, 20, 10_000])
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_a_token_budget_cuts_between_items_and_slots_bring_every_item_to_its_place(budget, negatives):
+    samples = [sample(i, negatives) for i in range(5)] + [SampleError("Sample 'bad' cannot be used.", "bad")]
+    samples[2].query["text"] = "longer " * 3
+    processor = MaskingProcessor()
+    cut, whole = collate_by_tokens(samples, processor, budget, negatives), collate(samples, processor, 6, negatives)
+    assert texts(cut) == texts(whole)
+    lengths = [chunk.inputs["attention_mask"].sum(1).tolist() for chunk in cut.chunks]
+    assert all(sum(own) <= budget or len(own) == 1 for own in lengths)
+    assert cut.oversized == sum(length > budget for own in lengths for length in own)
+    assert (len(cut.chunks) == 1) == (budget == 10_000)
+    for name in ("target_ids", "negative_ids", "valid", "negative_valid"):
+        assert torch.equal(getattr(cut, name), getattr(whole, name))
+    assert (cut.keys, cut.problems) == (whole.keys, whole.problems)
+
+
+class MaskingProcessor(ByteProcessor):
+    """Tells which tokens are padding, and selects items."""
+
+    def __call__(self, items, sides):
+        inputs, truncated = super().__call__(items, sides)
+        return inputs | {"attention_mask": (inputs["input_ids"] > 0).long()}, truncated
+
+    def select_items(self, inputs, chosen, images):
+        return {name: tensor[chosen] for name, tensor in inputs.items()}

@@ -1,5 +1,7 @@
 """The trainer on two real ranks: it stops and goes on exactly, and mistakes end every rank with one sentence."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -66,9 +68,12 @@ def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_digit_for_digit(f
     assert metrics(folder, f"whole-{stage}").count('"evaluation/query_to_target/fused/recall@1":') == 2
 
 
-@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
-def test_bf16_resumes_digit_for_digit_too(folder, two_ranks, stage):
-    whole, stopped = (recipe(folder, f"{run}-bf16-{stage}", stage, bf16=True, gradient_accumulation_steps=2) for run in ("whole", "stopped"))
+CHUNKED = {"zero1": {"gradient_accumulation_steps": 2}, "zero2": {"chunk_paths": 1, "gradient_reduction": "chunk"}, "zero3": {"chunk_tokens": 60}}
+
+
+@pytest.mark.parametrize("stage", list(CHUNKED))
+def test_bf16_in_chunks_resumes_digit_for_digit_too(folder, two_ranks, stage):
+    whole, stopped = (recipe(folder, f"{run}-bf16-{stage}", stage, bf16=True, **CHUNKED[stage]) for run in ("whole", "stopped"))
     assert two_ranks.run(run_trainer, whole) == ["finished", "finished"]
     assert two_ranks.run(run_trainer, stopped, 0) == ["stopped", "stopped"]
     assert two_ranks.run(run_trainer, stopped) == ["finished", "finished"]
@@ -169,6 +174,21 @@ def train_with_a_broken_rank(config: Config) -> str:
     return "went on"
 
 
+def test_inputs_over_the_token_budget_and_the_way_gradients_are_reduced_are_told_once(folder, two_ranks):
+    told, silent = two_ranks.run(what_a_run_tells, recipe(folder, "oversized", chunk_tokens=1))
+    assert told.count("inputs hold more tokens than train.chunk_tokens allows") == 1
+    assert told.count("Gradients are summed over ranks once per step: whole, they take 0.00 GiB") == 1
+    assert "Finished after step 4" in told
+    assert silent == ""
+
+
+def what_a_run_tells(config: Config) -> str:
+    """In a rank: what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run_trainer(config)
+    return printed.getvalue()
+
+
 def test_dropout_in_the_second_embedding_of_a_chunk_repeats_the_first_exactly(folder, two_ranks):
     assert all(two_ranks.run(embed_twice, recipe(folder, "dropout", gradient_accumulation_steps=2)))
 
@@ -179,15 +199,15 @@ def embed_twice(config: Config) -> bool:
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())
-    batch, embed = next(trainer.loader), trainer.stepper.embed
+    passes, embed = trainer.stepper.passes(next(trainer.loader)), trainer.stepper.embed
     # Adapters start as zero, where dropout changes nothing.
     with torch.no_grad():
         for name, parameter in trainer.engine.module.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.1)
-    first = embed(batch, 1, 1, with_graph=False).paths
-    embed(batch, 0, 1, with_graph=False)
-    second, later = embed(batch, 1, 1, with_graph=True).paths, embed(batch, 1, 2, with_graph=False).paths
+    first = embed(passes[1], 1, with_graph=False).paths
+    embed(passes[0], 1, with_graph=False)
+    second, later = embed(passes[1], 1, with_graph=True).paths, embed(passes[1], 2, with_graph=False).paths
     trainer.close()
     trainer.engine.destroy()
     return second.requires_grad and torch.equal(first, second) and not torch.equal(first, later)

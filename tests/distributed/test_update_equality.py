@@ -5,15 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_training import PlainPyTorch, engine_parameters
 from tiny_runs import tiny_config
 
-from pdfx.build import build_embedder
 from pdfx.config import Config
-from pdfx.data import TrainLoader
-from pdfx.objective import Objective
-from pdfx.train.engine import TrainingModule, make_optimizer, parameter_groups
-from pdfx.train.schedule import derived_seed, learning_rate_factor
-from pdfx.train.step import split_slots
 
 RANKS, STEPS, PAIRS = 2, 3, 8
 
@@ -43,74 +38,6 @@ def recipe(folder: Path, kind: str, stage: str, chunks: int, pairs: int, run: st
     return tiny_config(folder, family, stage, model=model, objective=objective, train=train, data={"hard_negatives": 1})
 
 
-def engine_parameters(config: Config) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """In a rank: train with the real trainer; its parameters, gathered, and each step's metrics."""
-    import deepspeed
-
-    from pdfx.train.cluster import join_world
-    from pdfx.train.telemetry import StepTimer
-    from pdfx.train.trainer import Trainer
-
-    trainer = Trainer(config, join_world())
-    metrics = [trainer._train_step(StepTimer()) for _ in range(STEPS)]
-    parameters = {}
-    for name, parameter in trainer.engine.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            parameters[name] = parameter.detach().clone()
-    trainer.close()
-    trainer.engine.destroy()
-    return parameters, metrics
-
-
-class PlainPyTorch:
-    """The reference: no engine, no sharding, no chunks, no gradient tricks."""
-
-    def __init__(self, config: Config):
-        self.config = config
-        torch.manual_seed(derived_seed(config.train.seed, "adapters"))
-        embedder = build_embedder(config)
-        self.module = TrainingModule(embedder, config.objective.temperature, config.objective.learn_temperature)
-        self.start = {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()}
-        self.optimizer = make_optimizer(parameter_groups(self.module, config), {"zero_optimization": {}}, config.train)
-        self.loader = TrainLoader(config.data, embedder.processor, 0, 1, PAIRS, 1, config.train.seed)
-        settings = config.objective
-        self.objective = Objective(settings.model_copy(update={"diversity": "none"}), config.model.paths, 32, config.train.seed, [])
-        self.information = Objective(settings, config.model.paths, 32, config.train.seed, [])
-
-    def train(self) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-        metrics = [self.step(step) for step in range(1, STEPS + 1)]
-        return {name: parameter.detach() for name, parameter in self.module.named_parameters()}, metrics
-
-    def step(self, step: int) -> dict[str, float]:
-        batch = next(self.loader)
-        paths, fused, log_temperature = self.module(batch.chunks[0].inputs)
-        paths, fused = split_slots(paths, PAIRS, 1), split_slots(fused, PAIRS, 1)
-        ids = (batch.target_ids, batch.negative_ids, batch.valid, batch.negative_valid)
-        loss, _ = self.objective(*paths, *fused, *ids, log_temperature, step - 1)
-        loss = loss + self.mean_of_rank_terms(paths[0], paths[1], batch.valid)
-        self.optimizer.zero_grad()
-        loss.backward()
-        for parameter in self.module.parameters():
-            # The tower's layers behind the one that LLaVA-NeXT reads get no gradient. ZeRO takes that for a zero and decays them; torch alone would skip them.
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.train.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * learning_rate_factor(step, self.config.train, STEPS)
-        self.optimizer.step()
-        return {"loss": float(loss.detach()), "grad_norm": float(norm)}
-
-    def mean_of_rank_terms(self, query: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """What the ranks' mutual-information terms must come to: q fitted to all pairs, the estimate made of each rank's pairs alone."""
-        if self.information.variational is None:
-            return torch.zeros(())
-        self.information.fit_variational(query, target, valid)
-        sides = torch.stack([query, target])
-        parts = zip(sides.chunk(RANKS, dim=1), valid.chunk(RANKS), strict=True)
-        estimates = [self.information.variational.estimate(part, part_valid).per_side.mean() for part, part_valid in parts]
-        return self.config.objective.diversity_weight * torch.stack(estimates).mean()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("runs")
@@ -120,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
 def reference(folder):
     @cache
     def compute(kind: str):
-        plain = PlainPyTorch(recipe(folder, kind, "zero2", 1, PAIRS, "reference"))
+        plain = PlainPyTorch(recipe(folder, kind, "zero2", 1, PAIRS // RANKS, "reference"), RANKS)
         return plain.start, *plain.train()
 
     return compute

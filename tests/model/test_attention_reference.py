@@ -67,11 +67,12 @@ def varlen_kernel(query, key, value, query_borders, key_borders, scaling):
     return output
 
 
+@pytest.mark.parametrize("borders", [[(0, 9), (2, 9), (0, 1), (8, 9), (0, 5)], [(0, 9), (0, 9)], [(2, 9)]], ids=["mixed", "one length", "one sequence"])
 @pytest.mark.parametrize("prefix_length", [0, 1, 4])
-def test_the_varlen_index_arithmetic_equals_bucketed_attention(prefix_length):
+def test_the_varlen_index_arithmetic_equals_bucketed_attention(prefix_length, borders):
     torch.manual_seed(0)
-    mask = torch.zeros(5, 9, dtype=torch.long)
-    for row, (start, end) in enumerate([(0, 9), (2, 9), (0, 1), (8, 9), (0, 5)]):
+    mask = torch.zeros(len(borders), 9, dtype=torch.long)
+    for row, (start, end) in enumerate(borders):
         mask[row, start:end] = 1
     packing = Packing(mask, torch.tensor([2, 0, 1]))
     rows = 3 * packing.tokens
@@ -82,7 +83,7 @@ def test_the_varlen_index_arithmetic_equals_bucketed_attention(prefix_length):
     keys, values, borders, longest = with_prefixes(key.transpose(0, 1), value.transpose(0, 1), *prefixes, packing)
     varlen = varlen_kernel(query.transpose(0, 1), keys, values, packing.cumulative_lengths.tolist(), borders.tolist(), 0.3)
     torch.testing.assert_close(varlen, bucketed, atol=1e-12, rtol=0)
-    assert longest == 9 + prefix_length == (borders[1:] - borders[:-1]).max()
+    assert longest == max(packing.lengths) + prefix_length == (borders[1:] - borders[:-1]).max()
 
 
 def test_buckets_hold_every_token_once_and_their_padding_stays_below_the_bound():

@@ -64,6 +64,21 @@ def test_image_bounds_change_the_number_of_image_tokens(embedder_of):
         embedder.embed(large)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_selected_items_embed_as_if_they_alone_had_been_processed(embedder_of, family):
+    embedder = embedder_of(family)
+    batch = items("mixed", 6)
+    images = [len(item["images"]) for item in batch]
+    inputs, _ = embedder.processor(batch, ["query"] * 6)
+    for chosen in ([4, 1], [5, 0, 2], [3, 0], [2]):
+        selected = embedder.processor.select_items(inputs, chosen, images)
+        alone, _ = embedder.processor([batch[item] for item in chosen], ["query"] * len(chosen))
+        assert selected.keys() == alone.keys()
+        torch.testing.assert_close(selected["input_ids"], alone["input_ids"], rtol=0, atol=0)
+        with torch.no_grad():
+            torch.testing.assert_close(embedder(selected).paths, embedder(alone).paths, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["mean", "softmax", "concat"])
 def test_fused_embeddings_are_unit_and_of_the_stated_size(embedder_of, kind):
     embedder = embedder_of("llava_next", fusion=kind)
@@ -77,10 +92,10 @@ def test_softmax_fusion_starts_as_the_mean_and_follows_its_weights():
     embeddings = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1)
     every = torch.arange(3)
     fusion = Fusion("softmax", 3)
-    torch.testing.assert_close(fusion(embeddings, every), Fusion("mean", 3)(embeddings, every))
+    torch.testing.assert_close(fusion(embeddings, every)[0], Fusion("mean", 3)(embeddings, every)[0])
     with torch.no_grad():
         fusion.logits.copy_(torch.tensor([0.0, 50.0, 0.0]))
-    torch.testing.assert_close(fusion(embeddings, every), embeddings[:, 1])
+    torch.testing.assert_close(fusion(embeddings, every)[0], embeddings[:, 1])
 
 
 def test_truncated_dimensions_are_normalised_again(embedder_of):

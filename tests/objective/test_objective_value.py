@@ -99,7 +99,7 @@ def test_contrast_and_orthogonality_equal_the_dense_formula_in_value_and_gradien
         with_fillers(data)
     weights = {"path_weight": 0.7, "fused_weight": 1.3, "diversity": "orthogonality", "diversity_weight": 0.5}
     objective = objective_of(dims=dims, symmetric=symmetric, mask_same_target=mask, **weights)
-    objective.tile = 4
+    objective.block_rows = 4
     loss, metrics = objective(**data)
     paths, fused = (reference_info_nce(data, kind, objective.settings, dims) for kind in ("path", "fused"))
     expected = 0.7 * paths.sum() + 1.3 * fused[0] + 0.5 * reference_orthogonality(data)
