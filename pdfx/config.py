@@ -76,7 +76,7 @@ class ModelSection(Section):
         if self.paths > 1 and self.prefix.length == 0:
             raise ValueError("prefix.length is 0 with more than one path, so all paths would be the same function; set a length of 1 or more")
         if self.matryoshka_dims and self.fusion == "concat":
-            raise ValueError("matryoshka_dims cannot go with fusion 'concat', whose leading dimensions are those of the first path alone; use 'mean' or 'softmax'")
+            raise ValueError("matryoshka_dims cannot go with fusion 'concat', whose leading dimensions are those of the first path; use 'mean' or 'softmax'")
         if self.cache_vision and self.train_vision:
             raise ValueError("cache_vision needs a frozen vision tower; set train_vision or cache_vision to false")
         return self
@@ -182,6 +182,10 @@ class TrainSection(Section):
     resume: str = "auto"
     """``auto`` (the newest whole checkpoint of output_dir, if any), ``never``, or a checkpoint's directory."""
     tensorboard: bool = True
+    peak_tflops: float | None = Field(None, gt=0)
+    """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM); the share of it that training uses (MFU) is then told."""
+    profile_steps: int | None = Field(None, ge=1)
+    """Write a torch profiler trace of that many steps on rank 0 into output_dir (``profile.json``)."""
 
     @model_validator(mode="after")
     def check(self):
