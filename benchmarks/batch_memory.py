@@ -32,9 +32,9 @@ def main() -> None:
     small, large = (in_fresh_process(str(count), options) for count in (SMALL, LARGE))
     workload = Workload("tiny" if options.tiny else "quarter", 4, True)
     embedder = workload.embedder()
-    samples = pairs(16)
+    samples = pairs(8)
     stepper, steps = workload.stepper(embedder), iter(range(1, 10**6))
-    whole, chunked = batch_of(samples, embedder), batch_of(samples, embedder, chunk_pairs=4)
+    whole, chunked = batch_of(samples, embedder), batch_of(samples, embedder, chunk_pairs=2)
     seconds = in_turns({"chunked": lambda: stepper(chunked, next(steps)), "whole": lambda: stepper(whole, next(steps))}, options.pairs)
     targets = [
         at_most(f"peak memory at {LARGE} pairs over that at {SMALL}", large["peak"] / small["peak"], 1.15),

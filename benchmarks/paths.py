@@ -81,14 +81,13 @@ def measure(train_vision: bool, options) -> tuple[list[dict], dict]:
         "floor_in_turn": Floor(workload, inputs, at_once=False),
     }
     seconds = in_turns(sides, options.pairs)
-    found = medians(seconds)
-    fastest = min("floor_at_once", "floor_in_turn", key=lambda name: found[f"{name}_seconds"])
+    over_floor = max(paired_ratio(seconds, "pdfx", floor) for floor in ("floor_at_once", "floor_in_turn"))
     vision = "vision trained" if train_vision else "vision frozen"
     targets = [
         at_least(f"{vision}: K=4 step, times faster than {PATHS} padded passes", paired_ratio(seconds, "padded", "pdfx"), 2.2),
-        at_most(f"{vision}: K=4 step, time over the floor ({fastest})", paired_ratio(seconds, "pdfx", fastest), 1.15),
+        at_most(f"{vision}: K=4 step, time over the faster floor", over_floor, 1.15),
     ]
-    return targets, {**found, **shape_of(batch)}
+    return targets, {**medians(seconds), **shape_of(batch)}
 
 
 def main() -> None:

@@ -137,6 +137,8 @@ class Workload:
                 "max_steps": 1000,
                 "per_device_train_batch_size": 1,
                 "bf16": False,
+                # Alone there is nobody to send gradients to, and summing them into the shards at once takes less memory.
+                "gradient_reduction": "chunk",
                 **train,
             },
         }
@@ -159,7 +161,7 @@ class Workload:
         engine = start_engine(module, config, settings)
         objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, [])
         nothing, _ = embedder.processor([filler()], ["query"])
-        return Stepper(engine, objective, world, config.train, nothing, reduce_once=True)
+        return Stepper(engine, objective, world, config.train, nothing, config.train.gradient_reduction == "step")
 
 
 def batch_of(samples: list[tuple[dict, dict]], embedder: ParallelEmbedder, chunk_pairs: int | None = None) -> Batch:

@@ -11,6 +11,7 @@ def main() -> None:
     parser.add_argument("recipe", help="YAML file with the run's settings")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the parameters, then stop")
+    parser.add_argument("--profile", action="store_true", help="write a profiler trace of 3 steps into the run's directory (train.profile_steps=3)")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
 
@@ -18,7 +19,7 @@ def main() -> None:
     from pdfx.errors import UserError
 
     try:
-        config = load_config(arguments.recipe, arguments.overrides)
+        config = load_config(arguments.recipe, arguments.overrides + ["train.profile_steps=3"] * arguments.profile)
         if arguments.dry_run:
             from pdfx.train.dry_run import dry_run
 

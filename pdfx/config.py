@@ -182,6 +182,10 @@ class TrainSection(Section):
     resume: str = "auto"
     """``auto`` (the newest whole checkpoint of output_dir, if any), ``never``, or a checkpoint's directory."""
     tensorboard: bool = True
+    peak_tflops: float | None = Field(None, gt=0)
+    """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM); the share of it that training uses (MFU) is then told."""
+    profile_steps: int | None = Field(None, ge=1)
+    """Write a torch profiler trace of that many steps on rank 0 into output_dir (``profile.json``)."""
 
     @model_validator(mode="after")
     def check(self):

@@ -78,8 +78,10 @@ def _qwen2_vl(layers: int, hidden: int):
         image_processor=Qwen2VLImageProcessor(size=size), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(), chat_template=None
     )
     ids = {f"{role}_id": tokenizer.convert_tokens_to_ids(token) for role, token in roles.items()}
-    text = text_settings(layers, hidden, len(tokenizer)) | {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    settings = text_settings(layers, hidden, len(tokenizer))
+    quarter = hidden // settings["num_attention_heads"] // 8
+    text = settings | {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [quarter, quarter, 2 * quarter]},
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,

@@ -22,6 +22,7 @@ from pdfx.errors import UserError
 from pdfx.model.fusion import fuse
 from pdfx.objective import Objective
 from pdfx.train.cluster import World
+from pdfx.train.phases import Phases
 from pdfx.train.reduction import backward_all
 from pdfx.train.schedule import derived_seed
 
@@ -80,6 +81,7 @@ class Stepper:
         config = engine.module.embedder.config
         self.fusion, self.path_groups = config.fusion, group_paths(config.paths, train.chunk_paths)
         self.filler = Chunk(filler, torch.empty(0, dtype=torch.int64))
+        self.phases = Phases(world.device)
 
     def __call__(self, batch: Batch, step: int) -> dict[str, float]:
         """Update the parameters by one batch.
@@ -98,9 +100,13 @@ class Stepper:
         batch = replace(batch, chunks=[]).to(self.world.device, non_blocking=True)
         kept = self.embed(passes[0], step, with_graph=True) if len(passes) == 1 else None
         outputs = (self.embed(part, step, with_graph=False) for part in passes) if kept is None else iter([kept])
-        gradients, metrics = self.gradients(batch, self.assemble(batch, passes, outputs), step)
-        backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once)
-        self.engine.step()
+        embeddings = self.assemble(batch, passes, outputs)
+        with self.phases("objective"):
+            gradients, metrics = self.gradients(batch, embeddings, step)
+        with self.phases("backward"):
+            backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once)
+        with self.phases("optimiser"):
+            self.engine.step()
         metrics["grad_norm"] = float(self.engine.get_global_grad_norm())
         if not math.isfinite(metrics["grad_norm"]):
             raise UserError(f"The gradient's norm in step {step} is {metrics['grad_norm']}, though the loss was {metrics['loss']:.6g}; {CURE}")
@@ -117,7 +123,7 @@ class Stepper:
         # A chunk's pictures are on the device only while it is embedded, so a larger batch takes no more of the device's memory.
         inputs = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in part.chunk.inputs.items()}
         torch.manual_seed(derived_seed(self.seed, "dropout", step, self.world.rank, part.number))
-        with torch.set_grad_enabled(with_graph):
+        with torch.set_grad_enabled(with_graph), self.phases("embed"):
             paths, _, log_temperature, fusion_logits = self.engine(inputs, part.paths)
         return Embeddings(paths, log_temperature, fusion_logits)
 

@@ -82,9 +82,15 @@ class Telemetry:
 
 
 class StepTimer:
-    """Wall time between two records: how much of it went into steps, and how much of that was spent waiting for data."""
+    """What happened between two records, and how long it took.
 
-    def __init__(self):
+    Args:
+        devices: how many share the work.
+        peak_tflops: of one device, where known.
+    """
+
+    def __init__(self, devices: int = 1, peak_tflops: float | None = None):
+        self.devices, self.peak_tflops = devices, peak_tflops
         self.reset()
 
     def reset(self) -> None:
@@ -92,9 +98,11 @@ class StepTimer:
         self.waited = 0.0
         self.pairs = 0
         self.tokens = 0
+        self.flops = 0
+        self.padding_share = 0.0
 
-    def report(self, peak_memory: float) -> dict[str, float]:
-        """Figures since the last report, in seconds and GiB."""
+    def report(self, peak_memory: float, phases: dict[str, float]) -> dict[str, float]:
+        """Figures since the last report, in seconds, GiB and 10^12 FLOPs per second and device; ``phases`` in seconds. ``padding_share`` is the last step's."""
         seconds = time.perf_counter() - self.start
         report = {
             "seconds": seconds,
@@ -102,7 +110,12 @@ class StepTimer:
             "tokens_per_second": self.tokens / seconds,
             "data_wait_share": self.waited / seconds,
             "peak_memory_gib": peak_memory,
+            "padding_share": self.padding_share,
+            "model_tflops": self.flops / seconds / self.devices / 1e12,
         }
+        if self.peak_tflops:
+            report["mfu"] = report["model_tflops"] / self.peak_tflops
+        report |= {f"{name}_seconds": value for name, value in phases.items()}
         self.reset()
         return report
 
@@ -116,7 +129,9 @@ def step_line(step: int, metrics: dict[str, float], timings: dict[str, float]) -
     if "path_cosine" in metrics:
         parts.append(f"path cosine {metrics['path_cosine']:.3f}")
     parts.append(f"lr {metrics['learning_rate']:.2e}")
-    parts.append(f"{timings['pairs_per_second']:.1f} pairs/s, {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
+    speed = f"{timings['pairs_per_second']:.1f} pairs/s, {timings['model_tflops']:.3g} TFLOP/s"
+    speed += f" (MFU {timings['mfu']:.0%})" if "mfu" in timings else ""
+    parts.append(f"{speed}, {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
     return "  ".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 
 import torch
 import transformers
@@ -17,8 +18,10 @@ from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
 from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
 from pdfx.train.cluster import World, join_world, leave_world
+from pdfx.train.cost import StepCost, padding_share
 from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
 from pdfx.train.probe import Probe, embed_inputs
+from pdfx.train.profile import TRACE, profiled
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
 from pdfx.train.run_directory import identity, open_run_directory, write_config
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
@@ -103,6 +106,7 @@ class Trainer:
             if checkpoint:
                 check_same_model(checkpoint, self.identity)
             self.processor = embedder.processor
+            self.cost = StepCost(embedder, config.train.chunk_paths, config.model.cache_vision)
             self.loader = self._open_loader(state["loader"])
             self.probe = Probe(self.loader.dataset, self.processor)
             self.total_steps, plan = count_steps(config.train, self.loader.epoch_samples, world.size)
@@ -160,9 +164,15 @@ class Trainer:
 
     def run(self, stop: StopRequest) -> bool:
         """Train to the last step. Returns False where it stopped before, after saving a checkpoint."""
-        train, timer, saved = self.config.train, StepTimer(), self.step
+        with profiled(self.run_path / TRACE, self.config.train.profile_steps if self.world.rank == 0 else None) as advance:
+            return self._run(stop, advance)
+
+    def _run(self, stop: StopRequest, advance: Callable[[], None]) -> bool:
+        train, saved = self.config.train, self.step
+        timer = StepTimer(self.world.size, train.peak_tflops)
         while self.step < self.total_steps:
             metrics = self._train_step(timer)
+            advance()
             last = self.step == self.total_steps
             if self.telemetry:
                 self.telemetry.advance(self.step)
@@ -188,12 +198,15 @@ class Trainer:
         with self.world.together():
             batch = next(self.loader)
         timer.waited += time.perf_counter() - started
-        corrupt, truncated, tokens, oversized = self.world.total([len(batch.problems), batch.truncated, count_tokens(batch), batch.oversized])
+        counts = [len(batch.problems), batch.truncated, count_tokens(batch), batch.oversized, self.cost.of(batch)]
+        corrupt, truncated, tokens, oversized, flops = self.world.total(counts)
         pairs = global_batch(self.config.train, self.world.size)
         problems = [sentence for own in self.world.gather(batch.problems) for sentence in own] if corrupt else []
         self.truncated += truncated
         timer.pairs += pairs
         timer.tokens += tokens
+        timer.flops += flops
+        timer.padding_share = padding_share(batch, self.engine.module.embedder, self.world.device)
         if self.telemetry:
             for sentence in problems:
                 self.telemetry.say(f"step {step}: {sentence}")
@@ -216,7 +229,7 @@ class Trainer:
             return
         samples = self.loader.samples
         counts = {"epoch": samples / self.loader.epoch_samples, "samples": samples, "corrupt": self.loader.guard.corrupt, "truncated": self.truncated}
-        self.telemetry.log_step(self.step, {**metrics, **counts}, timer.report(peak_memory(self.world.device)))
+        self.telemetry.log_step(self.step, {**metrics, **counts}, timer.report(peak_memory(self.world.device), self.stepper.phases.take()))
 
     def _evaluate(self) -> None:
         from pdfx.evaluate.retrieval import evaluate_shards

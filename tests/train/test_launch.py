@@ -49,10 +49,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(recipe, arguments, sentence):
 
 
 def test_a_dry_run_prints_settings_parameters_and_steps_and_writes_nothing(recipe, tmp_path):
-    process = launch(recipe, "--dry-run", "train.max_steps=12", f"train.output_dir={tmp_path / 'run'}", "--local_rank=0")
+    process = launch(recipe, "--dry-run", "--profile", "train.max_steps=12", f"train.output_dir={tmp_path / 'run'}", "--local_rank=0")
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
-    assert "max_steps: 12" in output
+    assert "max_steps: 12" in output and "profile_steps: 3" in output
     for part in ("language model", "vision tower", "prefixes", "adapters"):
         assert part in output
     assert "12 steps of 2 pairs" in output

@@ -1,0 +1,120 @@
+"""Model FLOPs of a training step, from the shapes of its inputs.
+
+A product of [n, a] with [a, b] counts 2nab FLOPs. Forward: ``2 * weights * rows`` for linear and patch-embedding modules, ``4 * width * pairs`` for
+attention, where a pair is a query and a key that it sees (causal, own prefix included). Backward: as much again for the gradients of inputs, and
+``2 * trained weights * rows`` for those of weights; attention twice its forward. With several passes per step every forward counts twice, as it runs twice.
+
+Left out: norms, activations, rotary positions, pooling, objective, optimiser, and what activation checkpointing recomputes, which is no work of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pdfx.data.batch import Batch
+from pdfx.model import ParallelEmbedder
+from pdfx.model.attention import uses_flash
+from pdfx.model.packing import Packing
+
+
+@dataclass(frozen=True)
+class Part:
+    """Modules that see the same rows.
+
+    Attributes:
+        weights: of linear and convolution modules.
+        trained: those of them that get a gradient.
+        attention: width of all heads, summed over layers.
+        reached: whether gradients flow through.
+    """
+
+    weights: int
+    trained: int
+    attention: int
+    reached: bool
+
+    def forward(self, rows: int, pairs: int = 0) -> int:
+        return 2 * self.weights * rows + 4 * self.attention * pairs
+
+    def backward(self, rows: int, pairs: int = 0) -> int:
+        return self.forward(rows, pairs) + 2 * self.trained * rows + 4 * self.attention * pairs if self.reached else 0
+
+
+class StepCost:
+    """FLOPs of one rank's share of a step.
+
+    Args:
+        embedder: prepared for training, whole or sharded.
+        chunk_paths: the recipe's ``train.chunk_paths``.
+        cached: whether the vision tower answers from a cache; it then counts as not run.
+    """
+
+    def __init__(self, embedder: ParallelEmbedder, chunk_paths: int | None = None, cached: bool = False):
+        config, family = embedder.config, embedder.family
+        self.model_type, self.backbone, self.prefix_length, self.cached = family.model_type, config.backbone, config.prefix_length, cached
+        size = min(chunk_paths or config.paths, config.paths)
+        self.path_groups = [min(size, config.paths - start) for start in range(0, config.paths, size)]
+        text, vision = config.backbone.get_text_config(), config.backbone.vision_config
+        width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+        layers, first = embedder.decoder.layers, min(config.prefix_layers, default=0)
+        self.trunk = part_of(layers[:first], width * first, True)
+        self.upper = part_of(layers[first:], width * (len(layers) - first), True)
+        tower, projector = family.vision_of(embedder.backbone), embedder.backbone.get_submodule(family.projector)
+        inside = set(projector.modules())
+        trained = any(parameter.requires_grad for parameter in tower.parameters())
+        attention = vision.embed_dim * vision.depth if self.model_type == "qwen2_vl" else vision.hidden_size * vision.num_hidden_layers
+        self.tower = part_of(tower, attention, trained, inside)
+        self.projector = part_of(projector, 0, trained or any(parameter.requires_grad for parameter in projector.parameters()))
+
+    def of(self, batch: Batch) -> int:
+        """FLOPs of an optimiser step on this rank's batch, all passes over it included."""
+        times = 2 if len(batch.chunks) * len(self.path_groups) > 1 else 1
+        total = 0
+        for chunk in batch.chunks:
+            for paths in self.path_groups:
+                forward, backward = self.of_pass(chunk.inputs, paths)
+                total += times * forward + backward
+        return total
+
+    def of_pass(self, inputs: dict[str, torch.Tensor], paths: int) -> tuple[int, int]:
+        """Forward and backward FLOPs of embedding a padded batch by some of the paths; padding counts nothing."""
+        lengths = inputs["attention_mask"].sum(1).long()
+        tokens, causal = int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum())
+        # The trunk runs on one row where there are several paths, and holds no prefix.
+        works = [(self.trunk, tokens, causal), (self.upper, paths * tokens, paths * (causal + tokens * self.prefix_length))]
+        if "pixel_values" in inputs and not self.cached:
+            rows, pairs, merged = self.vision_rows(inputs)
+            works += [(self.tower, rows, pairs), (self.projector, merged, 0)]
+        return sum(part.forward(rows, pairs) for part, rows, pairs in works), sum(part.backward(rows, pairs) for part, rows, pairs in works)
+
+    def vision_rows(self, inputs: dict[str, torch.Tensor]) -> tuple[int, int, int]:
+        """Rows and attention pairs of the vision tower, and rows of the projector."""
+        vision = self.backbone.vision_config
+        if self.model_type == "qwen2_vl":
+            patches = inputs["image_grid_thw"].prod(-1)
+            # The merger's linear modules see groups of patches side by side, one group per row.
+            return int(patches.sum()), int((patches**2).sum()), int(patches.sum()) // vision.spatial_merge_size**2
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        crops = sum(image_size_to_num_patches(size, self.backbone.image_grid_pinpoints, vision.image_size) for size in inputs["image_sizes"].tolist())
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return crops * (patches + 1), crops * (patches + 1) ** 2, crops * patches
+
+
+def padding_share(batch: Batch, embedder: ParallelEmbedder, device: torch.device) -> float:
+    """Share of the places in this rank's attention that are padding: none with the varlen kernel, that of the buckets otherwise. Nothing else is padded."""
+    if uses_flash(embedder.config.attention, torch.empty(0, device=device, dtype=embedder.dtype)):
+        return 0.0
+    packings = [Packing(chunk.inputs["attention_mask"], torch.zeros(1, dtype=torch.long)) for chunk in batch.chunks]
+    return 1 - sum(packing.tokens for packing in packings) / sum(packing.tokens / (1 - packing.padding_share) for packing in packings)
+
+
+def part_of(module: nn.Module, attention: int, reached: bool, without: set[nn.Module] = frozenset()) -> Part:
+    """Count a module's linear and convolution weights, sharded ones by their whole size, except in the modules ``without``."""
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    weights = [child.weight for child in module.modules() if isinstance(child, kinds) and child not in without]
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in weights]
+    return Part(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained), attention, reached)
