@@ -49,12 +49,12 @@ class StepCost:
     Args:
         embedder: prepared for training, whole or sharded.
         chunk_paths: the recipe's ``train.chunk_paths``.
-        cached: whether the vision tower answers from a cache; it then counts as not run.
+        cached: whether the vision tower answers from a cache; it then counts as not run, as does a tower that is no plain transformer.
     """
 
     def __init__(self, embedder: ParallelEmbedder, chunk_paths: int | None = None, cached: bool = False):
         config, family = embedder.config, embedder.family
-        self.model_type, self.backbone, self.prefix_length, self.cached = family.model_type, config.backbone, config.prefix_length, cached
+        self.model_type, self.backbone, self.prefix_length = family.model_type, config.backbone, config.prefix_length
         size = min(chunk_paths or config.paths, config.paths)
         self.path_groups = [min(size, config.paths - start) for start in range(0, config.paths, size)]
         text, vision = config.backbone.get_text_config(), config.backbone.vision_config
@@ -65,7 +65,11 @@ class StepCost:
         tower, projector = family.vision_of(embedder.backbone), embedder.backbone.get_submodule(family.projector)
         inside = set(projector.modules())
         trained = any(parameter.requires_grad for parameter in tower.parameters())
-        attention = vision.embed_dim * vision.depth if self.model_type == "qwen2_vl" else vision.hidden_size * vision.num_hidden_layers
+        # Qwen2-VL's tower ends with its projector, so a cache spares both.
+        merges = self.model_type == "qwen2_vl"
+        depth = vision.depth if merges else getattr(vision, "num_hidden_layers", 0)
+        self.tower_counts, self.projector_counts = depth > 0 and not cached, not (cached and merges)
+        attention = (vision.embed_dim if merges else vision.hidden_size) * depth
         self.tower = part_of(tower, attention, trained, inside)
         self.projector = part_of(projector, 0, trained or any(parameter.requires_grad for parameter in projector.parameters()))
 
@@ -85,9 +89,10 @@ class StepCost:
         tokens, causal = int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum())
         # The trunk runs on one row where there are several paths, and holds no prefix.
         works = [(self.trunk, tokens, causal), (self.upper, paths * tokens, paths * (causal + tokens * self.prefix_length))]
-        if "pixel_values" in inputs and not self.cached:
+        if "pixel_values" in inputs:
             rows, pairs, merged = self.vision_rows(inputs)
-            works += [(self.tower, rows, pairs), (self.projector, merged, 0)]
+            works += [(self.tower, rows, pairs)] if self.tower_counts else []
+            works += [(self.projector, merged, 0)] if self.projector_counts else []
         return sum(part.forward(rows, pairs) for part, rows, pairs in works), sum(part.backward(rows, pairs) for part, rows, pairs in works)
 
     def vision_rows(self, inputs: dict[str, torch.Tensor]) -> tuple[int, int, int]:

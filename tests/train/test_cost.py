@@ -6,6 +6,7 @@ first modules, which need none. On these shapes attention and first modules are 
 
 import pytest
 import torch
+from make_model import make_model
 from tiny_models import FAMILIES, items, tiny_backbone
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pdfx.adapters import apply_lora
 from pdfx.config import LoraSection
 from pdfx.data.batch import Batch, Chunk
-from pdfx.model import ParallelEmbedder
+from pdfx.model import ParallelEmbedder, cache_vision_tower
 from pdfx.train.cost import StepCost, padding_share
 from pdfx.train.phases import Phases
 
@@ -78,6 +79,19 @@ def test_a_cached_tower_counts_nothing(backbone_of):
     inputs, _ = embedder.processor(items("image", 2), ["query"] * 2)
     seen, cached = (StepCost(embedder, cached=cached).of_pass(inputs, 2) for cached in (False, True))
     assert seen[0] > cached[0] and seen[1] == cached[1]
+
+
+def test_of_a_tower_that_is_no_plain_transformer_only_the_projector_counts(tmp_path):
+    make_model(tmp_path)
+    embedder = ParallelEmbedder.from_backbone(str(tmp_path), paths=2, prefix_length=4).train()
+    embedder.family.vision_of(embedder.backbone).requires_grad_(False)
+    inputs, _ = embedder.processor(items("image", 4), ["query"] * 4)
+    run_each_time = StepCost(embedder).of_pass(inputs, 2)
+    cache_vision_tower(embedder, gigabytes=1)
+    with torch.no_grad():
+        embedder(inputs)
+        assert run_each_time[0] == pytest.approx(counted(embedder, inputs, backward=False), rel=TOLERANCE)
+    assert StepCost(embedder, cached=True).of_pass(inputs, 2) == run_each_time
 
 
 def test_the_padding_share_is_that_of_the_places_in_buckets(backbone_of):
