@@ -44,7 +44,9 @@ CHUNKINGS = {
 
 def recipe(folder: Path, kind: str, chunking: str, stage: str, checkpointing: bool, reduction: str = "auto", bf16: bool = False) -> Config:
     family, model, objective = KINDS[kind]
-    model = model | {"paths": PATHS, "prefix": {"length": 3, "learning_rate": 2e-2}, "gradient_checkpointing": checkpointing}
+    # Drawn, not made by the model's own layers: a run in bf16 then starts from float32's prefixes, rounded once.
+    prefix = {"length": 3, "init": "normal", "learning_rate": 2e-2}
+    model = model | {"paths": PATHS, "prefix": prefix, "gradient_checkpointing": checkpointing}
     output = folder / f"{kind}-{chunking}-{stage}-{checkpointing}-{reduction}-{bf16}"
     train = TRAIN | CHUNKINGS[chunking] | {"output_dir": str(output), "gradient_reduction": reduction, "bf16": bf16}
     data = {"train": str(tiny_shards(folder / "mixed", 24, 1, with_picture=lambda i: i >= 16)), "hard_negatives": 1}
