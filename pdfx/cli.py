@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from pdfx import __version__
+from pdfx.cli_shards import shards_app
+from pdfx.cli_shared import SHARDS_HELP, example, progress_bar
 from pdfx.config import ConfigError
 from pdfx.errors import UserError
 
@@ -23,11 +25,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-shards_app = typer.Typer(help="Build, check and describe directories of training samples.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 
 MODEL_HELP = "Directory that 'pdfx convert' wrote."
-SHARDS_HELP = "Directory that 'pdfx shards build' wrote."
 TRUST_HELP = "Run the model code inside MODEL; needed where its backbone brings classes of its own. Only for models whose source you trust."
 BATCH_HELP = "Items of one forward pass."
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)]
@@ -43,11 +43,6 @@ class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
-
-
-def example(*commands: str) -> str:
-    """The epilog of a command's help."""
-    return "[bold]Example[/bold]\n\n" + "\n\n".join(f"  {command}" for command in commands)
 
 
 @app.callback()
@@ -169,55 +164,6 @@ def report(
     with progress_bar() as bar:
         write_report(run, model, shards, out, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter("embedding"))
     print(out)
-
-
-@shards_app.command(epilog=example("pdfx shards build records.jsonl --images pictures --out shards/train"))
-def build(
-    records: Annotated[Path, typer.Argument(metavar="RECORDS.jsonl", help="One sample per line; see docs/architecture.md.")],
-    out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; the records' own by default.")] = None,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples of one tar file.")] = 1000,
-) -> None:
-    """Pack samples and their pictures into tar shards with an index and checksums."""
-    from data_tools.build import build_shards
-
-    with progress_bar() as bar:
-        summary = build_shards(records, images if images is not None else records.parent, out, samples_per_shard, bar.counter("packing"))
-    print(f"{out}: {summary.samples} samples in {summary.shards} shards, {summary.bytes} bytes, fingerprint {summary.fingerprint[:12]}")
-
-
-@shards_app.command(epilog=example("pdfx shards check shards/train", "pdfx shards check shards/train --full"))
-def check(
-    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
-    full: Annotated[bool, typer.Option("--full", help="Also read everything: checksums, keys, every record and picture.")] = False,
-) -> None:
-    """Look for damage: files and sizes, with --full also checksums, keys and every sample. Prints one sentence per problem and ends with 1 if there is any."""
-    from data_tools.check import check_shards
-
-    with progress_bar() as bar:
-        problems = check_shards(shards, full, bar.counter("checking"))
-    for problem in problems:
-        print(problem)
-    if problems:
-        raise typer.Exit(1)
-    print(f"{shards} is sound.")
-
-
-@shards_app.command(epilog=example("pdfx shards describe shards/train"))
-def describe(shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)]) -> None:
-    """Print counts and lengths of what the shards hold."""
-    from data_tools.describe import describe_shards, description_tables
-
-    with progress_bar() as bar:
-        description = describe_shards(shards, bar.counter("reading"))
-    for table in description_tables(description):
-        Console().print(table)
-
-
-def progress_bar():
-    from pdfx.progress import ProgressBar
-
-    return ProgressBar()
 
 
 def main(arguments: list[str] | None = None) -> None:
