@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_shards import ByteProcessor, picture
 
-from pdfx.data import Sample, SampleError, collate
-from pdfx.data.collate import collate_by_tokens, cut_by_tokens
+from pdfx.data import Sample, SampleError
+from pdfx.data.collate import collate, collate_by_tokens, cut_by_tokens
 
 
 def sample(i: int, negatives: int = 0, width: int = 12) -> Sample:
