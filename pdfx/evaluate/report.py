@@ -136,7 +136,7 @@ def facts_of(config: Config, model_config, records: list[dict], model: Path, dat
         ("Steps", f"{trained} recorded; {pairs}; learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
         ("Objective", f"InfoNCE at temperature {objective.temperature:g}{', symmetric' if objective.symmetric else ''}; {diversity_words(config)}"),
         ("Precision and seed", f"{'bf16' if train.bf16 else 'float32'}, seed {train.seed}"),
-        ("Training data", config.data.train),
+        ("Training data", ", ".join(data_set.path for data_set in config.data.training_sets())),
         ("Model", exported_words(model)),
         ("Evaluation data", f"{dataset.path}: {len(dataset)} samples, fingerprint {dataset.fingerprint[:12]}"),
     ]

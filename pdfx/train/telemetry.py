@@ -1,6 +1,7 @@
 """What a run tells: files that others read, TensorBoard, and the console; on rank 0 only.
 
-``metrics.jsonl`` holds what the run's arithmetic decides, and so is the same after a resume; ``timings.jsonl`` holds what the machine decides.
+``metrics.jsonl`` and ``coverage.jsonl`` hold what the run's arithmetic decides, and so are the same after a resume; ``timings.jsonl`` holds what the machine
+decides.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pdfx.data.coverage import coverage_table
 from pdfx.evaluate.tables import console_tables
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
+COVERAGE = "coverage.jsonl"
 TENSORBOARD = "tensorboard"
 
 
@@ -32,7 +35,8 @@ class Telemetry:
 
     def __init__(self, run: Path, total_steps: int, first_step: int, tensorboard: bool):
         self.console = Console()
-        for name in (METRICS, TIMINGS):
+        self.run = run
+        for name in (METRICS, TIMINGS, COVERAGE):
             drop_records(run / name, first_step)
         self.metrics = (run / METRICS).open("a", encoding="utf-8")
         self.timings = (run / TIMINGS).open("a", encoding="utf-8")
@@ -64,6 +68,12 @@ class Telemetry:
         self.say(f"step {step}  evaluation")
         for table in console_tables(metrics):
             self.console.print(table)
+
+    def log_coverage(self, step: int, figures: dict[str, float], report: dict[str, dict]) -> None:
+        """What was read of each data set until ``step``; one record of the file, and a table on the console."""
+        with (self.run / COVERAGE).open("a", encoding="utf-8") as stream:
+            write_record(stream, {"step": step, **figures, "data_sets": report})
+        self.console.print(coverage_table(report, f"step {step}: what was read, {figures['epoch']:.2f} epochs"))
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -100,6 +110,13 @@ class StepTimer:
         self.tokens = 0
         self.flops = 0
         self.padding_share = 0.0
+
+    def add(self, pairs: int, tokens: int, flops: int, padding_share: float) -> None:
+        """Count a step; ``padding_share`` is kept of the last one."""
+        self.pairs += pairs
+        self.tokens += tokens
+        self.flops += flops
+        self.padding_share = padding_share
 
     def report(self, peak_memory: float, phases: dict[str, float]) -> dict[str, float]:
         """Figures since the last report, in seconds, GiB and 10^12 FLOPs per second and device; ``phases`` in seconds. ``padding_share`` is the last step's."""

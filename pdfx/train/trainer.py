@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 
 import torch
@@ -11,15 +10,16 @@ import transformers
 
 from pdfx.build import build_embedder
 from pdfx.config import Config, dump_config
-from pdfx.data import Batch, ShardedDataset, TrainLoader
+from pdfx.data import ShardedDataset, TrainLoader
 from pdfx.data.collate import filler
 from pdfx.errors import UserError
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
 from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
 from pdfx.train.cluster import World, join_world, leave_world
-from pdfx.train.cost import StepCost, padding_share
+from pdfx.train.cost import StepCost
 from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
+from pdfx.train.feed import Feed
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.profile import TRACE, profiled
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
@@ -86,7 +86,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, world: World):
-        self.config, self.world, self.telemetry, self.told_oversized = config, world, None, False
+        self.config, self.world, self.telemetry = config, world, None
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
@@ -96,7 +96,7 @@ class Trainer:
             self.evaluation = open_evaluation(config)
         checkpoint, passed_over = self._find_checkpoint()
         state = checkpoint.state() if checkpoint else {"step": 0, "truncated": 0, "loader": None}
-        self.step, self.truncated = state["step"], state["truncated"]
+        self.step = state["step"]
         with world.together():
             # New adapters draw from torch's own generator.
             torch.manual_seed(derived_seed(config.train.seed, "adapters"))
@@ -106,8 +106,8 @@ class Trainer:
             if checkpoint:
                 check_same_model(checkpoint, self.identity)
             self.processor = embedder.processor
-            self.cost = StepCost(embedder, config.train.chunk_paths, config.model.cache_vision)
             self.loader = self._open_loader(state["loader"])
+            self.feed = Feed(self.loader, world, StepCost(embedder, config.train.chunk_paths, config.model.cache_vision), state["truncated"])
             self.probe = Probe(self.loader.dataset, self.processor)
             self.total_steps, plan = count_steps(config.train, self.loader.epoch_samples, world.size)
             self.objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims)
@@ -178,6 +178,7 @@ class Trainer:
                 self.telemetry.advance(self.step)
             if self.step % train.logging_steps == 0 or last:
                 self._log(metrics, timer)
+            self._log_coverage(last)
             if self.evaluation is not None and (self.step % train.eval_steps == 0 or last):
                 self._evaluate()
                 timer.reset()
@@ -194,30 +195,9 @@ class Trainer:
 
     def _train_step(self, timer: StepTimer) -> dict[str, float]:
         step = self.step + 1
-        started = time.perf_counter()
-        with self.world.together():
-            batch = next(self.loader)
-        timer.waited += time.perf_counter() - started
-        counts = [len(batch.problems), batch.truncated, count_tokens(batch), batch.oversized, self.cost.of(batch)]
-        corrupt, truncated, tokens, oversized, flops = self.world.total(counts)
         pairs = global_batch(self.config.train, self.world.size)
-        problems = [sentence for own in self.world.gather(batch.problems) for sentence in own] if corrupt else []
-        self.truncated += truncated
-        timer.pairs += pairs
-        timer.tokens += tokens
-        timer.flops += flops
-        timer.padding_share = padding_share(batch, self.engine.module.embedder, self.world.device)
-        if self.telemetry:
-            for sentence in problems:
-                self.telemetry.say(f"step {step}: {sentence}")
-            if oversized and not self.told_oversized:
-                self.told_oversized = True
-                self.telemetry.say(
-                    f"step {step}: {oversized} inputs hold more tokens than train.chunk_tokens allows for all paths of a pass, so each is a chunk of its own; "
-                    "lower inputs.max_text_tokens or the images' bounds where memory runs out. This is said once."
-                )
+        batch = self.feed.next(step, pairs, timer, self.engine.module.embedder, self._say)
         with self.world.together():
-            self.loader.guard.add(pairs, corrupt, problems)
             factor = learning_rate_factor(step, self.config.train, self.total_steps)
             set_learning_rate(self.engine, factor)
             metrics = self.stepper(batch, step)
@@ -227,9 +207,13 @@ class Trainer:
     def _log(self, metrics: dict[str, float], timer: StepTimer) -> None:
         if not self.telemetry:
             return
-        samples = self.loader.samples
-        counts = {"epoch": samples / self.loader.epoch_samples, "samples": samples, "corrupt": self.loader.guard.corrupt, "truncated": self.truncated}
-        self.telemetry.log_step(self.step, {**metrics, **counts}, timer.report(peak_memory(self.world.device), self.stepper.phases.take()))
+        self.telemetry.log_step(self.step, {**metrics, **self.feed.figures()}, timer.report(peak_memory(self.world.device), self.stepper.phases.take()))
+
+    def _log_coverage(self, last: bool) -> None:
+        """At the end of each epoch, and of the run."""
+        epoch = self.feed.finished_epoch()
+        if self.telemetry and (epoch is not None or last):
+            self.telemetry.log_coverage(self.step, self.feed.figures(), self.loader.coverage_report())
 
     def _evaluate(self) -> None:
         from pdfx.evaluate.retrieval import evaluate_shards
@@ -244,7 +228,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
-        state = {"step": self.step, "truncated": self.truncated, "loader": self.loader.state_dict(), "model": self.identity}
+        state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity}
         path = save_checkpoint(
             self.run_path,
             self.step,
@@ -276,7 +260,3 @@ def open_evaluation(config: Config) -> ShardedDataset | None:
         raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
     return ShardedDataset(config.data.evaluation, config.data.max_image_pixels)
 
-
-def count_tokens(batch: Batch) -> int:
-    """Tokens of this rank's items, images included, before they are repeated for the paths."""
-    return sum(int(chunk.inputs["attention_mask"].sum()) for chunk in batch.chunks)

@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pdfx.data.loader import RankRequests
+from pdfx.data.mixture import Mixture
 from pdfx.data.order import CanonicalOrder, random_permutation
 
 SMALL_SHARDS = st.lists(st.integers(0, 20), min_size=1, max_size=12)
@@ -16,8 +17,9 @@ SETTINGS = {"seed": st.integers(0, 2**63), "span_samples": st.integers(1, 12), "
 
 def take(order: CanonicalOrder, start: int, world_size: int, pairs: int, steps: int) -> list[int]:
     """What all ranks together read in ``steps`` steps, in the order of ranks."""
-    ranks = [list(islice(RankRequests(order, start, rank, world_size, pairs), steps)) for rank in range(world_size)]
-    return [number for step in zip(*ranks, strict=True) for numbers in step for number in numbers]
+    mixture = Mixture([order], [len(order)], 4, order.seed)
+    ranks = [list(islice(RankRequests(mixture, start, rank, world_size, pairs), steps)) for rank in range(world_size)]
+    return [number for step in zip(*ranks, strict=True) for places in step for _, number in places]
 
 
 @given(LAYOUTS, st.integers(0, 3), st.fixed_dictionaries(SETTINGS))
