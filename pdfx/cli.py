@@ -133,8 +133,8 @@ def evaluate(
     """Measure retrieval in both directions: per path, fused and best-of-paths, beside chance."""
     from pdfx.config import EvaluateSection
     from pdfx.evaluate.exported import evaluate_export
-    from pdfx.evaluate.tables import console_tables, write_json
-    from pdfx.files import require_folder
+    from pdfx.evaluate.tables import console_tables
+    from pdfx.files import require_folder, write_json
 
     if json_file is not None:
         require_folder(json_file)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from rich.table import Table
 
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, MAXSIM
-from pdfx.files import write_atomically
 
 DIRECTION_LABELS = {"query_to_target": "query → target", "target_to_query": "target → query"}
 
@@ -42,9 +38,3 @@ def console_tables(metrics: dict[str, float]) -> list[Table]:
             table.add_row(score_label(score), *(f"{value:.3f}" for value in values.values()), style="dim" if score == CHANCE else None)
         tables.append(table)
     return tables
-
-
-def write_json(metrics: dict[str, float], path: Path) -> None:
-    """The metrics as one JSON object."""
-    with write_atomically(path) as stream:
-        stream.write((json.dumps(metrics, indent=2) + "\n").encode())
