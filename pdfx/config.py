@@ -218,13 +218,16 @@ class TrainSection(Section):
     resume: str = "auto"
     """``auto`` (the newest whole checkpoint of output_dir, if any), ``never``, or a checkpoint's directory."""
     tensorboard: bool = True
-    peak_tflops: float | None = Field(None, gt=0)
-    """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM); the share of it that training uses (MFU) is then told."""
+    peak_tflops: float | Literal["measure"] = "measure"
+    """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM), for the share of it that training uses (MFU); ``measure``:
+    that of a large matrix product at the start of the run."""
     profile_steps: int | None = Field(None, ge=1)
     """Write a torch profiler trace of that many steps on rank 0 into output_dir (``profile.json``)."""
 
     @model_validator(mode="after")
     def check(self):
+        if self.peak_tflops != "measure" and self.peak_tflops <= 0:
+            raise ValueError("peak_tflops must be more than 0, or 'measure'")
         if (self.max_steps is None) == (self.num_train_epochs is None):
             raise ValueError("set exactly one of max_steps and num_train_epochs")
         return self

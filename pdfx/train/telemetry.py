@@ -96,10 +96,10 @@ class StepTimer:
 
     Args:
         devices: how many share the work.
-        peak_tflops: of one device, where known.
+        peak_tflops: of one device.
     """
 
-    def __init__(self, devices: int = 1, peak_tflops: float | None = None):
+    def __init__(self, devices: int = 1, peak_tflops: float = math.inf):
         self.devices, self.peak_tflops = devices, peak_tflops
         self.reset()
 
@@ -130,8 +130,7 @@ class StepTimer:
             "padding_share": self.padding_share,
             "model_tflops": self.flops / seconds / self.devices / 1e12,
         }
-        if self.peak_tflops:
-            report["mfu"] = report["model_tflops"] / self.peak_tflops
+        report["mfu"] = report["model_tflops"] / self.peak_tflops
         report |= {f"{name}_seconds": value for name, value in phases.items()}
         self.reset()
         return report
@@ -147,8 +146,7 @@ def step_line(step: int, metrics: dict[str, float], timings: dict[str, float]) -
         parts.append(f"path cosine {metrics['path_cosine']:.3f}")
     parts.append(f"lr {metrics['learning_rate']:.2e}")
     speed = f"{timings['pairs_per_second']:.1f} pairs/s, {timings['model_tflops']:.3g} TFLOP/s"
-    speed += f" (MFU {timings['mfu']:.0%})" if "mfu" in timings else ""
-    parts.append(f"{speed}, {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
+    parts.append(f"{speed} (MFU {timings['mfu']:.0%}), {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
     return "  ".join(parts)
 
 
