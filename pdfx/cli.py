@@ -121,30 +121,33 @@ def embed(
         print(f"{out}: {' x '.join(str(size) for size in shape)}")
 
 
-@app.command(epilog=example("pdfx evaluate exported shards/evaluation --json metrics.json"))
+@app.command(epilog=example("pdfx evaluate exported shards/evaluation --json metrics.json", "pdfx evaluate exported shards/mmeb/* --json mmeb.json"))
 def evaluate(
     model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
-    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
+    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Directories that 'pdfx shards build' wrote, each evaluated by itself.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the metrics to this file.")] = None,
     batch_size: BatchOption = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Measure retrieval in both directions: per path, fused and best-of-paths, beside chance."""
+    """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of MMEB's table among them."""
     from pdfx.config import EvaluateSection
+    from pdfx.evaluate.data_set_tables import missing_sentence, result_tables
+    from pdfx.evaluate.data_sets import report_of
     from pdfx.evaluate.exported import evaluate_export
-    from pdfx.evaluate.tables import console_tables
     from pdfx.files import require_folder, write_json
 
     if json_file is not None:
         require_folder(json_file)
     with progress_bar() as bar:
-        metrics = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter("embedding"))
-    if metrics is not None:
-        for table in console_tables(metrics):
+        results = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter)
+    if results is not None:
+        for table in result_tables(results):
             Console().print(table)
+        if sentence := missing_sentence(results):
+            print(sentence)
         if json_file is not None:
-            write_json(metrics, json_file)
+            write_json(report_of(results), json_file)
 
 
 @app.command(epilog=example("pdfx report runs/quickstart exported shards/evaluation --out report.html"))

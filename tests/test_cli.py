@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,18 @@ def test_evaluate_prints_what_it_writes_as_json(pdfx, export, data, tmp_path):
         assert [float(number) for number in re.findall(r"\d\.\d{3}", line)] == [
             round(metrics[f"{direction}/fused/{name}"], 3) for name in ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
         ]
+
+
+def test_evaluate_on_several_data_sets_prints_a_row_of_each_and_mmebs_averages(pdfx, export, data, tmp_path):
+    for name in ("GQA", "mine"):
+        shutil.copytree(data / "shards", tmp_path / name)
+    code, out, _ = pdfx("evaluate", export, tmp_path / "GQA", tmp_path / "mine", "--json", tmp_path / "metrics.json")
+    assert code == 0
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(told["data_sets"]) == ["GQA", "mine"] and len(told["mmeb_missing"]) == 35
+    assert told["averages"]["Overall"]["of"] == 36
+    assert len(re.findall(r"│ GQA ", out)) == len(re.findall(r"│ Overall \(1 of 36\) ", out)) == 10
+    assert "35 of MMEB's 36 data sets are missing" in out
 
 
 def test_train_prints_the_plan_of_a_dry_run_with_overrides(pdfx, data):
