@@ -13,6 +13,7 @@ from pdfx.config import Config, dump_config
 from pdfx.data import ShardedDataset, TrainLoader
 from pdfx.data.collate import filler
 from pdfx.errors import UserError
+from pdfx.evaluate.data_sets import evaluate_data_sets, open_data_sets
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
 from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
@@ -227,15 +228,13 @@ class Trainer:
             self.telemetry.log_coverage(self.step, self.feed.figures(), self.loader.coverage_report())
 
     def _evaluate(self) -> None:
-        from pdfx.evaluate.retrieval import evaluate_shards
-
         def embed(inputs: dict[str, torch.Tensor]):
             return embed_inputs(self.engine, inputs, self.world)
 
         config, world = self.config, self.world
-        metrics = evaluate_shards(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
+        results = evaluate_data_sets(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
         if self.telemetry:
-            self.telemetry.log_evaluation(self.step, metrics)
+            self.telemetry.log_evaluation(self.step, results)
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
@@ -263,11 +262,12 @@ class Trainer:
             self.telemetry.close()
 
 
-def open_evaluation(config: Config) -> ShardedDataset | None:
-    """The shards to evaluate on, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
+def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
+    """The shards to evaluate on by name, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
     if config.train.eval_steps is None:
         return None
     if config.data.evaluation is None:
         raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
-    return ShardedDataset(config.data.evaluation, config.data.max_image_pixels)
+    named = config.data.evaluation
+    return open_data_sets([named] if isinstance(named, str) else named, config.data.max_image_pixels)
 
