@@ -15,7 +15,7 @@ from .rows import Row, common_columns, raw_of
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1 << 20
-"""Read at once of each column, so that memory does not grow with the row groups."""
+"""Read at once of each column. Memory so holds a batch and, of each column, a page (as its writer made them: a megabyte, or more), and no row group."""
 
 
 class ParquetRows:
