@@ -1,4 +1,4 @@
-"""Small files in the layouts that ms-swift and Tevatron publish, with real pictures."""
+"""Small files in the layouts that ms-swift, Tevatron and MMEB publish, with real pictures."""
 
 from __future__ import annotations
 
@@ -57,6 +57,54 @@ def write_tevatron(folder: Path, samples: int, as_parquet: bool = False) -> tupl
         name = document["document_image"]
         document["document_image"] = {"bytes": (folder / name).read_bytes(), "path": Path(name).name}
     return write_parquet(folder / "queries.parquet", queries), write_parquet(folder / "corpus.parquet", corpus)
+
+
+MMEB_LABELS = ("red fox", "grey wolf", "brown bear", "white hare")
+
+
+def write_mmeb_train(folder: Path, samples: int, as_parquet: bool = True) -> Path:
+    """A training set of MMEB in ``folder``, in a directory of its own with both splits: pictures and their labels, every second row with a hard negative."""
+    pictures = _write_pictures(folder / "images", samples)
+    directory = folder / "ImageNet_1K"
+    directory.mkdir(parents=True, exist_ok=True)
+    for split, prompt in (("original", "<|image_1|> Represent the given image for classification"), ("diverse_instruction", "Represent <|image_1|>.")):
+        rows = [
+            {
+                "qry": prompt,
+                "qry_image_path": pictures[i],
+                "pos_text": MMEB_LABELS[i % 4],
+                "pos_image_path": "",
+                "neg_text": MMEB_LABELS[(i + 1) % 4] if i % 2 else "",
+                "neg_image_path": "",
+            }
+            for i in range(samples)
+        ]
+        write, ending = (write_parquet, "parquet") if as_parquet else (write_jsonl, "jsonl")
+        write(directory / f"{split}-00000-of-00001.{ending}", rows)
+    return directory
+
+
+def write_mmeb_eval(folder: Path, queries: int) -> tuple[Path, Path]:
+    """Two evaluation sets of MMEB in ``folder``, each in a directory of its own.
+
+    In the first, a classification, all queries share one list of labels. In the second, a query has two or three candidates among ``queries + 2`` pictures
+    with texts, of which the last two are no query's target.
+    """
+    pictures = _write_pictures(folder / "images", queries + 2)
+    labels, phrases = [], []
+    for i in range(queries):
+        right = MMEB_LABELS[i % 4]
+        query = {"qry_text": "<|image_1|> Identify the object shown in the image\n", "qry_img_path": pictures[i]}
+        labels.append({**query, "tgt_text": [right, *(label for label in MMEB_LABELS if label != right)], "tgt_img_path": [""] * 4})
+        chosen = [i, *sorted({(i + 1) % queries, queries + i % 2} - {i})]
+        query["qry_text"] = f'<|image_1|> Select the portion of the image that follows the language expressions: "thing {i}"'
+        texts = [f'<|image_1|> Represent the given cropped image of the object: "thing {j}"\n' for j in chosen]
+        phrases.append({**query, "tgt_text": texts, "tgt_img_path": [pictures[j] for j in chosen]})
+    directories = folder / "VOC2007", folder / "RefCOCO-Matching"
+    for directory, rows in zip(directories, (labels, phrases), strict=True):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_parquet(directory / "test-00000-of-00001.parquet", rows)
+    return directories
 
 
 def write_jsonl(path: Path, lines: list[dict]) -> Path:

@@ -14,6 +14,7 @@ from .rows import TABLE_ENDINGS, listed, open_rows
 COLUMNS_OF_FORMATS: dict[str, tuple[set[str], ...]] = {
     "swift": ({"messages", "positive_messages"},),
     "tevatron": ({"positive_document_ids"}, {"positive_passages"}),
+    "mmeb": ({"qry", "pos_text"}, {"qry_text", "tgt_text"}),
     "columns": ({"anchor", "positive"},),
 }
 """The columns by which formats are known: all of one of the sets. Formats that come first are asked first."""

@@ -100,6 +100,11 @@ FORMATS: dict[str, Format] = {
             "missing_negatives": Option("'problem' (default): a query that names one is not used; 'skip': it is, without it", one_of("problem", "skip")),
         },
     ),
+    "mmeb": Format(
+        "one data set of MMEB's training or evaluation data, on which VLM2Vec is trained and evaluated",
+        "mmeb:MmebSource",
+        {"split": Option("which of several splits in a directory is read, such as 'original' or 'diverse_instruction'")},
+    ),
 }
 
 

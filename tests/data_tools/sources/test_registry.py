@@ -1,12 +1,13 @@
 import inspect
 
 import pytest
-from tiny_formats import write_jsonl, write_parquet, write_swift, write_tevatron
+from tiny_formats import write_jsonl, write_mmeb_eval, write_mmeb_train, write_parquet, write_swift, write_tevatron
 from tiny_shards import picture
 
 from data_tools.sources.columns import ColumnsSource
 from data_tools.sources.folder import FolderSource
 from data_tools.sources.jsonl import JsonlSource
+from data_tools.sources.mmeb import MmebSource
 from data_tools.sources.registry import FORMATS, open_source
 from data_tools.sources.swift import SwiftSource
 from data_tools.sources.table import PARTS
@@ -20,6 +21,8 @@ def test_formats_are_told_from_what_a_path_holds(tmp_path):
     assert isinstance(open_source("auto", write_parquet(tmp_path / "a.parquet", [{"anchor": "a", "positive": "p"}])), ColumnsSource)
     queries, corpus = write_tevatron(tmp_path / "tevatron", 2)
     assert isinstance(open_source("auto", queries, {"corpus": str(corpus)}), TevatronSource)
+    assert all(isinstance(open_source("auto", path), MmebSource) for path in write_mmeb_eval(tmp_path / "mmeb", 2))
+    assert isinstance(open_source("auto", write_mmeb_train(tmp_path / "mmeb", 2), {"split": "original"}), MmebSource)
     (tmp_path / "pairs" / "sub").mkdir(parents=True)
     (tmp_path / "pairs" / "sub" / "a.png").write_bytes(picture(0))
     assert isinstance(open_source("auto", tmp_path / "pairs"), FolderSource)
