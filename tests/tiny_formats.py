@@ -87,7 +87,7 @@ def write_mmeb_train(folder: Path, samples: int, as_parquet: bool = True) -> Pat
 def write_mmeb_eval(folder: Path, queries: int) -> tuple[Path, Path]:
     """Two evaluation sets of MMEB in ``folder``, each in a directory of its own.
 
-    In the first, a classification, all queries share one list of labels. In the second, a query has two or three candidates among ``queries + 2`` pictures
+    In the first, a classification, all queries share one list of labels. In the second, a query has three candidates among ``queries + 2`` pictures
     with texts, of which the last two are no query's target.
     """
     pictures = _write_pictures(folder / "images", queries + 2)
@@ -96,7 +96,7 @@ def write_mmeb_eval(folder: Path, queries: int) -> tuple[Path, Path]:
         right = MMEB_LABELS[i % 4]
         query = {"qry_text": "<|image_1|> Identify the object shown in the image\n", "qry_img_path": pictures[i]}
         labels.append({**query, "tgt_text": [right, *(label for label in MMEB_LABELS if label != right)], "tgt_img_path": [""] * 4})
-        chosen = [i, *sorted({(i + 1) % queries, queries + i % 2} - {i})]
+        chosen = [i, (i + 1) % queries, queries + i % 2]
         query["qry_text"] = f'<|image_1|> Select the portion of the image that follows the language expressions: "thing {i}"'
         texts = [f'<|image_1|> Represent the given cropped image of the object: "thing {j}"\n' for j in chosen]
         phrases.append({**query, "tgt_text": texts, "tgt_img_path": [pictures[j] for j in chosen]})
