@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from pdfx.errors import UserError
@@ -65,6 +68,13 @@ def test_the_groups_have_the_sizes_of_mmebs_table():
         "Overall": 36,
     }
     assert len({item.name for item in SETS}) == 36
+
+
+def test_the_documentation_lists_the_data_sets_as_they_are_averaged():
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \(\d+\) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
+    expected = [(item.name, item.meta_task, item.in_distribution) for item in SETS]
+    assert [(name, task, split == ind) for task, ind, ood in rows for split in (ind, ood) for name in split.split(", ")] == expected
 
 
 @pytest.mark.parametrize(
