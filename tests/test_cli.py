@@ -159,7 +159,7 @@ def test_mistakes_are_told_in_one_sentence_without_a_stack_trace(pdfx, export, d
     }
     for sentence, words in cases.items():
         assert re.search(sentence, told(pdfx(*words))), words
-    assert not out.exists() and not (tmp_path / "report.html").exists() and not (tmp_path / "shards").exists()
+    assert not out.exists() and not (tmp_path / "report.html").exists() and not (tmp_path / "shards" / "index.json").exists()
 
 
 def test_a_sentence_with_brackets_is_printed_as_it_is(pdfx, export, tmp_path):
