@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, is_missing, list_of, shown, side_of
 from .files import Paths
+from .image_markers import without_markers
 from .labels import Labels
 from .rows import Row, open_rows
 
 _TAG = "<image>"
+_OUTER_TAGS = re.compile(rf"\A(?:\s*{_TAG})+|(?:{_TAG}\s*)+\Z")
 _UNREADABLE_TAGS = ("<video>", "<audio>")
 _LABEL = "label"
 
@@ -20,7 +23,8 @@ class SwiftSource:
     """Records from ``messages``, ``positive_messages`` and ``negative_messages``, with ``images``, ``positive_images`` and ``negative_images``.
 
     The contents of a conversation's messages are joined by line breaks, a system message first. Each ``<image>`` in them stands for the next picture of the
-    conversation's list; the pictures become those of the side, and the tags are removed.
+    conversation's list; the pictures become those of the side, and tags at the ends of the text are removed, and those
+    within it become words as ``image_markers`` says.
 
     Args:
         paths: JSONL (or parquet): a file, several files, or a directory of them.
@@ -101,12 +105,12 @@ def _conversation(messages: Any, images: Any, fields: tuple[str, str], pictures:
     for tag in _UNREADABLE_TAGS:
         if tag in text:
             raise Problem(f"'{messages_field}' has the tag {tag}; only texts and pictures can be read")
-    names = inline or pictures.names(images, images_field)
-    if inline and not is_missing(images):
+    names = pictures.names(images, images_field)
+    if inline and names:
         raise Problem(f"'{messages_field}' holds pictures itself, so '{images_field}' must be empty")
     if text.count(_TAG) != len(names):
         raise Problem(f"'{messages_field}' has {text.count(_TAG)} tags {_TAG} and '{images_field}' {len(names)} pictures; there must be as many of each")
-    return side_of(text.replace(_TAG, "").strip(), names, messages_field)
+    return side_of(without_markers(_OUTER_TAGS.sub("", text)), inline or names, messages_field)
 
 
 def _content(content: Any, field: str, pictures: Pictures) -> tuple[str, list[str]]:
@@ -120,7 +124,6 @@ def _content(content: Any, field: str, pictures: Pictures) -> tuple[str, list[st
             text += part["text"]
         elif kind in ("image", "image_url"):
             value = part.get(kind)
-            text += _TAG
             names += pictures.names(value.get("url") if isinstance(value, dict) and "url" in value else value, f"{field}.{number}")
         else:
             raise Problem(f"'{field}.{number}' is {shown(part)}: it must be a part of type 'text' or 'image'")

@@ -1,3 +1,4 @@
+import importlib
 import inspect
 
 import pytest
@@ -71,8 +72,6 @@ def test_options_reach_the_importer_with_their_types(tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_option_of_a_format_is_an_argument_of_its_importer(name):
-    import importlib
-
     module, _, source = FORMATS[name].source.partition(":")
     parameters = inspect.signature(getattr(importlib.import_module(f"data_tools.sources.{module}"), source)).parameters
     arguments = {*parameters, *(PARTS if name == "table" else ())} - {"columns" if name == "table" else ""}

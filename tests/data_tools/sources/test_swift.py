@@ -1,3 +1,5 @@
+import base64
+
 import pytest
 from source_checks import check_source, problems_of
 from tiny_formats import write_jsonl, write_swift
@@ -69,8 +71,6 @@ def test_pairs_whose_label_is_too_low_are_told_and_not_trained_on(tmp_path):
 
 
 def test_content_may_be_a_list_of_parts_with_its_own_pictures(tmp_path):
-    import base64
-
     address = "data:image/png;base64," + base64.b64encode(picture(0)).decode()
     parts = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "a cat"}, {"type": "image_url", "image_url": {"url": address}}]
     (source,) = check_source(SwiftSource(write_jsonl(tmp_path / "a.jsonl", [GOOD | {"messages": user(parts)}])), 1, 0)
@@ -115,3 +115,17 @@ def test_the_identity_changes_with_files_and_options(tmp_path):
     write_jsonl(path, [GOOD, GOOD])
     identities.append(SwiftSource(path).identity())
     assert len({str(identity) for identity in identities}) == 5
+
+
+def test_tags_around_a_text_are_removed_and_one_within_a_sentence_becomes_words(tmp_path):
+    contents = ["<image>\n<image>a cat", "a cat <image>", "<image>a cat\n<image>", "Describe <image> in a word."]
+    lines = [GOOD | {"messages": user(content), "images": ["a.png"] * content.count("<image>")} for content in contents]
+    records = check_source(SwiftSource(write_jsonl(tmp_path / "a.jsonl", lines)), 4, 0)
+    assert [source.record.query.text for source in records] == ["a cat"] * 3 + ["Describe the image in a word."]
+
+
+@pytest.mark.parametrize("images", [["b.png"], []])
+def test_pictures_stand_in_parts_or_in_the_list_but_not_in_both(tmp_path, images):
+    line = GOOD | {"messages": user([{"type": "image", "image": "a.png"}]), "images": images}
+    (source,) = check_source(SwiftSource(write_jsonl(tmp_path / "a.jsonl", [line])), 1, len(images))
+    assert source.problem == ("'messages' holds pictures itself, so 'images' must be empty" if images else None)
