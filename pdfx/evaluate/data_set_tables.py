@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.table import Table
 
 from pdfx.evaluate.data_sets import Average, Results, averages, missing_sets
@@ -10,6 +11,9 @@ from pdfx.evaluate.mmeb import SETS, present_sets
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS
 from pdfx.evaluate.tables import DIRECTION_LABELS, console_tables, metric_rows, score_label
 
+_WIDTH = 240
+"""Columns at most where the output is no terminal; rich would squeeze tables into 80."""
+
 
 def result_tables(results: Results) -> list[Table]:
     """The tables of a single data set, or those of several."""
@@ -17,6 +21,13 @@ def result_tables(results: Results) -> list[Table]:
         return console_tables(next(iter(results.values())))
     found, order = averages(results), _table_order(results)
     return [_metric_table(results, found, order, direction, metric) for direction in DIRECTIONS for metric in _metric_names(results, direction)]
+
+
+def print_tables(tables: list[Table], console: Console) -> None:
+    """Print where the console does; in a file at the tables' own width."""
+    wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH)
+    for table in tables:
+        wide.print(table)
 
 
 def missing_sentence(results: Results) -> str | None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pdfx.data.coverage import coverage_table
-from pdfx.evaluate.data_set_tables import result_tables
+from pdfx.evaluate.data_set_tables import print_tables, result_tables
 from pdfx.evaluate.data_sets import Results, flattened
 
 METRICS = "metrics.jsonl"
@@ -69,8 +69,7 @@ class Telemetry:
         self._board("evaluation", step, metrics)
         self.say(f"step {step}  evaluation")
         tables = result_tables(results)
-        for table in tables if len(results) == 1 else tables[:1]:
-            self.console.print(table)
+        print_tables(tables if len(results) == 1 else tables[:1], self.console)
 
     def log_coverage(self, step: int, figures: dict[str, float], report: dict[str, dict]) -> None:
         """What was read of each data set until ``step``; one record of the file, and a table on the console."""
