@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from pdfx import __version__
 from pdfx.cli_shards import shards_app
-from pdfx.cli_shared import SHARDS_HELP, example, progress_bar
+from pdfx.cli_shared import SHARDS_HELP, example, fail, progress_bar
 from pdfx.config import ConfigError
 from pdfx.errors import UserError
 
@@ -132,7 +130,7 @@ def evaluate(
 ) -> None:
     """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of MMEB's table among them."""
     from pdfx.config import EvaluateSection
-    from pdfx.evaluate.data_set_tables import missing_sentence, result_tables
+    from pdfx.evaluate.data_set_tables import missing_sentence, print_tables, result_tables
     from pdfx.evaluate.data_sets import report_of
     from pdfx.evaluate.exported import evaluate_export
     from pdfx.files import require_folder, write_json
@@ -142,8 +140,7 @@ def evaluate(
     with progress_bar() as bar:
         results = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter)
     if results is not None:
-        for table in result_tables(results):
-            Console().print(table)
+        print_tables(result_tables(results), Console())
         if sentence := missing_sentence(results):
             print(sentence)
         if json_file is not None:
@@ -179,11 +176,6 @@ def main(arguments: list[str] | None = None) -> None:
         if error.filename is None:
             raise
         fail(f"{error.filename2 or error.filename}: {error.strerror}.")
-
-
-def fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(Text(" ".join(message.split()), style="bold red"))
-    sys.exit(2)
 
 
 if __name__ == "__main__":
