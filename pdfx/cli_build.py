@@ -18,6 +18,8 @@ from pdfx.errors import UserError
 
 EXAMPLES = (
     "pdfx shards build records.jsonl --images pictures --out shards/train",
+    "pdfx shards build captions.parquet --format table --option query.text=caption --option target.images=image --out shards/train",
+    "pdfx shards build queries.jsonl --option corpus=corpus.jsonl --out shards/train",
     "pdfx shards build records.jsonl --out shards/train --resize 768 --image-format jpeg --quality 90 --shard-bytes 500MB --workers 16",
     "pdfx shards build records.jsonl --out shards/train --deduplicate --evaluation shards/test --drop-leaked",
 )
@@ -69,10 +71,10 @@ def one_sentence_when_interrupted() -> Iterator[None]:
 
 
 def build(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File or directory of records; docs/data.md has the formats.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File or directory of records, in one of the formats that 'pdfx shards formats' lists.")],
     out: Annotated[Path, typer.Option(help="Directory to write; new, empty, or that of the same build, which then goes on.")],
-    format: Annotated[str, typer.Option(help="Format of SOURCE: jsonl (the project's own) or another one of docs/data.md; 'auto' looks.")] = "auto",
-    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the format; can be given several times.")] = None,
+    format: Annotated[str, typer.Option(help="Format of SOURCE: jsonl (the project's own) or another one; 'auto' tells it from what SOURCE holds.")] = "auto",
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the format that 'pdfx shards formats FORMAT' lists.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder, or tar, that image paths start from; SOURCE's own folder by default.")] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples of one tar file.")] = 10_000,
     shard_bytes: Annotated[int, typer.Option(parser=parse_bytes, metavar="SIZE", help="Most bytes of one tar file, such as 500MB or 1GiB.")] = "1GB",
