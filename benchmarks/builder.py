@@ -12,15 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import answer, at_least, at_most, in_turns, medians, start
+import PIL
+from common import answer, at_least, at_most, in_turns, start
 from PIL import Image
 from workload import photographs
-
-from data_tools.build import BuildSettings, build
-from data_tools.encode import Encoding
-from data_tools.sources.jsonl import JsonlSource
-
-ENCODING = Encoding(resize=512, format="jpeg", quality=90)
 
 
 def write_records(folder: Path, count: int, smallest: int, largest: int) -> Path:
@@ -36,19 +31,21 @@ def write_records(folder: Path, count: int, smallest: int, largest: int) -> Path
     return path
 
 
-def build_with(workers: int, records: Path) -> None:
-    """The whole build, the start of its workers included."""
+def start_command(records: Path, workers: int, *options: str) -> subprocess.Popen:
     out = records.parent / "shards"
     shutil.rmtree(out, ignore_errors=True)
-    build(JsonlSource(records), records.parent, out, BuildSettings(samples_per_shard=128, encoding=ENCODING, workers=workers))
+    command = [sys.executable, "-m", "pdfx.cli", "shards", "build", str(records), "--out", str(out), "--samples-per-shard", "128", "--workers", str(workers)]
+    return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+
+
+def build_with(workers: int, records: Path) -> None:
+    """The whole command, with its start and that of its workers; pictures are shrunk and encoded anew."""
+    assert start_command(records, workers, "--resize", "512", "--image-format", "jpeg", "--quality", "90").wait() == 0
 
 
 def peak_of_command(records: Path) -> float:
-    """MiB that the main process of the command line held at most."""
-    out = records.parent / "shards"
-    shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "pdfx.cli", "shards", "build", records, "--out", out, "--samples-per-shard", "128", "--workers", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    """MiB that the main process of the command held at most; pictures stay as they are."""
+    process = start_command(records, 2)
     peak = 0.0
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -77,8 +74,8 @@ def main() -> None:
     ]
     details = {f"peak_mib_{size}": round(value, 1) for size, value in memory.items()}
     details |= {f"pictures_mib_{size}": round(value, 1) for size, value in megabytes.items()}
-    details |= {"pictures": count, "pictures_per_second_two": round(count / statistics.median(seconds.wall["two"]), 1)}
-    answer(options, __doc__, targets, {**medians(seconds), **details})
+    details |= {"pictures": count, "pillow": PIL.__version__, "pictures_per_second_two": round(count / statistics.median(seconds.wall["two"]), 1)}
+    answer(options, __doc__, targets, {**{f"{side}_seconds": round(statistics.median(wall), 2) for side, wall in seconds.wall.items()}, **details})
 
 
 if __name__ == "__main__":
