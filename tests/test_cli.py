@@ -14,7 +14,7 @@ from pdfx import __version__
 from pdfx.cli import main
 from pdfx.config import dump_config
 
-COMMANDS = ["train", "convert", "embed", "evaluate", "report", "shards build", "shards check", "shards describe"]
+COMMANDS = ["train", "convert", "checkpoints", "embed", "evaluate", "report", "shards build", "shards check", "shards describe"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,32 @@
+"""The evaluation's figure by which a run's best checkpoint is known."""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+import torch
+
+from pdfx.checkpoint.manifest import Metric
+from pdfx.config import Config, TrainSection
+from pdfx.errors import UserError
+from pdfx.evaluate.retrieval import EmbeddedItems, retrieval_metrics
+
+
+def metric_among(metrics: dict[str, float], train: TrainSection) -> Metric | None:
+    """The figure that decides, where the recipe names one and ``metrics`` are an evaluation's."""
+    name = train.metric_for_best_model
+    return Metric(name, metrics[name]) if name in metrics else None
+
+
+def check_metric_name(config: Config) -> None:
+    """Raises UserError, naming the nearest, where ``train.metric_for_best_model`` is no figure of this recipe's evaluation."""
+    name = config.train.metric_for_best_model
+    if name is None:
+        return
+    # The names follow from the number of paths and evaluate.recall_at, whatever is embedded.
+    items = EmbeddedItems(torch.eye(2).repeat_interleave(config.model.paths, 0).view(2, config.model.paths, 2), torch.eye(2), torch.arange(2), np.arange(2))
+    known = retrieval_metrics(items, items, config.evaluate.recall_at)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise UserError(f"train.metric_for_best_model is '{name}', which no evaluation gives; did you mean '{nearest}'?")
