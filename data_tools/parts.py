@@ -9,10 +9,9 @@ from typing import TypeVar
 
 from pdfx.data.schema import ShardIndex
 
-PART_SAMPLES = 256
-_AHEAD = 4
-"""Results held ready per worker."""
+from .pool import run_in_order
 
+PART_SAMPLES = 256
 Result = TypeVar("Result")
 
 
@@ -44,11 +43,7 @@ def share_out(job: Callable[[Part], Result], parts: list[Part], workers: int) ->
         UserError: what the job raises, or a worker was killed.
     """
     processes = min(workers, len(parts))
-    if processes < 2:
-        return ((part, job(part)) for part in parts)
-    from pdfx.data.workers import run_ahead
-
-    return zip(parts, run_ahead(job, parts, processes, _AHEAD * processes, seed=0), strict=True)
+    return run_in_order(job, parts, processes if processes > 1 else 0)
 
 
 def drawn_samples(samples: int, count: int) -> list[int]:

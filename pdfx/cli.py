@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from pdfx import __version__
 from pdfx.cli_checkpoints import checkpoints, convert
 from pdfx.cli_shards import shards_app
-from pdfx.cli_shared import SHARDS_HELP, example, progress_bar
+from pdfx.cli_shared import SHARDS_HELP, example, fail, progress_bar
 from pdfx.config import ConfigError
 from pdfx.errors import UserError
 
@@ -112,30 +110,32 @@ def embed(
         print(f"{out}: {' x '.join(str(size) for size in shape)}")
 
 
-@app.command(epilog=example("pdfx evaluate exported shards/evaluation --json metrics.json"))
+@app.command(epilog=example("pdfx evaluate exported shards/evaluation --json metrics.json", "pdfx evaluate exported shards/mmeb/* --json mmeb.json"))
 def evaluate(
     model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
-    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
+    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Directories that 'pdfx shards build' wrote, each evaluated by itself.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the metrics to this file.")] = None,
     batch_size: BatchOption = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Measure retrieval in both directions: per path, fused and best-of-paths, beside chance."""
+    """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of MMEB's table among them."""
     from pdfx.config import EvaluateSection
+    from pdfx.evaluate.data_set_tables import missing_sentence, print_tables, result_tables
+    from pdfx.evaluate.data_sets import report_of
     from pdfx.evaluate.exported import evaluate_export
-    from pdfx.evaluate.tables import console_tables
     from pdfx.files import require_folder, write_json
 
     if json_file is not None:
         require_folder(json_file)
     with progress_bar() as bar:
-        metrics = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter("embedding"))
-    if metrics is not None:
-        for table in console_tables(metrics):
-            Console().print(table)
+        results = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter)
+    if results is not None:
+        print_tables(result_tables(results), Console())
+        if sentence := missing_sentence(results):
+            print(sentence)
         if json_file is not None:
-            write_json(metrics, json_file)
+            write_json(report_of(results), json_file)
 
 
 @app.command(epilog=example("pdfx report runs/quickstart exported shards/evaluation --out report.html"))
@@ -167,11 +167,6 @@ def main(arguments: list[str] | None = None) -> None:
         if error.filename is None:
             raise
         fail(f"{error.filename2 or error.filename}: {error.strerror}.")
-
-
-def fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(Text(" ".join(message.split()), style="bold red"))
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pdfx.cli_build import EXAMPLES, build
+from pdfx.cli_formats import FORMATS_EXAMPLES, formats
+from pdfx.cli_rearrange import MERGE_EXAMPLES, SPLIT_EXAMPLES, merge, split
 from pdfx.cli_shared import SHARDS_HELP, JsonOption, WorkersOption, example, give_json, prints_json, progress_bar, worker_count
 
-shards_app = typer.Typer(help="Build, check and describe directories of training samples.", no_args_is_help=True)
-
-
-@shards_app.command(epilog=example("pdfx shards build records.jsonl --images pictures --out shards/train"))
-def build(
-    records: Annotated[Path, typer.Argument(metavar="RECORDS.jsonl", help="One sample per line; see docs/architecture.md.")],
-    out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; the records' own by default.")] = None,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples of one tar file.")] = 1000,
-) -> None:
-    """Pack samples and their pictures into tar shards with an index and checksums."""
-    from data_tools.build import build_shards
-
-    with progress_bar() as bar:
-        summary = build_shards(records, images if images is not None else records.parent, out, samples_per_shard, bar.counter("packing"))
-    print(f"{out}: {summary.samples} samples in {summary.shards} shards, {summary.bytes} bytes, fingerprint {summary.fingerprint[:12]}")
+shards_app = typer.Typer(help="Build, check, describe, split and merge directories of samples.", no_args_is_help=True)
+shards_app.command(epilog=example(*EXAMPLES))(build)
+shards_app.command(epilog=example(*FORMATS_EXAMPLES))(formats)
 
 
 @shards_app.command(epilog=example("pdfx shards check shards/train", "pdfx shards check shards/train --full --workers 8 --json problems.json"))
@@ -87,3 +77,7 @@ def describe(
     if contact_sheet is not None:
         lacking = f"; {sheet.lacking} of them have characters that the font lacks, choose another with --font" if sheet.lacking else ""
         print(f"{contact_sheet}: {sheet.samples} samples, {sheet.width} x {sheet.height} pixels{lacking}")
+
+
+shards_app.command(epilog=example(*SPLIT_EXAMPLES))(split)
+shards_app.command(epilog=example(*MERGE_EXAMPLES))(merge)

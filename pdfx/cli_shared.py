@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 SHARDS_HELP = "Directory that 'pdfx shards build' wrote."
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file; '-' prints it instead of the rest.")]
@@ -48,3 +51,9 @@ def give_json(result: Any, file: Path | None) -> None:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     elif file is not None:
         write_json(result, file)
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End with one sentence on stderr and an exit code."""
+    Console(stderr=True, soft_wrap=True).print(Text(" ".join(message.split()), style="bold red"))
+    sys.exit(code)

@@ -113,7 +113,8 @@ class DataSection(Section):
     """Where no weights are set, data sets share an epoch by their sizes to the power of 1 over this; 1 where null: each gives all its samples once."""
     sub_batch_pairs: int = Field(32, ge=1)
     """Pairs that come from one data set at a stretch, before another one is drawn."""
-    evaluation: str | None = None
+    evaluation: str | list[str] | None = Field(None, min_length=1)
+    """Directory of shards to evaluate on, or a list of them; each is evaluated by itself."""
     hard_negatives: int = Field(0, ge=0)
     """Hard negatives used per pair; samples that have fewer are filled and masked."""
     num_workers: int = Field(2, ge=0)

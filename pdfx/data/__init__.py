@@ -9,6 +9,7 @@ from typing import Any
 _FILES = {
     "FILLER": "retrieval",
     "Batch": "batch",
+    "Candidates": "retrieval",
     "CanonicalOrder": "order",
     "Chunk": "batch",
     "CorruptSampleGuard": "guard",

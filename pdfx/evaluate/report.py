@@ -13,12 +13,13 @@ from pdfx.config import Config, EvaluateSection, dump_config, load_config
 from pdfx.data import SampleError, ShardedDataset
 from pdfx.errors import UserError
 from pdfx.evaluate import figures
+from pdfx.evaluate.data_sets import ALL
 from pdfx.evaluate.examples import Example, find_examples
 from pdfx.evaluate.exported import embed_on
 from pdfx.evaluate.figures import Picture, Points
-from pdfx.evaluate.metrics import path_similarity
+from pdfx.evaluate.metrics import PRECISION, path_similarity
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, EmbeddedItems, Progress, embed_shards, retrieval_metrics
-from pdfx.evaluate.tables import DIRECTION_LABELS, metric_rows, score_label
+from pdfx.evaluate.tables import DIRECTION_LABELS, measured_directions, metric_rows, score_label, sizes_label
 from pdfx.exports import load_export
 from pdfx.files import require_folder, write_atomically
 from pdfx.ranks import pick_device
@@ -103,12 +104,22 @@ def training_pictures(records: list[dict], paths: int) -> list[Picture]:
     for name, label, caption in (
         ("orthogonality", "orthogonality penalty", "Mean squared cosine between the paths of the same input, which training lowers."),
         ("path_cosine", "path cosine", "Mean cosine between the paths of the same training input. Near 1 the paths do the same work."),
-        (f"evaluation/{DIRECTIONS[0]}/fused/recall@10", "recall@10", "Fused recall@10 from query to target on the run's own evaluation data."),
+        *evaluation_curve(records),
     ):
         points = series(records, name)
         if points:
             pictures.append(figures.single_curve(points, label, caption))
     return pictures
+
+
+def evaluation_curve(records: list[dict]) -> list[tuple[str, str, str]]:
+    """Name, label and caption of the figure that tells best how the run's own evaluations went, where there were any."""
+    for prefix, share in (("", ""), ("averages/Overall/", ", mean over MMEB's data sets"), (f"averages/{ALL}/", ", mean over data sets")):
+        for metric in (PRECISION, "recall@10"):
+            name = f"evaluation/{prefix}{DIRECTIONS[0]}/fused/{metric}"
+            if any(name in record for record in records):
+                return [(name, metric, f"Fused {metric} from query to target on the run's own evaluation data{share}.")]
+    return []
 
 
 def similarity_picture(queries: EmbeddedItems, targets: EmbeddedItems) -> Picture | None:
@@ -174,11 +185,10 @@ class MetricTable:
 def metric_table(metrics: dict[str, float], direction: str) -> MetricTable:
     rows = metric_rows(metrics, direction)
     names = list(rows[CHANCE])
-    headline = "recall@10" if "recall@10" in names else names[0]
-    asking, answering = ("queries", "targets") if direction == DIRECTIONS[0] else ("targets", "queries")
+    headline = next((name for name in (PRECISION, "recall@10") if name in names), names[0])
     return MetricTable(
         label=DIRECTION_LABELS[direction],
-        sizes=f"{int(metrics[asking])} {asking} among {int(metrics[answering])} {answering}",
+        sizes=sizes_label(metrics, direction),
         names=names,
         rows=[(score, score_label(score), [values[name] for name in names]) for score, values in rows.items()],
         headline=headline,
@@ -202,7 +212,7 @@ def render(
         title=title,
         version=__version__,
         facts=facts,
-        tables=[metric_table(metrics, direction) for direction in DIRECTIONS],
+        tables=[metric_table(metrics, direction) for direction in measured_directions(metrics)],
         path_cosine=metrics.get("path_cosine"),
         training=training,
         similarity=similarity,

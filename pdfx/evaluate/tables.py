@@ -19,18 +19,30 @@ def metric_rows(metrics: dict[str, float], direction: str) -> dict[str, dict[str
     return rows
 
 
+def measured_directions(metrics: dict[str, float]) -> list[str]:
+    """Both, or the first alone."""
+    return [direction for direction in DIRECTIONS if metric_rows(metrics, direction)]
+
+
 def score_label(score: str) -> str:
     """A reader's name of a score."""
     return {MAXSIM: "best of paths (MaxSim)", CHANCE: "chance"}.get(score, score.replace("_", " "))
 
 
+def sizes_label(metrics: dict[str, float], direction: str) -> str:
+    """How many ask among how many."""
+    if "candidates" in metrics:
+        return f"{int(metrics['queries'])} queries, each among its own candidates, {metrics['candidates']:.4g} on average"
+    asking, answering = ("queries", "targets") if direction == DIRECTIONS[0] else ("targets", "queries")
+    return f"{int(metrics[asking])} {asking} among {int(metrics[answering])} {answering}"
+
+
 def console_tables(metrics: dict[str, float]) -> list[Table]:
-    """One table per direction."""
+    """One table per direction that was measured."""
     tables = []
-    for direction in DIRECTIONS:
+    for direction in measured_directions(metrics):
         rows = metric_rows(metrics, direction)
-        asking, answering = (f"{int(metrics[name])}" for name in (("queries", "targets") if direction == DIRECTIONS[0] else ("targets", "queries")))
-        table = Table(title=f"{DIRECTION_LABELS[direction]} ({asking} among {answering})", title_justify="left")
+        table = Table(title=f"{DIRECTION_LABELS[direction]} ({sizes_label(metrics, direction)})", title_justify="left")
         table.add_column("score")
         for name in rows[CHANCE]:
             table.add_column(name, justify="right")

@@ -103,8 +103,7 @@ class Stepper:
         embeddings = self.assemble(batch, passes, outputs)
         with self.phases("objective"):
             gradients, metrics = self.gradients(batch, embeddings, step)
-        with self.phases("backward"):
-            backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once)
+        backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once, self.phases)
         with self.phases("optimiser"):
             self.engine.step()
         metrics["grad_norm"] = float(self.engine.get_global_grad_norm())

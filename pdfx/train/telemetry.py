@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pdfx.data.coverage import coverage_table
-from pdfx.evaluate.tables import console_tables
+from pdfx.evaluate.data_set_tables import print_tables, result_tables
+from pdfx.evaluate.data_sets import Results, flattened
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -61,13 +62,14 @@ class Telemetry:
         self._board("timing", step, timings)
         self.say(step_line(step, metrics, timings))
 
-    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """One record of an evaluation, its names prefixed by ``evaluation/``; tables on the console."""
+    def log_evaluation(self, step: int, results: Results) -> None:
+        """One record of an evaluation, its names prefixed by ``evaluation/``; tables on the console, of several data sets that of the first metric alone."""
+        metrics = flattened(results)
         write_record(self.metrics, {"step": step, **{f"evaluation/{name}": value for name, value in metrics.items()}})
         self._board("evaluation", step, metrics)
         self.say(f"step {step}  evaluation")
-        for table in console_tables(metrics):
-            self.console.print(table)
+        tables = result_tables(results)
+        print_tables(tables if len(results) == 1 else tables[:1], self.console)
 
     def log_coverage(self, step: int, figures: dict[str, float], report: dict[str, dict]) -> None:
         """What was read of each data set until ``step``; one record of the file, and a table on the console."""

@@ -16,6 +16,7 @@ from pdfx.config import Config, dump_config
 from pdfx.data import ShardedDataset, TrainLoader
 from pdfx.data.collate import filler
 from pdfx.errors import UserError
+from pdfx.evaluate.data_sets import evaluate_data_sets, flattened, open_data_sets
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
 from pdfx.train.best import check_metric_name, metric_among
@@ -102,7 +103,7 @@ class Trainer:
         with world.together():
             settings = load_deepspeed_config(config.train.deepspeed, config.train, world.size)
             self.evaluation = open_evaluation(config)
-            check_metric_name(config)
+            check_metric_name(config, self.evaluation)
         stage = settings["zero_optimization"]["stage"]
         checkpoint, passed_over = agree_on_checkpoint(self.run_path, config.train.resume, world)
         state = checkpoint.state() if checkpoint else {"step": 0, "truncated": 0, "loader": None}
@@ -234,15 +235,14 @@ class Trainer:
             self.telemetry.log_coverage(self.step, self.feed.figures(), self.loader.coverage_report())
 
     def _evaluate(self) -> None:
-        from pdfx.evaluate.retrieval import evaluate_shards
-
         def embed(inputs: dict[str, torch.Tensor]):
             return embed_inputs(self.engine, inputs, self.world)
 
         config, world = self.config, self.world
-        self.evaluated = evaluate_shards(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
+        results = evaluate_data_sets(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
+        self.evaluated = flattened(results)
         if self.telemetry:
-            self.telemetry.log_evaluation(self.step, self.evaluated)
+            self.telemetry.log_evaluation(self.step, results)
 
     def save(self) -> None:
         """Begin to write a checkpoint of the current step."""
@@ -264,11 +264,12 @@ class Trainer:
             self.telemetry.close()
 
 
-def open_evaluation(config: Config) -> ShardedDataset | None:
-    """The shards to evaluate on, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
+def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
+    """The shards to evaluate on by name, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
     if config.train.eval_steps is None:
         return None
     if config.data.evaluation is None:
         raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
-    return ShardedDataset(config.data.evaluation, config.data.max_image_pixels)
+    named = config.data.evaluation
+    return open_data_sets([named] if isinstance(named, str) else named, config.data.max_image_pixels)
 

@@ -133,6 +133,14 @@ def test_a_mixture_that_would_change_the_order_is_refused_on_resume(folders, cha
         loader(change(folders), state=state)
 
 
+def test_shards_that_hold_targets_without_queries_are_not_trained_on(tmp_path):
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"query": {"text": "a"}, "target": {"text": "b"}}\n{"target": {"text": "c"}}\n', encoding="utf-8")
+    build_shards(records, tmp_path, tmp_path / "shards")
+    with pytest.raises(UserError, match="Of the 2 samples in .*shards, 1 have no query, so these shards are for evaluation"):
+        loader(str(tmp_path / "shards"))
+
+
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [

@@ -56,7 +56,7 @@ def test_a_sample_that_cannot_be_used_is_shown_as_such(tmp_path):
 
 
 def test_pictures_of_any_shape_keep_the_sheet_small(tmp_path):
-    shapes = {"wide": (3000, 1), "tall": (1, 3000), "dot": (1, 1), "large": (2000, 1500)}
+    shapes = {"wide": (2000, 1), "tall": (1, 2000), "dot": (1, 1), "large": (600, 500)}
     records = [{"query": {"images": [f"{name}.png"]}, "target": {"images": [f"{other}.png" for other in shapes] * 2}} for name in shapes]
     summary = write_contact_sheet(shards_of(tmp_path, records, **{name: Image.new("RGB", size, RED) for name, size in shapes.items()}), tmp_path / "sheet.png")
     assert summary.width < 1500 and summary.height < 800

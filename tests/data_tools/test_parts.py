@@ -1,7 +1,7 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.parts import PART_SAMPLES, Part, drawn_samples, parts_of, share_out
@@ -14,6 +14,7 @@ def index_of(sizes: list[int]) -> ShardIndex:
     return ShardIndex(shards=entries, samples=sum(sizes), fingerprint=fingerprint(entries))
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 3 * PART_SAMPLES), max_size=6), st.data())
 def test_parts_cover_every_sample_once_and_in_order(sizes, data):
     chosen = data.draw(st.none() | st.lists(st.integers(0, 5), unique=True))
@@ -53,6 +54,7 @@ def test_no_process_is_started_where_there_is_nothing_to_share(workers, parts):
     assert {process for _, (_, process) in share_out(number_and_process, parts, workers)} == {os.getpid()}
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 50))
 def test_drawn_samples_are_distinct_ascending_and_always_the_same(samples, count):
     drawn = drawn_samples(samples, count)

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.sheet_text import ELLIPSIS, Typeface, fitting_lines, printable
@@ -9,6 +9,7 @@ TYPEFACE = Typeface()
 FONT = TYPEFACE.sized(15)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=300), st.integers(20, 300), st.integers(1, 6))
 def test_lines_of_any_text_fit_and_lose_nothing_without_an_ellipsis(text, width, limit):
     lines = fitting_lines(text, FONT, width, limit)

@@ -169,6 +169,8 @@ def test_inputs_over_the_token_budget_and_the_way_gradients_are_reduced_are_told
     assert told.count("Gradients are summed over ranks once per step: whole, they take 0.00 GiB") == 1
     assert told.count("A large matrix product reaches") == 1
     timings = [json.loads(line) for line in (folder / "oversized" / "timings.jsonl").read_text().splitlines()]
+    phases = ("embed", "objective", "backward", "reduce", "optimiser")
+    assert all(0 < sum(timing[f"{phase}_seconds"] for phase in phases) <= timing["seconds"] for timing in timings)
     (peak,) = {round(timing["model_tflops"] / timing["mfu"], 9) for timing in timings}
     assert f"reaches {peak:.3g} TFLOP/s" in told
     assert "Finished after step 4" in told

@@ -1,5 +1,6 @@
 import base64
 import io
+import itertools
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from tiny_runs import tiny_config
 from pdfx.config import EvaluateSection, ObjectiveSection, dump_config
 from pdfx.data import ShardedDataset
 from pdfx.errors import UserError
-from pdfx.evaluate.report import write_report
+from pdfx.evaluate.report import evaluation_curve, write_report
 from pdfx.evaluate.retrieval import DIRECTIONS
 from pdfx.evaluate.tables import metric_rows
 from pdfx.exports import load_export
@@ -140,11 +141,41 @@ def test_examples_mark_as_right_what_bears_the_querys_target(report, export, sha
     assert sum("✓" in text for text in page.text) == page.items.count("right")
 
 
+def test_a_report_on_candidates_ranks_each_query_among_its_own(run, export, candidate_shards, tmp_path):
+    metrics = write_report(run, export, candidate_shards, tmp_path / "report.html", SETTINGS)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    rows = metric_rows(metrics, DIRECTIONS[0])
+    assert [table[0] for table in page.tables] == [["score", "precision@1", "recall@1", "recall@5", "recall@10", "mrr", "ndcg@10"]]
+    assert page.tables[0][4][1:] == [f"{value:.3f}" for value in rows["fused"].values()]
+    records = [record for _, record in ShardedDataset(candidate_shards).records() if record.query is not None]
+    sizes = [len(record.candidates) for record in records]
+    assert [text.split(" of ")[1] for text in page.text if text.startswith("Right item")] == [str(size) for size in sizes]
+    assert len(page.items) == sum(min(5, size) for size in sizes)
+    first = itertools.accumulate((min(5, size) for size in sizes[:-1]), initial=0)
+    assert sum(page.items[index] == "right" for index in first) / len(sizes) == pytest.approx(metrics["query_to_target/fused/precision@1"])
+
+
 def test_texts_of_data_and_run_are_escaped(report):
     _, page = report
     assert "b" not in page.tags and "run" not in page.tags
     assert any("<b>query</b> 0" in text for text in page.text)
     assert any("a <run>" in text for text in page.text)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["FUSED/recall@1", "FUSED/recall@10"], "FUSED/recall@10"),
+        (["FUSED/recall@10", "FUSED/precision@1"], "FUSED/precision@1"),
+        (["GQA/FUSED/precision@1", "averages/Overall/FUSED/precision@1"], "averages/Overall/FUSED/precision@1"),
+        (["a/FUSED/recall@10", "averages/All data sets/FUSED/recall@10"], "averages/All data sets/FUSED/recall@10"),
+        (["loss"], None),
+    ],
+)
+def test_the_curve_of_evaluations_is_that_of_the_single_data_set_or_of_the_average(names, chosen):
+    recorded = {f"evaluation/{name}".replace("FUSED", "query_to_target/fused"): 0.5 for name in names}
+    found = evaluation_curve([{"step": 1, "loss": 1.0}, {"step": 2, **recorded}])
+    assert [name.replace("query_to_target/fused", "FUSED") for name, *_ in found] == ([f"evaluation/{chosen}"] if chosen else [])
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl"])
