@@ -1,5 +1,7 @@
 """Loading an export that holds only what was trained: its backbone's weights are elsewhere, and LoRA lies beside it as a PEFT adapter."""
 
+import importlib
+
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -12,7 +14,7 @@ TRAINED_WEIGHTS = "model.safetensors"
 
 
 def load_adapted(cls, export, config, dtype=None, revision=None, trust_remote_code=False):
-    """The embedder of such an export; needs the package ``peft``.
+    """The embedder of such an export with LoRA merged; needs the package ``peft``.
 
     Args:
         cls: the embedder's class.
@@ -20,6 +22,7 @@ def load_adapted(cls, export, config, dtype=None, revision=None, trust_remote_co
         dtype: of all weights; as they were exported where it is None or ``auto``.
 
     Raises:
+        ImportError: ``peft`` is not installed.
         OSError: the backbone or a file is missing.
         ValueError: the trained weights do not fit the backbone.
     """
@@ -36,6 +39,8 @@ def load_adapted(cls, export, config, dtype=None, revision=None, trust_remote_co
     if wrong or missing:
         raise ValueError(f"{export} does not fit the backbone {base['path']}: {(wrong + missing)[0]} is missing or has another shape.")
     embedder.load_state_dict(weights, strict=False)
-    location = {"subfolder": ADAPTER_FOLDER} if revision is None else {"subfolder": ADAPTER_FOLDER, "revision": revision}
-    backbone.load_adapter(str(export), adapter_kwargs=location)
+    # Not imported as usual, because transformers would then ask for it before it loads any export.
+    peft = importlib.import_module("peft")
+    # In place: the embedder holds the same backbone.
+    peft.PeftModel.from_pretrained(backbone, str(export), subfolder=ADAPTER_FOLDER, revision=revision).merge_and_unload(safe_merge=True)
     return embedder.to(dtype).eval()
