@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pdfx.guard_sections import GuardsSection
+from pdfx.section import Section
 
 
 class ConfigError(ValueError):
     """A mistake in a recipe or an override, told in one sentence."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused and every assignment is validated."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
 class LoraSection(Section):
@@ -207,6 +204,7 @@ class Config(Section):
     data: DataSection
     objective: ObjectiveSection = ObjectiveSection()
     train: TrainSection
+    guards: GuardsSection = GuardsSection()
     evaluate: EvaluateSection = EvaluateSection()
 
 

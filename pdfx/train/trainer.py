@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 
@@ -20,21 +19,16 @@ from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint,
 from pdfx.train.cluster import World, join_world, leave_world
 from pdfx.train.cost import StepCost, padding_share
 from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
+from pdfx.train.guards import RollBack, StepGuards
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.profile import TRACE, profiled
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
+from pdfx.train.rollback import checkpoint_before, remove_later_checkpoints
 from pdfx.train.run_directory import identity, open_run_directory, write_config
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
-from pdfx.train.step import Stepper, chunk_tokens_per_path
+from pdfx.train.step import Stepper, chunk_tokens_per_path, was_skipped
+from pdfx.train.stopping import EXIT_STOPPED, StopRequest
 from pdfx.train.telemetry import StepTimer, Telemetry
-
-EXIT_STOPPED = 75
-"""Exit code of a run that saved a checkpoint and stopped because it was told to (SIGTERM or SIGUSR1); the same command goes on from there.
-
-DeepSpeed's launcher hands SIGTERM on to its ranks, waits 30 s for each of them, and then exits with 1 whatever they say.
-"""
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def train(config: Config) -> None:
@@ -60,18 +54,6 @@ def train(config: Config) -> None:
     leave_world()
     if not finished:
         raise SystemExit(EXIT_STOPPED)
-
-
-class StopRequest:
-    """Remembers that this process was asked to stop."""
-
-    def __init__(self):
-        self.asked = False
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._ask)
-
-    def _ask(self, *_) -> None:
-        self.asked = True
 
 
 class Trainer:
@@ -116,6 +98,7 @@ class Trainer:
         reduce_once, self.notes = self._choose_reduction(settings["zero_optimization"]["stage"])
         nothing, _ = self.processor([filler()], ["query"])
         self.stepper = Stepper(self.engine, self.objective, world, config.train, nothing, reduce_once)
+        self.guards = StepGuards(config.guards, self.objective, self._say, state.get("guards"))
         self._open_telemetry(checkpoint, passed_over, plan)
 
     def _find_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
@@ -173,6 +156,12 @@ class Trainer:
         while self.step < self.total_steps:
             metrics = self._train_step(timer)
             advance()
+            with self.world.together():
+                trouble = self.guards.check(self.step, metrics)
+            if trouble:
+                saved = self._roll_back(trouble)
+                timer.reset()
+                continue
             last = self.step == self.total_steps
             if self.telemetry:
                 self.telemetry.advance(self.step)
@@ -182,7 +171,8 @@ class Trainer:
                 self._evaluate()
                 timer.reset()
             stopping = self.world.any(stop.asked)
-            if self.step % train.save_steps == 0 or last or stopping:
+            # After a skipped step there is nothing new to save, and what is saved pushes older checkpoints out, which a roll-back may need.
+            if (self.step % train.save_steps == 0 and not was_skipped(metrics)) or last or stopping:
                 self.save()
                 saved = self.step
                 timer.reset()
@@ -224,11 +214,33 @@ class Trainer:
         self.step = step
         return {**metrics, "learning_rate": self.config.train.learning_rate * factor}
 
+    def _roll_back(self, trouble: RollBack) -> int:
+        """Go on from the newest checkpoint from before the trouble; returns its step."""
+        found = None
+        with self.world.together():
+            if self.world.rank == 0:
+                found = checkpoint_before(self.run_path, trouble)
+        checkpoint = self.world.from_first(found)
+        state, repeat = checkpoint.state(), self.guards.take_back(checkpoint.step)
+        objective_state = load_checkpoint(checkpoint, self.engine)
+        with self.world.together():
+            self.objective.load_state_dict(objective_state)
+            if repeat:
+                self.loader, self.truncated = self._open_loader(state["loader"]), state["truncated"]
+        self.step = checkpoint.step
+        if self.telemetry:
+            remove_later_checkpoints(self.run_path, checkpoint.step)
+            self.telemetry.go_back(self.step + 1)
+        samples = "with the same samples" if repeat else "without the samples that led there twice"
+        self._say(f"Going back to {checkpoint.path} {samples}: {trouble.reason}. Roll-back {self.guards.roll_backs}.")
+        return checkpoint.step
+
     def _log(self, metrics: dict[str, float], timer: StepTimer) -> None:
         if not self.telemetry:
             return
         samples = self.loader.samples
         counts = {"epoch": samples / self.loader.epoch_samples, "samples": samples, "corrupt": self.loader.guard.corrupt, "truncated": self.truncated}
+        counts |= self.guards.figures()
         self.telemetry.log_step(self.step, {**metrics, **counts}, timer.report(peak_memory(self.world.device), self.stepper.phases.take()))
 
     def _evaluate(self) -> None:
@@ -245,6 +257,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         state = {"step": self.step, "truncated": self.truncated, "loader": self.loader.state_dict(), "model": self.identity}
+        state["guards"] = self.guards.state_dict()
         path = save_checkpoint(
             self.run_path,
             self.step,
