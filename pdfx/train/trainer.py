@@ -15,10 +15,13 @@ from pdfx.data.collate import filler
 from pdfx.errors import UserError
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
+from pdfx.train.agreement import require_agreement, settings_of_start, state_of_step
 from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
 from pdfx.train.cluster import World, join_world, leave_world
 from pdfx.train.cost import StepCost, padding_share
+from pdfx.train.ending import watched
 from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
+from pdfx.train.environment import tell_environment
 from pdfx.train.guards import RollBack, StepGuards
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.profile import TRACE, profiled
@@ -29,6 +32,7 @@ from pdfx.train.schedule import count_steps, derived_seed, global_batch, learnin
 from pdfx.train.step import Stepper, chunk_tokens_per_path, was_skipped
 from pdfx.train.stopping import EXIT_STOPPED, StopRequest
 from pdfx.train.telemetry import StepTimer, Telemetry
+from pdfx.train.watchdog import Progress
 
 
 def train(config: Config) -> None:
@@ -46,11 +50,15 @@ def train(config: Config) -> None:
     if world.rank != 0:
         transformers.utils.logging.disable_progress_bar()
     stop = StopRequest()
-    trainer = Trainer(config, world)
-    try:
-        finished = trainer.run(stop)
-    finally:
-        trainer.close()
+    with watched(config, world) as progress:
+        tell_environment(world)
+        with world.together():
+            require_agreement(world, settings_of_start(config), "at the start")
+        trainer = Trainer(config, world, progress)
+        try:
+            finished = trainer.run(stop)
+        finally:
+            trainer.close()
     leave_world()
     if not finished:
         raise SystemExit(EXIT_STOPPED)
@@ -62,13 +70,15 @@ class Trainer:
     Args:
         config: the recipe.
         world: this run's ranks.
+        progress: marked wherever the run gets on.
 
     Raises:
         UserError: a mistake in data, model, checkpoint or settings.
     """
 
-    def __init__(self, config: Config, world: World):
+    def __init__(self, config: Config, world: World, progress: Progress | None = None):
         self.config, self.world, self.telemetry, self.told_oversized = config, world, None, False
+        self.progress = progress or Progress()
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
@@ -98,6 +108,7 @@ class Trainer:
         reduce_once, self.notes = self._choose_reduction(settings["zero_optimization"]["stage"])
         nothing, _ = self.processor([filler()], ["query"])
         self.stepper = Stepper(self.engine, self.objective, world, config.train, nothing, reduce_once)
+        self.stepper.phases.enter = self.progress.phase
         self.guards = StepGuards(config.guards, self.objective, self._say, state.get("guards"))
         self._open_telemetry(checkpoint, passed_over, plan)
 
@@ -158,6 +169,7 @@ class Trainer:
             advance()
             with self.world.together():
                 trouble = self.guards.check(self.step, metrics)
+                self._compare_ranks(metrics)
             if trouble:
                 saved = self._roll_back(trouble)
                 timer.reset()
@@ -184,6 +196,7 @@ class Trainer:
 
     def _train_step(self, timer: StepTimer) -> dict[str, float]:
         step = self.step + 1
+        self.progress.begin(step)
         started = time.perf_counter()
         with self.world.together():
             batch = next(self.loader)
@@ -214,8 +227,16 @@ class Trainer:
         self.step = step
         return {**metrics, "learning_rate": self.config.train.learning_rate * factor}
 
+    def _compare_ranks(self, metrics: dict[str, float]) -> None:
+        """Raises UserError where a rank is out of step; looked at from time to time."""
+        turn, rest = divmod(self.step, self.config.guards.agreement_steps or self.step + 1)
+        if rest == 0 and self.world.size > 1:
+            state = state_of_step(self.step, self.loader.state_dict(), metrics, self.engine.module, self.objective.variational, turn)
+            require_agreement(self.world, state, f"after step {self.step}")
+
     def _roll_back(self, trouble: RollBack) -> int:
         """Go on from the newest checkpoint from before the trouble; returns its step."""
+        self.progress.mark("go back to a checkpoint", slow=True)
         found = None
         with self.world.together():
             if self.world.rank == 0:
@@ -247,6 +268,7 @@ class Trainer:
         from pdfx.evaluate.retrieval import evaluate_shards
 
         def embed(inputs: dict[str, torch.Tensor]):
+            self.progress.mark("evaluate", slow=True)
             return embed_inputs(self.engine, inputs, self.world)
 
         config, world = self.config, self.world
@@ -256,6 +278,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
+        self.progress.mark("save a checkpoint", slow=True)
         state = {"step": self.step, "truncated": self.truncated, "loader": self.loader.state_dict(), "model": self.identity}
         state["guards"] = self.guards.state_dict()
         path = save_checkpoint(
