@@ -17,7 +17,7 @@ setup(
         "webdataset>=0.2.100",
         "fsspec",
         "pyarrow>=15",
-        "py3langid>=0.3",
+        "py3langid>=0.4",
         "numpy",
         "pillow",
         "safetensors",

@@ -62,7 +62,8 @@ def agreement(pairs: int) -> dict[str, float]:
     our_value, their_value, exact_value = (float(loss) for loss in (tiled(ours), dense(theirs), dense(exact)))
     a, b, c = (torch.cat([tensor.grad for tensor in inputs]).double() for inputs in (ours, theirs, exact))
     return {
-        "value": abs(our_value - their_value),
+        "value": exact_value,
+        "value_from_dense": abs(our_value - their_value),
         "pdfx_value_from_float64": abs(our_value - exact_value),
         "dense_value_from_float64": abs(their_value - exact_value),
         "gradients": float((a - b).abs().max()),
@@ -90,7 +91,8 @@ def main() -> None:
     targets = [
         at_most(f"GiB over the inputs at {large} pairs", memory["gib"], 1.0),
         at_most(f"time over a dense cross-entropy's at {small} pairs", paired_ratio(seconds, "pdfx", "dense"), 1.2),
-        at_most("difference of the value", difference["value"], 1e-6),
+        # Scores are up to 50, where float32 has steps of 3.8e-6: the dense side's own value is no reference at 1e-6, that of its float64 run is.
+        at_most("difference of the value from the dense one's in float64", difference["pdfx_value_from_float64"], 1e-6),
         at_most("largest difference of a gradient", difference["gradients"], 1e-6),
     ]
     answer(options, __doc__, targets, {**medians(seconds), **memory, **difference})

@@ -1,159 +1,191 @@
-"""Building a directory of tar shards from records and images."""
+"""Building a directory of tar shards from the records of any source. A build that is stopped at any moment goes on where it stopped, to the same bytes."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tarfile
+import errno
+import os
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-from webdataset import TarWriter
-
 from pdfx.data.images import MAX_IMAGE_PIXELS
-from pdfx.data.schema import INDEX_NAME, Record, ShardEntry, ShardIndex, content_identity, fingerprint
+from pdfx.data.schema import INDEX_NAME, ShardIndex
+from pdfx.data.shards import Shard, read_index
 from pdfx.errors import UserError
-from pdfx.files import write_atomically
 
-from .records import ImageFolder, read_records
+from .assembly import Assembly
+from .journal import JOURNAL_NAME, Journal
+from .leakage import EvaluationSet
+from .pack import Packer
+from .pictures import PictureFolder
+from .pool import run_in_order
+from .quarantine import QUARANTINE_NAME, first_reasons
+from .settings import BuildSettings
+from .shard_writer import file_sha256, scan_offsets
+from .sources.base import Source, SourceRecord
+from .sources.jsonl import JsonlSource
 
-Progress = Callable[[int, int], None]
-"""Called with (samples done, samples in all)."""
+__all__ = ["BuildSettings", "BuildSummary", "Progress", "build", "build_shards", "file_sha256", "scan_offsets"]
+
+Progress = Callable[[int, int | None], None]
+"""Called with (items done, items in all or None)."""
+
+_BLOCK = 8
+"""Records that a worker is given at a time: enough to make up for the way there and back, and few enough to hold many blocks of large pictures."""
+
+_SHARD_FILE = re.compile(r"([0-9]{5,})(\.tar|\.idx\.npy|_stats\.json)")
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class BuildSummary:
+    """What a finished build holds.
+
+    Attributes:
+        bytes: of the tars.
+        rejected: records that gave no sample, by kind; ``quarantine.jsonl`` lists them.
+        leaks: records that share something with an evaluation set, by what they share, and all "records"; ``leakage.jsonl`` lists them.
+        was_finished: nothing was left to do.
+    """
+
     shards: int
     samples: int
     bytes: int
     fingerprint: str
+    rejected: dict[str, int] = field(default_factory=dict)
+    leaks: dict[str, int] = field(default_factory=dict)
+    was_finished: bool = False
 
 
 def build_shards(
     records_path: str | Path,
     images_dir: str | Path,
     out_dir: str | Path,
-    samples_per_shard: int = 1000,
+    samples_per_shard: int = BuildSettings.samples_per_shard,
     progress: Progress | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    **settings,
 ) -> BuildSummary:
-    """Pack records and their images into shards. The same input gives the same bytes, whenever and by whomever it is built.
-
-    All records and the presence of all images are checked before anything is written; images are decoded as they are packed, and stored as given.
-    The index is written last, so a directory without one is unfinished; after an error the directory is as it was before.
-
-    Raises:
-        UserError: a record or an image cannot be used (file, line and key are named), there are no records, or ``out_dir`` is not empty.
-    """
-    records_path, out_dir = Path(records_path), Path(out_dir)
-    if samples_per_shard < 1:
-        raise UserError(f"samples_per_shard is {samples_per_shard} and must be 1 or more.")
-    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
-        raise UserError(f"{out_dir} is not an empty directory; delete it or build into another one.")
-    folder = ImageFolder(records_path, Path(images_dir), max_image_pixels)
-    total = _check_records(records_path, folder)
-    existed = out_dir.exists()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        samples = _count(_samples(records_path, folder), total, progress)
-        entries = []
-        while len(entries) * samples_per_shard < total:
-            entries.append(_write_shard(out_dir, f"{len(entries):05d}", islice(samples, samples_per_shard)))
-        index = ShardIndex(shards=entries, samples=total, fingerprint=fingerprint(entries))
-        with write_atomically(out_dir / INDEX_NAME) as stream:
-            stream.write(index.model_dump_json(indent=1).encode() + b"\n")
-    except BaseException:
-        _remove(out_dir, keep_directory=existed)
-        raise
-    return BuildSummary(shards=len(entries), samples=total, bytes=sum(entry.bytes for entry in entries), fingerprint=index.fingerprint)
+    """``build`` for a JSONL file, in this process; ``settings`` are further ones of ``BuildSettings``."""
+    settings = BuildSettings(samples_per_shard=samples_per_shard, max_image_pixels=max_image_pixels, **settings)
+    return build(JsonlSource(records_path), Path(images_dir), Path(out_dir), settings, progress)
 
 
-def scan_offsets(tar_path: Path) -> tuple[list[str], np.ndarray]:
-    """The keys of a shard's samples and int64 [samples + 1]: where in the tar each begins, and where the last one ends.
+def build(
+    source: Source,
+    images: Path | None,
+    out: Path,
+    settings: BuildSettings | None = None,
+    progress: Progress | None = None,
+    evaluation_progress: Progress | None = None,
+) -> BuildSummary:
+    """Pack records and their images into shards. The same input gives the same bytes, whenever and by however many workers it is built.
+
+    The index is written last, so a directory without one is unfinished; the same call goes on with it. Records that cannot be used are written to a
+    quarantine file.
+
+    Args:
+        images: the folder, or tar, that pictures are looked up in which the source does not hold itself.
+        out: a directory that is new, empty, or that of the same build.
+        progress: called with the records dealt with and those of the source.
+        evaluation_progress: called with the samples read of an evaluation set, and those that it holds.
 
     Raises:
-        tarfile.TarError: the file is no sound tar.
+        UserError: there are no records, or no usable ones, or ``out`` holds something else.
+        TooManyBadRecords: more than ``settings.max_bad_share`` of the records cannot be used.
     """
-    keys: list[str] = []
-    offsets: list[int] = []
-    end = 0
-    with tarfile.open(tar_path, mode="r:") as archive:
-        for member in archive:
-            key = member.name.partition(".")[0]
-            if not keys or keys[-1] != key:
-                keys.append(key)
-                offsets.append(member.offset)
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        offsets.append(end)
-    return keys, np.array(offsets, dtype=np.int64)
+    settings = settings or BuildSettings()
+    evaluation = [EvaluationSet(path, settings.leaks, evaluation_progress) for path in settings.evaluation]
+    identity = {
+        "source": source.identity(),
+        "images": os.path.abspath(images) if images is not None else None,
+        "settings": settings.identity(),
+        "evaluation": [of.fingerprint for of in evaluation],
+    }
+    _require_own(out, settings.overwrite)
+    _require_records(source)
+    out.mkdir(parents=True, exist_ok=True)
+    with _out_of_space_told(out), Journal(out, identity, settings.overwrite) as journal:
+        _remove_unfinished(out, journal)
+        if journal.is_at_end and (out / INDEX_NAME).exists():
+            index, was_finished = read_index(out), True
+        else:
+            index, was_finished = _run(source, images, out, settings, journal, evaluation, progress), False
+        journal.tidy()
+        bytes_ = sum(entry.bytes for entry in index.shards)
+        return BuildSummary(len(index.shards), index.samples, bytes_, index.fingerprint, journal.last.rejected, journal.last.leaks, was_finished)
 
 
-def _check_records(records_path: Path, folder: ImageFolder) -> int:
-    """The number of records, all of which follow the schema and name images that exist."""
-    total = 0
-    for number, record in read_records(records_path):
-        for _, side in record.sides():
-            for name in side.images:
-                folder.locate(number, name)
-        total += 1
-    if total == 0:
-        raise UserError(f"There are no records in {records_path}.")
-    return total
-
-
-def _samples(records_path: Path, folder: ImageFolder) -> Iterator[dict[str, str | bytes]]:
-    for number, record in read_records(records_path):
-        yield _pack(number, record, folder)
-
-
-def _pack(number: int, record: Record, folder: ImageFolder) -> dict[str, str | bytes]:
-    """A sample as webdataset's writer takes it: the JSON member and one member per image."""
-    members: dict[str, str | bytes] = {"__key__": record.key}
-    packed = record.model_copy(deep=True)
-    for prefix, side in packed.sides():
-        contents = [folder.read(number, name) for name in side.images]
-        side.images = [f"{prefix}.{i}.{extension}" for i, (_, extension) in enumerate(contents)]
-        members |= {name: data for name, (data, _) in zip(side.images, contents, strict=True)}
-        holder = packed if prefix == "target" else side
-        if prefix != "query" and holder.target_id is None:
-            holder.target_id = content_identity(side.text, [data for data, _ in contents])
-    return {**members, "json": packed.model_dump_json().encode()}
-
-
-def _write_shard(out_dir: Path, stem: str, samples: Iterator[dict[str, str | bytes]]) -> ShardEntry:
-    path = out_dir / f"{stem}.tar"
-    with path.open("wb") as stream, TarWriter(stream, encoder=False, user="", group="", mode=0o644, mtime=0) as writer:
-        for sample in samples:
-            writer.write(sample)
-    keys, offsets = scan_offsets(path)
-    entry = ShardEntry(name=path.name, samples=len(keys), bytes=path.stat().st_size, sha256=file_sha256(path))
-    np.save(out_dir / entry.offsets_name, offsets)
-    return entry
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _count(samples: Iterator[dict], total: int, progress: Progress | None) -> Iterator[dict]:
-    for done, sample in enumerate(samples):
+def _run(
+    source: Source, images: Path | None, out: Path, settings: BuildSettings, journal: Journal, evaluation: list[EvaluationSet], progress: Progress | None
+) -> ShardIndex:
+    total = source.total()
+    packer = Packer(PictureFolder(images, settings.max_image_pixels), settings.encoding, settings.max_image_pixels, with_parts=bool(evaluation))
+    with Assembly(out, settings, journal, evaluation, total) as assembly:
         if progress:
-            progress(done, total)
-        yield sample
-    if progress:
-        progress(total, total)
+            progress(assembly.position, total)
+        blocks = _blocks(source.records(assembly.position), assembly.position)
+        with closing(run_in_order(packer, blocks, settings.workers if settings.workers > 1 else 0)) as results:
+            for block, packed in results:
+                for (_, record), result in zip(block, packed, strict=True):
+                    assembly.take(record, result)
+                    if progress:
+                        progress(assembly.position, total)
+        index = assembly.finish()
+        if index is None:
+            raise UserError(_nothing_usable(assembly, out))
+        return index
 
 
-def _remove(directory: Path, keep_directory: bool) -> None:
-    if not keep_directory:
-        shutil.rmtree(directory)
+def _blocks(records: Iterator[SourceRecord], start: int) -> Iterator[list[tuple[int, SourceRecord]]]:
+    numbered = enumerate(records, start)
+    while block := list(islice(numbered, _BLOCK)):
+        yield block
+
+
+def _require_own(out: Path, overwrite: bool) -> None:
+    """Raises UserError where ``out`` holds what no build left there."""
+    if not out.exists() or (out / JOURNAL_NAME).is_file():
         return
-    for path in directory.iterdir():
-        path.unlink()
+    if not out.is_dir() or any(out.iterdir()):
+        if overwrite and (out / INDEX_NAME).exists():
+            read_index(out)
+            return
+        raise UserError(f"{out} is not an empty directory; delete it or build into another one.")
+
+
+def _require_records(source: Source) -> None:
+    if next(iter(source.records()), None) is None:
+        names = ", ".join(str(file[0]) for file in source.identity().get("files", []))
+        raise UserError(f"There are no records in {names or 'the source'}.")
+
+
+def _remove_unfinished(out: Path, journal: Journal) -> None:
+    """Delete what does not belong to the journal's steps: files that a kill left, or those of a build that is given up. All shards must be whole."""
+    if not journal.is_at_end:
+        (out / INDEX_NAME).unlink(missing_ok=True)
+    finished = {entry.name.removesuffix(".tar") for entry in journal.shards}
+    for path in out.iterdir():
+        match = _SHARD_FILE.fullmatch(path.name)
+        if match and match[1] not in finished:
+            path.unlink()
+    for entry in journal.shards:
+        Shard(out, entry).check_sizes()
+
+
+def _nothing_usable(assembly: Assembly, out: Path) -> str:
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(assembly.rejected.items()))
+    return f"None of the {assembly.position} records gives a sample ({counts}). {first_reasons(out / QUARANTINE_NAME)}".strip()
+
+
+@contextmanager
+def _out_of_space_told(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OUT_OF_SPACE:
+            raise
+        raise UserError(f"{out} cannot be written ({error.strerror}); make room, and the same command goes on where it stopped.") from None

@@ -2,103 +2,88 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from rich.table import Table
-
-from pdfx.data.images import ImageError, image_header
-from pdfx.data.schema import Record
-from pdfx.data.shards import SampleError, ShardedDataset
+from pdfx.data.shards import ShardedDataset
 
 from .build import Progress
+from .measure import CONTENTS, MEASURES, SideTally, Tally, distinct_and_sharing, quantiles
+from .parts import Part, drawn_samples, parts_of, share_out
 
-SIDES = ("query", "target", "negatives")
-_QUANTILES = {"minimum": 0.0, "median": 0.5, "p95": 0.95, "maximum": 1.0}
+QUANTILES = {"minimum": 0, "median": 50, "p95": 95, "maximum": 100}
+LANGUAGE_SAMPLES = 10_000
 
 
-def describe_shards(path: str | Path, progress: Progress | None = None) -> dict:
-    """Counts and distributions, as plain values.
+def describe_shards(path: str | Path, progress: Progress | None = None, workers: int = 1, language_samples: int = LANGUAGE_SAMPLES) -> dict:
+    """Counts and distributions, as plain values. They do not depend on ``workers``; about 40 bytes are held per sample.
+
+    Args:
+        progress: called with (samples done, samples in all).
+        workers: processes that read.
+        language_samples: samples, drawn evenly and always the same, whose texts' languages are guessed.
 
     Returns:
-        ``shards``, ``samples``, ``bytes``, ``fingerprint``, ``unusable`` (samples that could not be read), ``targets`` (distinct target_ids),
-        ``samples_sharing_target`` (samples whose target_id another sample bears too), and ``sides``: for each of query, target and negatives
-        ``items``, ``text_only``, ``image_only``, ``text_and_image``, and the quantiles of ``text_characters`` and ``text_words`` (over items
-        with text), ``images_per_item`` (over items with images), ``image_width`` and ``image_height`` in pixels as stored; null where there are none.
+        ``shards``, ``samples``, ``bytes``, ``fingerprint``, ``samples_per_shard`` and ``bytes_per_shard`` (quantiles);
+        ``unusable`` (samples that could not be read, and enter nothing below), ``without_query``, ``negatives_per_sample`` (quantiles);
+        ``targets`` (distinct target_ids) and ``samples_sharing_target`` (samples whose target_id another sample bears too);
+        ``duplicates``: for queries, targets, pairs and pictures, compared by content, how many ``distinct`` ones there are and how many are
+        ``sharing`` theirs with another;
+        ``language_samples`` (how many samples the languages were looked for in); and ``sides``: for each of query, target and negatives
+        ``items``, ``text_only``, ``image_only``, ``text_and_image``, ``image_formats`` and ``languages`` (counts by name, the most frequent first),
+        and the quantiles of ``text_characters`` and ``text_words`` (over items with text), ``images_per_item`` (over items with images),
+        ``image_width``, ``image_height`` in pixels and ``image_kilobytes``, all as stored. Quantiles are null where there is nothing to count.
 
     Raises:
         UserError: the directory is no complete directory of shards.
     """
     dataset = ShardedDataset(path)
-    lengths: dict[str, dict[str, list[int]]] = {side: defaultdict(list) for side in SIDES}
-    kinds: dict[str, Counter] = {side: Counter() for side in SIDES}
-    target_ids: Counter[str] = Counter()
-    unusable = done = 0
-    for shard in dataset.shards:
-        for row in range(shard.entry.samples):
-            try:
-                _, record, members = shard.raw(row)
-                _measure(record, members, lengths, kinds)
-                target_ids[record.target_id] += 1
-            except (SampleError, ImageError, KeyError):
-                unusable += 1
-            done += 1
-            if progress:
-                progress(done, len(dataset))
-        shard.close()
+    drawn = frozenset(drawn_samples(len(dataset), language_samples))
+    total = Tally()
+    for part, tally in share_out(_Reader(dataset, drawn), list(parts_of(dataset.index)), workers):
+        total.add(tally)
+        if progress:
+            progress(part.first + part.stop - part.start, len(dataset))
+    target_ids = distinct_and_sharing(total.target_ids)
     return {
         "shards": len(dataset.shards),
         "samples": len(dataset),
         "bytes": sum(entry.bytes for entry in dataset.index.shards),
         "fingerprint": dataset.fingerprint,
-        "unusable": unusable,
-        "targets": len(target_ids),
-        "samples_sharing_target": sum(count for count in target_ids.values() if count > 1),
-        "sides": {side: _side_summary(lengths[side], kinds[side]) for side in SIDES},
+        "samples_per_shard": quantiles(Counter(entry.samples for entry in dataset.index.shards), QUANTILES),
+        "bytes_per_shard": quantiles(Counter(entry.bytes for entry in dataset.index.shards), QUANTILES),
+        "unusable": total.unusable,
+        "without_query": total.without_query,
+        "negatives_per_sample": quantiles(total.negatives, QUANTILES),
+        "targets": target_ids["distinct"],
+        "samples_sharing_target": target_ids["sharing"],
+        "duplicates": {name: distinct_and_sharing(total.contents[name]) for name in CONTENTS},
+        "language_samples": len(drawn),
+        "sides": {side: _side_summary(tally) for side, tally in total.sides.items()},
     }
 
 
-def description_tables(description: dict) -> list[Table]:
-    """What ``describe_shards`` gave, for a console."""
-    overview = Table(title="Shards", show_header=False)
-    for name in ("shards", "samples", "bytes", "unusable", "targets", "samples_sharing_target", "fingerprint"):
-        value = description[name]
-        overview.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
-    tables = [overview]
-    for side, summary in description["sides"].items():
-        if not summary["items"]:
-            continue
-        title = f"{side}: {summary['items']:,} items ({summary['text_only']:,} text, {summary['image_only']:,} image, {summary['text_and_image']:,} both)"
-        table = Table("", *_QUANTILES, title=title)
-        for name, quantiles in summary.items():
-            if isinstance(quantiles, dict):
-                table.add_row(name.replace("_", " "), *(f"{value:,.0f}" for value in quantiles.values()))
-        tables.append(table)
-    return tables
+@dataclass
+class _Reader:
+    """Counts one part; travels to worker processes."""
+
+    dataset: ShardedDataset
+    drawn: frozenset[int] = field(repr=False)
+
+    def __call__(self, part: Part) -> Tally:
+        shard, tally = self.dataset.shards[part.shard], Tally()
+        for row in range(part.start, part.stop):
+            tally.count(shard, row, with_language=part.first + row - part.start in self.drawn)
+        shard.close()
+        return tally
 
 
-def _measure(record: Record, members: dict[str, bytes], lengths: dict[str, dict[str, list[int]]], kinds: dict[str, Counter]) -> None:
-    # Sizes first: a damaged image then leaves nothing of its sample in the counts.
-    sizes = {name: image_header(members[name])[1] for _, side in record.sides() for name in side.images}
-    for prefix, side in record.sides():
-        name = prefix.partition(".")[0]
-        kinds[name]["text_and_image" if side.text and side.images else "text_only" if side.text else "image_only"] += 1
-        if side.text:
-            lengths[name]["text_characters"].append(len(side.text))
-            lengths[name]["text_words"].append(len(side.text.split()))
-        if side.images:
-            lengths[name]["images_per_item"].append(len(side.images))
-        for image in side.images:
-            lengths[name]["image_width"].append(sizes[image][0])
-            lengths[name]["image_height"].append(sizes[image][1])
+def _side_summary(tally: SideTally) -> dict:
+    counts = {kind: tally.kinds[kind] for kind in ("text_only", "image_only", "text_and_image")}
+    named = {"image_formats": _by_frequency(tally.formats), "languages": _by_frequency(tally.languages)}
+    return {"items": tally.kinds.total(), **counts, **named, **{name: quantiles(tally.measures[name], QUANTILES) for name in MEASURES}}
 
 
-def _side_summary(lengths: dict[str, list[int]], kinds: Counter) -> dict:
-    measures = ("text_characters", "text_words", "images_per_item", "image_width", "image_height")
-    counts = {kind: kinds[kind] for kind in ("text_only", "image_only", "text_and_image")}
-    return {"items": kinds.total(), **counts, **{name: _quantiles(lengths[name]) for name in measures}}
-
-
-def _quantiles(values: list[int]) -> dict[str, float] | None:
-    return {name: float(np.quantile(values, q, method="inverted_cdf")) for name, q in _QUANTILES.items()} if values else None
+def _by_frequency(counts: Counter) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from pdfx import __version__
+from pdfx.cli_shards import shards_app
+from pdfx.cli_shared import SHARDS_HELP, example, fail, progress_bar
 from pdfx.config import ConfigError
 from pdfx.errors import UserError
 
@@ -23,11 +23,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-shards_app = typer.Typer(help="Build, check and describe directories of training samples.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 
 MODEL_HELP = "Directory that 'pdfx convert' wrote."
-SHARDS_HELP = "Directory that 'pdfx shards build' wrote."
 TRUST_HELP = "Run the model code inside MODEL; needed where its backbone brings classes of its own. Only for models whose source you trust."
 BATCH_HELP = "Items of one forward pass."
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)]
@@ -43,11 +41,6 @@ class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
-
-
-def example(*commands: str) -> str:
-    """The epilog of a command's help."""
-    return "[bold]Example[/bold]\n\n" + "\n\n".join(f"  {command}" for command in commands)
 
 
 @app.callback()
@@ -126,30 +119,32 @@ def embed(
         print(f"{out}: {' x '.join(str(size) for size in shape)}")
 
 
-@app.command(epilog=example("pdfx evaluate exported shards/evaluation --json metrics.json"))
+@app.command(epilog=example("pdfx evaluate exported shards/evaluation --json metrics.json", "pdfx evaluate exported shards/mmeb/* --json mmeb.json"))
 def evaluate(
     model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
-    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
+    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Directories that 'pdfx shards build' wrote, each evaluated by itself.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the metrics to this file.")] = None,
     batch_size: BatchOption = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Measure retrieval in both directions: per path, fused and best-of-paths, beside chance."""
+    """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of MMEB's table among them."""
     from pdfx.config import EvaluateSection
+    from pdfx.evaluate.data_set_tables import missing_sentence, print_tables, result_tables
+    from pdfx.evaluate.data_sets import report_of
     from pdfx.evaluate.exported import evaluate_export
-    from pdfx.evaluate.tables import console_tables, write_json
-    from pdfx.files import require_folder
+    from pdfx.files import require_folder, write_json
 
     if json_file is not None:
         require_folder(json_file)
     with progress_bar() as bar:
-        metrics = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter("embedding"))
-    if metrics is not None:
-        for table in console_tables(metrics):
-            Console().print(table)
+        results = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter)
+    if results is not None:
+        print_tables(result_tables(results), Console())
+        if sentence := missing_sentence(results):
+            print(sentence)
         if json_file is not None:
-            write_json(metrics, json_file)
+            write_json(report_of(results), json_file)
 
 
 @app.command(epilog=example("pdfx report runs/quickstart exported shards/evaluation --out report.html"))
@@ -171,55 +166,6 @@ def report(
     print(out)
 
 
-@shards_app.command(epilog=example("pdfx shards build records.jsonl --images pictures --out shards/train"))
-def build(
-    records: Annotated[Path, typer.Argument(metavar="RECORDS.jsonl", help="One sample per line; see docs/architecture.md.")],
-    out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; the records' own by default.")] = None,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples of one tar file.")] = 1000,
-) -> None:
-    """Pack samples and their pictures into tar shards with an index and checksums."""
-    from data_tools.build import build_shards
-
-    with progress_bar() as bar:
-        summary = build_shards(records, images if images is not None else records.parent, out, samples_per_shard, bar.counter("packing"))
-    print(f"{out}: {summary.samples} samples in {summary.shards} shards, {summary.bytes} bytes, fingerprint {summary.fingerprint[:12]}")
-
-
-@shards_app.command(epilog=example("pdfx shards check shards/train", "pdfx shards check shards/train --full"))
-def check(
-    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
-    full: Annotated[bool, typer.Option("--full", help="Also read everything: checksums, keys, every record and picture.")] = False,
-) -> None:
-    """Look for damage: files and sizes, with --full also checksums, keys and every sample. Prints one sentence per problem and ends with 1 if there is any."""
-    from data_tools.check import check_shards
-
-    with progress_bar() as bar:
-        problems = check_shards(shards, full, bar.counter("checking"))
-    for problem in problems:
-        print(problem)
-    if problems:
-        raise typer.Exit(1)
-    print(f"{shards} is sound.")
-
-
-@shards_app.command(epilog=example("pdfx shards describe shards/train"))
-def describe(shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)]) -> None:
-    """Print counts and lengths of what the shards hold."""
-    from data_tools.describe import describe_shards, description_tables
-
-    with progress_bar() as bar:
-        description = describe_shards(shards, bar.counter("reading"))
-    for table in description_tables(description):
-        Console().print(table)
-
-
-def progress_bar():
-    from pdfx.progress import ProgressBar
-
-    return ProgressBar()
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. What a user can cure ends with one sentence on stderr and exit code 2."""
     try:
@@ -230,11 +176,6 @@ def main(arguments: list[str] | None = None) -> None:
         if error.filename is None:
             raise
         fail(f"{error.filename2 or error.filename}: {error.strerror}.")
-
-
-def fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(Text(" ".join(message.split()), style="bold red"))
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+_SECONDS_BETWEEN_UPDATES = 0.05
+
+
+class RateColumn(ProgressColumn):
+    """Items per second, lately."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s", style="progress.data.speed")
 
 
 class ProgressBar(Progress):
@@ -13,10 +25,21 @@ class ProgressBar(Progress):
 
     def __init__(self):
         console = Console(stderr=True)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
 
-    def counter(self, description: str) -> Callable[[int, int], None]:
-        """A function of (items done, items in all)."""
-        task = self.add_task(description, total=None)
-        return lambda done, total: self.update(task, completed=done, total=total)
+    def counter(self, description: str) -> Callable[[int, int | None], None]:
+        """A function of (items done, items in all or None). What its first call says to be done was done before, and enters no rate."""
+        task = None
+        shown_at = 0.0
+
+        def show(done: int, total: int | None) -> None:
+            nonlocal task, shown_at
+            now = time.monotonic()
+            if task is None:
+                task = self.add_task(description, total=total, completed=done)
+            elif now - shown_at >= _SECONDS_BETWEEN_UPDATES or done == total:
+                self.update(task, completed=done, total=total)
+                shown_at = now
+
+        return show

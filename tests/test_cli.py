@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,18 @@ def test_evaluate_prints_what_it_writes_as_json(pdfx, export, data, tmp_path):
         ]
 
 
+def test_evaluate_on_several_data_sets_prints_a_row_of_each_and_mmebs_averages(pdfx, export, data, tmp_path):
+    for name in ("GQA", "mine"):
+        shutil.copytree(data / "shards", tmp_path / name)
+    code, out, _ = pdfx("evaluate", export, tmp_path / "GQA", tmp_path / "mine", "--json", tmp_path / "metrics.json")
+    assert code == 0
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(told["data_sets"]) == ["GQA", "mine"] and len(told["mmeb_missing"]) == 35
+    assert told["averages"]["Overall"]["of"] == 36
+    assert len(re.findall(r"│ GQA ", out)) == len(re.findall(r"│ Overall \(1 of 36\) ", out)) == 10
+    assert "35 of MMEB's 36 data sets are missing" in out
+
+
 def test_train_prints_the_plan_of_a_dry_run_with_overrides(pdfx, data):
     recipe = data / "recipe.yaml"
     recipe.write_text(dump_config(tiny_config(data.parent / "recipe")), encoding="utf-8")
@@ -146,7 +159,7 @@ def test_mistakes_are_told_in_one_sentence_without_a_stack_trace(pdfx, export, d
     }
     for sentence, words in cases.items():
         assert re.search(sentence, told(pdfx(*words))), words
-    assert not out.exists() and not (tmp_path / "report.html").exists() and not (tmp_path / "shards").exists()
+    assert not out.exists() and not (tmp_path / "report.html").exists() and not (tmp_path / "shards" / "index.json").exists()
 
 
 def test_a_sentence_with_brackets_is_printed_as_it_is(pdfx, export, tmp_path):

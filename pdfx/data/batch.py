@@ -23,6 +23,17 @@ class Chunk:
         return Chunk(inputs=inputs, slots=function(self.slots))
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A sample that could not be used."""
+
+    sentence: str
+    kind: str
+    """One of ``shards.KINDS``."""
+    data_set: int = 0
+    """Number of the data set it belongs to."""
+
+
 @dataclass
 class Batch:
     """One rank's share of one optimiser step. All ranks have the same B and M at every step; the number of chunks may differ."""
@@ -42,8 +53,8 @@ class Batch:
     """bool [B, M]; False where a filler stands for a hard negative that the sample does not have."""
     keys: list[str] = field(default_factory=list)
     """[B], for messages; empty strings at fillers whose key could not be read."""
-    problems: list[str] = field(default_factory=list)
-    """One sentence per sample that could not be used."""
+    problems: list[Problem] = field(default_factory=list)
+    """The samples that could not be used."""
     truncated: int = 0
     """Texts that were cut."""
     oversized: int = 0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch, Chunk
+from .batch import Batch, Chunk, Problem
 from .shards import Sample, SampleError
 
 Processor = Callable[[list[dict], list[str]], tuple[dict[str, Tensor], int]]
@@ -91,7 +91,7 @@ def _try_alone(sample: Sample | SampleError, processor: Processor, negatives: in
         processor(*_items([sample], negatives))
     except Exception as error:  # the processor is not ours: what it raises on odd pictures or texts is open
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        return SampleError(f"In shard {sample.shard}, sample '{sample.key}' cannot be used: the processor refuses it ({reason}).", sample.key)
+        return SampleError(f"In shard {sample.shard}, sample '{sample.key}' cannot be used: the processor refuses it ({reason}).", sample.key, "processor")
     return sample
 
 
@@ -121,7 +121,7 @@ def _assemble(samples: list[Sample | SampleError], chunks: list[Chunk], truncate
         valid=torch.zeros(pairs, dtype=torch.bool),
         negative_valid=torch.zeros(pairs, negatives, dtype=torch.bool),
         keys=[sample.key for sample in samples],
-        problems=[str(sample) for sample in samples if isinstance(sample, SampleError)],
+        problems=[Problem(str(sample), sample.kind) for sample in samples if isinstance(sample, SampleError)],
         truncated=truncated,
     )
     for b, sample in enumerate(samples):

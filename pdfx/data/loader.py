@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from pdfx.config import DataSection
-from pdfx.errors import UserError
 
 from .batch import Batch
 from .collate import Processor, collate, collate_by_tokens
+from .coverage import Coverage
 from .guard import CorruptSampleGuard
-from .order import CanonicalOrder
+from .mixture import Mixture
 from .shards import Sample, SampleError, ShardedDataset
+from .training_sets import Sequence, open_training_sets
 from .workers import run_ahead
 
 
 class BatchReader:
-    """From the numbers of one batch's samples to the batch; what workers run."""
+    """From the places of one batch's samples to the batch; what workers run."""
 
-    def __init__(self, dataset: ShardedDataset, processor: Processor, chunk_pairs: int, negatives: int, chunk_tokens: int | None):
-        self.dataset, self.processor, self.chunk_pairs, self.negatives, self.chunk_tokens = dataset, processor, chunk_pairs, negatives, chunk_tokens
+    def __init__(self, datasets: list[ShardedDataset], processor: Processor, chunk_pairs: int, negatives: int, chunk_tokens: int | None):
+        self.datasets, self.processor, self.chunk_pairs, self.negatives, self.chunk_tokens = datasets, processor, chunk_pairs, negatives, chunk_tokens
 
-    def __call__(self, numbers: list[int]) -> Batch:
-        samples = [self._read(number) for number in numbers]
+    def __call__(self, places: list[tuple[int, int]]) -> Batch:
+        samples = [self._read(*place) for place in places]
         if self.chunk_tokens is None:
-            return collate(samples, self.processor, self.chunk_pairs, self.negatives)
-        return collate_by_tokens(samples, self.processor, self.chunk_tokens, self.negatives)
+            batch = collate(samples, self.processor, self.chunk_pairs, self.negatives)
+        else:
+            batch = collate_by_tokens(samples, self.processor, self.chunk_tokens, self.negatives)
+        unusable = [source for (source, _), valid in zip(places, batch.valid.tolist(), strict=True) if not valid]
+        batch.problems = [replace(problem, data_set=source) for problem, source in zip(batch.problems, unusable, strict=True)]
+        return batch
 
-    def _read(self, number: int) -> Sample | SampleError:
+    def _read(self, source: int, number: int) -> Sample | SampleError:
         try:
-            return self.dataset.read(number)
+            return self.datasets[source].read(number)
         except SampleError as error:
             return error
 
@@ -51,7 +57,8 @@ class TrainLoader:
         batch_pairs: pairs of a chunk on one rank (``train.per_device_train_batch_size``).
         chunks: chunks of a batch (``train.gradient_accumulation_steps``).
         seed: the run's seed.
-        state: what ``state_dict`` gave, perhaps under another world size, batch size or number of workers; the sequence goes on where it stopped.
+        state: what ``state_dict`` gave, perhaps under another world size, batch size, size of sub-batches or number of workers; the sequence goes on where
+            it stopped.
         chunk_tokens: tokens of one path that a chunk holds at most; chunks of ``batch_pairs`` pairs where None.
 
     Raises:
@@ -70,22 +77,18 @@ class TrainLoader:
         state: dict | None = None,
         chunk_tokens: int | None = None,
     ):
-        self.dataset = ShardedDataset(data.train, data.max_image_pixels)
-        if len(self.dataset) == 0:
-            raise UserError(f"The shards in {data.train} hold no samples.")
-        self._order = CanonicalOrder(self.dataset.shard_sizes, seed, data.span_samples, data.window_spans)
-        self._order_settings = {"seed": seed, "span_samples": data.span_samples, "window_spans": data.window_spans}
-        self.samples = 0
+        self.sets = open_training_sets(data)
+        self._sequence = Sequence(self.sets, data, seed, state)
+        self.samples = int(state["samples"]) if state else 0
         """Samples handed out so far, over all ranks and epochs."""
-        if state is not None:
-            self._check_state(state)
-            self.samples = int(state["samples"])
         self.guard = CorruptSampleGuard(data.max_corrupt_share, state)
         """The trainer reports the counts of all ranks to it, once per step."""
+        self.coverage = Coverage([own.name for own in self.sets], self._sequence.sizes, state["unusable"] if state else None)
+        """Likewise."""
         self._global_pairs = batch_pairs * chunks * world_size
         self._batches = run_ahead(
-            BatchReader(self.dataset, processor, batch_pairs, data.hard_negatives, chunk_tokens),
-            RankRequests(self._order, self.samples, rank, world_size, batch_pairs * chunks),
+            BatchReader([own.dataset for own in self.sets], processor, batch_pairs, data.hard_negatives, chunk_tokens),
+            RankRequests(self._sequence.mixture, self.samples, rank, world_size, batch_pairs * chunks),
             data.num_workers,
             data.prefetch_batches,
             seed,
@@ -93,12 +96,23 @@ class TrainLoader:
         )
 
     @property
-    def epoch_samples(self) -> int:
-        return len(self.dataset)
+    def dataset(self) -> ShardedDataset:
+        """The first data set."""
+        return self.sets[0].dataset
 
     @property
-    def fingerprint(self) -> str:
-        return self.dataset.fingerprint
+    def epoch_samples(self) -> int:
+        """Samples of an epoch over all data sets, each as often as its share says."""
+        return self._sequence.mixture.epoch_samples
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that were handed out in full."""
+        return self._sequence.mixture.epoch_of(self.samples)
+
+    def coverage_report(self) -> dict:
+        """What was read of each data set so far; see ``Coverage.report``."""
+        return self.coverage.report(self._sequence.mixture.consumed(self.samples))
 
     def __iter__(self) -> TrainLoader:
         return self
@@ -110,32 +124,21 @@ class TrainLoader:
 
     def state_dict(self) -> dict:
         """Plain counters, the same on every rank; they count batches that were handed out, not those that workers hold ready."""
-        return {"samples": self.samples, "fingerprint": self.fingerprint, "order": self._order_settings, **self.guard.state_dict()}
-
-    def _check_state(self, state: dict) -> None:
-        if state["fingerprint"] != self.fingerprint:
-            raise UserError(
-                f"The data folder {self.dataset.path} changed since the checkpoint: its fingerprint is {self.fingerprint[:16]} and the checkpoint's is "
-                f"{state['fingerprint'][:16]}; restore the old shards, or start a new run in another train.output_dir."
-            )
-        for name, value in self._order_settings.items():
-            if state["order"][name] != value:
-                key = "train.seed" if name == "seed" else f"data.{name}"
-                raise UserError(f"{key} is {value} and the checkpoint was made with {state['order'][name]}, so the order of samples would change; set it back.")
+        return {"samples": self.samples, **self._sequence.state_dict(), **self.guard.state_dict(), "unusable": self.coverage.unusable}
 
 
 class RankRequests:
-    """Endlessly, the numbers of one rank's samples, a list per step.
+    """Endlessly, the places of one rank's samples, (data set, number) each, a list per step.
 
     Args:
         start: position of the canonical order at which the first step of all ranks begins.
         pairs: samples of one rank and step.
     """
 
-    def __init__(self, order: CanonicalOrder, start: int, rank: int, world_size: int, pairs: int):
-        self._order, self._pairs = order, pairs
+    def __init__(self, mixture: Mixture, start: int, rank: int, world_size: int, pairs: int):
+        self._mixture, self._pairs = mixture, pairs
         self._positions = itertools.count(start + rank * pairs, world_size * pairs)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for first in self._positions:
-            yield [self._order.sample(position) for position in range(first, first + self._pairs)]
+            yield self._mixture.samples(first, self._pairs)

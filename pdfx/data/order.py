@@ -34,13 +34,14 @@ class CanonicalOrder:
         shard_sizes: samples per shard; empty shards are allowed.
         span_samples: length of a span; the last one of a shard may be shorter.
         window_spans: spans in a window.
+        stream: tells the orders of several data sets of one run apart.
 
     Raises:
         ValueError: there is no sample at all.
     """
 
-    def __init__(self, shard_sizes: list[int], seed: int, span_samples: int, window_spans: int):
-        self.seed, self.window_spans = seed, window_spans
+    def __init__(self, shard_sizes: list[int], seed: int, span_samples: int, window_spans: int, stream: str = ""):
+        self.seed, self.window_spans, self.stream = seed, window_spans, stream
         sizes = np.asarray(shard_sizes, dtype=np.int64).reshape(-1)
         self.samples = int(sizes.sum())
         if self.samples == 0:
@@ -68,7 +69,7 @@ class CanonicalOrder:
 
     def _permute_spans(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The permuted spans, and the place within the epoch at which each window begins."""
-        spans = random_permutation(len(self._span_start), self.seed, "spans", epoch)
+        spans = random_permutation(len(self._span_start), self.seed, f"spans{self.stream}", epoch)
         starts = np.cumsum(self._span_length[spans]) - self._span_length[spans]
         return spans, starts[:: self.window_spans]
 
@@ -76,4 +77,4 @@ class CanonicalOrder:
         """The sample numbers of one window in their final order."""
         spans = self._epoch(epoch)[0][window * self.window_spans : (window + 1) * self.window_spans]
         samples = np.concatenate([np.arange(self._span_start[span], self._span_start[span] + self._span_length[span]) for span in spans])
-        return samples[random_permutation(len(samples), self.seed, "windows", epoch, window)]
+        return samples[random_permutation(len(samples), self.seed, f"windows{self.stream}", epoch, window)]

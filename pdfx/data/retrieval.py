@@ -1,4 +1,7 @@
-"""Reading shards for evaluation: every query once, every distinct target once, shared out evenly over ranks."""
+"""Reading shards for evaluation: every query once, every distinct target once, shared out evenly over ranks.
+
+A record without a query is a target that is only searched in. Where records carry ``candidates``, each query is ranked against its own alone.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,17 @@ from .workers import run_ahead
 FILLER = -1
 """In place of a sample's number: an empty item, so that every rank runs the same number of batches; its embedding is to be dropped."""
 
+_NAME_ALL = "Build the shards again, from records whose candidates hold the query's target_id and the target_id of other records alone."
+
+
+class Candidates(NamedTuple):
+    """The targets that each of n queries is ranked against: of query q those in the rows ``rows[starts[q]:starts[q + 1]]`` of the targets."""
+
+    rows: np.ndarray
+    """int64 [sum of the queries' candidates]: ascending and without repetition within each query."""
+    starts: np.ndarray
+    """int64 [n + 1]"""
+
 
 class Items(NamedTuple):
     """Queries or targets. Row r is that side of sample ``samples[r]``."""
@@ -26,6 +40,8 @@ class Items(NamedTuple):
     """int64 [n]"""
     target_ids: np.ndarray
     """int64 [n]: of a query, the identity of its target; of a target, its own."""
+    candidates: Candidates | None = None
+    """Of queries; None where each is ranked against all targets."""
 
 
 class RetrievalItems(NamedTuple):
@@ -37,15 +53,56 @@ def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
     """All queries, and the targets without repetition (the first sample that bears an identity stands for it). Reads no images.
 
     Raises:
-        UserError: a sample is damaged; an evaluation over fewer samples would be another evaluation.
+        UserError: a sample is damaged, there is no query, or a query's candidates lack its own target or name one that is not there; an evaluation over
+            fewer samples would be another evaluation.
     """
+    numbers = _IdentityNumbers()
+    ids, asking, keys, listed = [], [], [], []
     try:
-        ids = np.array([identity_number(record.target_id) for _, record in dataset.records()], dtype=np.int64)
+        for sample, (key, record) in enumerate(dataset.records()):
+            ids.append(numbers[record.target_id])
+            if record.query is not None:
+                asking.append(sample)
+                keys.append(key)
+                listed.append(None if record.candidates is None else np.array([numbers[identity] for identity in record.candidates], dtype=np.int64))
     except SampleError as error:
-        raise _refusal(dataset, error) from None
-    unique, first = np.unique(ids, return_index=True)
+        raise _refusal(dataset, str(error)) from None
+    if not asking:
+        raise UserError(f"The evaluation data {dataset.path} holds no query, only targets to search in; build it from records with queries.")
+    unique, first = np.unique(np.array(ids, dtype=np.int64), return_index=True)
     order = np.argsort(first)
-    return RetrievalItems(Items(np.arange(len(ids), dtype=np.int64), ids), Items(first[order].astype(np.int64), unique[order]))
+    targets = Items(first[order].astype(np.int64), unique[order])
+    samples = np.array(asking, dtype=np.int64)
+    queries = Items(samples, np.array(ids, dtype=np.int64)[samples])
+    if any(own is not None for own in listed):
+        queries = queries._replace(candidates=_find_candidates(dataset, keys, queries.target_ids, listed, targets.target_ids))
+    return RetrievalItems(queries, targets)
+
+
+class _IdentityNumbers(dict):
+    """The number of each identity. Candidates name the same few identities again and again, and hashing is slower than looking up."""
+
+    def __missing__(self, identity: str) -> int:
+        number = self[identity] = identity_number(identity)
+        return number
+
+
+def _find_candidates(dataset: ShardedDataset, keys: list[str], own_ids: np.ndarray, listed: list[np.ndarray | None], target_ids: np.ndarray) -> Candidates:
+    """Where the candidates stand among the targets; all targets are the candidates of a query that names none."""
+    order = np.argsort(target_ids)
+    rows = []
+    for key, own_id, ids in zip(keys, own_ids, listed, strict=True):
+        if ids is None:
+            rows.append(np.arange(len(target_ids), dtype=np.int64))
+            continue
+        if own_id not in ids:
+            raise _refusal(dataset, f"The candidates of sample '{key}' lack its own target, so it could never be found.", _NAME_ALL)
+        found = order[np.searchsorted(target_ids, ids, sorter=order).clip(max=len(order) - 1)]
+        absent = int((target_ids[found] != ids).sum())
+        if absent:
+            raise _refusal(dataset, f"Of the {len(ids)} candidates of sample '{key}' {absent} are the target of no sample.", _NAME_ALL)
+        rows.append(np.unique(found))
+    return Candidates(np.concatenate(rows), np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
 
 def share_of_rank(samples: np.ndarray, rank: int, world_size: int) -> np.ndarray:
@@ -83,10 +140,10 @@ class SideReader:
         try:
             items = [filler() if number == FILLER else self.dataset.read_item(number, self.side) for number in numbers]
         except SampleError as error:
-            raise _refusal(self.dataset, error) from None
+            raise _refusal(self.dataset, str(error)) from None
         inputs, _ = self.processor(items, [self.side] * len(items))
         return inputs
 
 
-def _refusal(dataset: ShardedDataset, error: SampleError) -> UserError:
-    return UserError(f"The evaluation data {dataset.path} must be sound. {error} Find all such samples with 'pdfx shards check --full'.")
+def _refusal(dataset: ShardedDataset, sentence: str, cure: str = "Find all such samples with 'pdfx shards check --full'.") -> UserError:
+    return UserError(f"The evaluation data {dataset.path} must be sound. {sentence} {cure}")

@@ -27,16 +27,22 @@ _REBUILD = "build it again with 'pdfx shards build'"
 _HEAD_BYTES = 4096
 _OPEN_SHARDS = 64
 
+KINDS = ("unreachable", "damaged", "picture", "processor")
+"""Why samples cannot be used: their bytes could not be fetched; tar or record are no sound ones; a picture is missing or cannot be decoded; the model's
+processor refuses them."""
+
 
 class SampleError(ValueError):
     """One sample cannot be used; the message is a sentence that names the shard, the key and the reason.
 
-    ``key`` is empty where the damage hides it.
+    Attributes:
+        key: empty where the damage hides it.
+        kind: one of ``KINDS``, what coverage reports count.
     """
 
-    def __init__(self, message: str, key: str = ""):
+    def __init__(self, message: str, key: str = "", kind: str = "damaged"):
         super().__init__(message)
-        self.key = key
+        self.key, self.kind = key, kind
 
 
 @dataclass
@@ -176,7 +182,7 @@ class Shard:
                 self._file = open(self.path, "rb", buffering=0)
             data = os.pread(self._file.fileno(), length, start)
         except OSError as error:
-            raise self._error(i, "", f"its bytes cannot be read ({error.strerror})") from error
+            raise self._error(i, "", f"its bytes cannot be read ({error.strerror})", "unreachable") from error
         if len(data) != length:
             raise self._error(i, "", "the shard ends before the sample does")
         return data
@@ -195,15 +201,15 @@ class Shard:
 
     def _image(self, i: int, key: str, name: str, members: dict[str, bytes]) -> Image.Image:
         if name not in members:
-            raise self._error(i, key, f"the image '{name}' is missing")
+            raise self._error(i, key, f"the image '{name}' is missing", "picture")
         try:
             return decode_image(members[name], self.max_image_pixels)
         except ImageError as error:
-            raise self._error(i, key, f"the image '{name}' cannot be used: {error}") from error
+            raise self._error(i, key, f"the image '{name}' cannot be used: {error}", "picture") from error
 
-    def _error(self, i: int, key: str, reason: str) -> SampleError:
+    def _error(self, i: int, key: str, reason: str, kind: str = "damaged") -> SampleError:
         name = f"sample '{key}' (number {i})" if key else f"sample number {i}"
-        return SampleError(f"In shard {self.path.name}, {name} cannot be used: {reason}.", key)
+        return SampleError(f"In shard {self.path.name}, {name} cannot be used: {reason}.", key, kind)
 
 
 class ShardedDataset:

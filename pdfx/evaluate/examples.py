@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 
 from pdfx.data import ShardedDataset
 from pdfx.evaluate.figures import data_uri
 from pdfx.evaluate.metrics import relevant_ranks, similarity
-from pdfx.evaluate.retrieval import DIRECTIONS, EmbeddedItems
+from pdfx.evaluate.retrieval import DIRECTIONS, EmbeddedItems, directions_of, own_candidates
 
 SHOWN = 8
 TOP = 5
@@ -45,29 +46,30 @@ class Example:
 
 
 def find_examples(dataset: ShardedDataset, queries: EmbeddedItems, targets: EmbeddedItems) -> dict[str, list[Example]]:
-    """Examples of both directions, evenly spaced over the data: neither good nor bad ones are sought.
+    """Examples of each direction that is measured, evenly spaced over the data: neither good nor bad ones are sought.
 
     Raises:
         SampleError: a sample has been damaged since it was embedded.
     """
     sides = {DIRECTIONS[0]: (queries, "query", targets, "target"), DIRECTIONS[1]: (targets, "target", queries, "query")}
-    return {direction: _examples(dataset, *side) for direction, side in sides.items()}
+    return {direction: _examples(dataset, *sides[direction]) for direction in directions_of(queries, targets)}
 
 
 def _examples(dataset: ShardedDataset, asking: EmbeddedItems, asking_side: str, answering: EmbeddedItems, answering_side: str) -> list[Example]:
     count = min(SHOWN, len(asking.ids))
-    rows = [i * len(asking.ids) // count for i in range(count)]
-    scores = similarity(asking.fused[rows], answering.fused)
-    relevant = asking.ids[rows, None] == answering.ids[None, :]
-    ranks = relevant_ranks(scores, relevant)[:, 0].tolist()
-    best = scores.topk(min(TOP, len(answering.ids)), dim=1)
     examples = []
-    for place, row in enumerate(rows):
+    for row in (i * len(asking.ids) // count for i in range(count)):
+        own = own_candidates(asking, slice(row, row + 1))
+        columns = own[0] if own is not None else torch.arange(len(answering.ids), device=answering.ids.device)
+        scores = similarity(asking.fused[row : row + 1], answering.fused[columns])
+        relevant = asking.ids[row] == answering.ids[columns]
+        best = scores[0].topk(min(TOP, len(columns)))
         answers = [
-            Answer(read_card(dataset, int(answering.samples[column]), answering_side), bool(relevant[place, column]), float(score))
-            for column, score in zip(best.indices[place].tolist(), best.values[place].tolist(), strict=True)
+            Answer(read_card(dataset, int(answering.samples[int(columns[place])]), answering_side), bool(relevant[place]), float(score))
+            for place, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-        examples.append(Example(read_card(dataset, int(asking.samples[row]), asking_side), answers, ranks[place], len(answering.ids)))
+        rank = int(relevant_ranks(scores, relevant[None])[0, 0])
+        examples.append(Example(read_card(dataset, int(asking.samples[row]), asking_side), answers, rank, len(columns)))
     return examples
 
 

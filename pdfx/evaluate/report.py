@@ -16,9 +16,9 @@ from pdfx.evaluate import figures
 from pdfx.evaluate.examples import Example, find_examples
 from pdfx.evaluate.exported import embed_on
 from pdfx.evaluate.figures import Picture, Points
-from pdfx.evaluate.metrics import path_similarity
+from pdfx.evaluate.metrics import PRECISION, path_similarity
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, EmbeddedItems, Progress, embed_shards, retrieval_metrics
-from pdfx.evaluate.tables import DIRECTION_LABELS, metric_rows, score_label
+from pdfx.evaluate.tables import DIRECTION_LABELS, measured_directions, metric_rows, score_label, sizes_label
 from pdfx.exports import load_export
 from pdfx.files import require_folder, write_atomically
 from pdfx.ranks import pick_device
@@ -136,7 +136,7 @@ def facts_of(config: Config, model_config, records: list[dict], model: Path, dat
         ("Steps", f"{trained} recorded; {pairs}; learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
         ("Objective", f"InfoNCE at temperature {objective.temperature:g}{', symmetric' if objective.symmetric else ''}; {diversity_words(config)}"),
         ("Precision and seed", f"{'bf16' if train.bf16 else 'float32'}, seed {train.seed}"),
-        ("Training data", config.data.train),
+        ("Training data", ", ".join(data_set.path for data_set in config.data.training_sets())),
         ("Model", exported_words(model)),
         ("Evaluation data", f"{dataset.path}: {len(dataset)} samples, fingerprint {dataset.fingerprint[:12]}"),
     ]
@@ -174,11 +174,10 @@ class MetricTable:
 def metric_table(metrics: dict[str, float], direction: str) -> MetricTable:
     rows = metric_rows(metrics, direction)
     names = list(rows[CHANCE])
-    headline = "recall@10" if "recall@10" in names else names[0]
-    asking, answering = ("queries", "targets") if direction == DIRECTIONS[0] else ("targets", "queries")
+    headline = next((name for name in (PRECISION, "recall@10") if name in names), names[0])
     return MetricTable(
         label=DIRECTION_LABELS[direction],
-        sizes=f"{int(metrics[asking])} {asking} among {int(metrics[answering])} {answering}",
+        sizes=sizes_label(metrics, direction),
         names=names,
         rows=[(score, score_label(score), [values[name] for name in names]) for score, values in rows.items()],
         headline=headline,
@@ -202,7 +201,7 @@ def render(
         title=title,
         version=__version__,
         facts=facts,
-        tables=[metric_table(metrics, direction) for direction in DIRECTIONS],
+        tables=[metric_table(metrics, direction) for direction in measured_directions(metrics)],
         path_cosine=metrics.get("path_cosine"),
         training=training,
         similarity=similarity,

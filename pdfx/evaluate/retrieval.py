@@ -2,7 +2,9 @@
 
 Metrics are keyed ``DIRECTION/SCORE/METRIC``, for example ``query_to_target/fused/recall@10``. Directions are ``query_to_target`` and
 ``target_to_query``; scores are ``path_0`` to ``path_K-1``, ``fused``, ``maxsim`` (best of paths) and ``chance`` (what a random order gives).
-Beside them stand ``path_cosine`` (of several paths only), ``queries`` and ``targets`` (how many there are).
+Beside them stand ``path_cosine`` (of several paths only), ``queries`` and ``targets`` (how many there are). Where queries have candidates of their
+own, ``precision@1`` is told as well, and ``candidates`` is their mean number. There, and where some targets belong to no query,
+``target_to_query`` has no meaning and is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from pdfx.config import EvaluateSection
-from pdfx.data import Items, ShardedDataset, iterate_inputs, retrieval_items, share_of_rank
+from pdfx.data import Candidates, Items, ShardedDataset, iterate_inputs, retrieval_items, share_of_rank
 from pdfx.evaluate.metrics import chance_metrics, path_cosine, ranking_metrics
 from pdfx.model import EmbedderOutput
 
@@ -38,12 +40,14 @@ class EmbeddedItems:
         fused: float32 [n, F].
         ids: int64 [n], identity of the target, or of a query's target.
         samples: int64 [n], number of the sample in the dataset.
+        candidates: of queries, the targets that each is ranked against; None where that is all of them.
     """
 
     paths: Tensor
     fused: Tensor
     ids: Tensor
     samples: np.ndarray
+    candidates: Candidates | None = None
 
     def scores(self) -> Iterator[tuple[str, Tensor]]:
         """The ways to score, each with the embeddings that ``metrics.similarity`` takes."""
@@ -103,7 +107,7 @@ def _gather_side(outputs: list[EmbedderOutput], items: Items, world_size: int) -
     paths, fused = (_gather(torch.cat([output[name] for output in outputs]).float(), world_size) for name in ("paths", "fused"))
     # Shares are consecutive, so all fillers stand at the end.
     count = len(items.samples)
-    return EmbeddedItems(paths[:count], fused[:count], torch.from_numpy(items.target_ids).to(paths.device), items.samples)
+    return EmbeddedItems(paths[:count], fused[:count], torch.from_numpy(items.target_ids).to(paths.device), items.samples, items.candidates)
 
 
 def _gather(tensor: Tensor, world_size: int) -> Tensor:
@@ -118,12 +122,14 @@ def _gather(tensor: Tensor, world_size: int) -> Tensor:
 def retrieval_metrics(queries: EmbeddedItems, targets: EmbeddedItems, recall_at: Sequence[int], rank: int = 0, world_size: int = 1) -> dict[str, float]:
     """The metrics of embedded items; each rank ranks its share of the rows, and all ranks get the same means."""
     sums: dict[str, Tensor] = {}
-    for direction, asking, answering in zip(DIRECTIONS, (queries, targets), (targets, queries), strict=True):
+    for direction in directions_of(queries, targets):
+        asking, answering = (queries, targets) if direction == DIRECTIONS[0] else (targets, queries)
         mine = slice(len(asking.ids) * rank // world_size, len(asking.ids) * (rank + 1) // world_size)
+        own = own_candidates(asking, mine)
         for (score, rows), (_, candidates) in zip(asking.scores(), answering.scores(), strict=True):
-            metrics = ranking_metrics(rows[mine], candidates, asking.ids[mine], answering.ids, recall_at)
+            metrics = ranking_metrics(rows[mine], candidates, asking.ids[mine], answering.ids, recall_at, own_candidates=own)
             sums |= {f"{direction}/{score}/{name}": values.sum() / len(asking.ids) for name, values in metrics.items()}
-        chance = chance_metrics(relevant_counts(asking.ids[mine], answering.ids), len(answering.ids), recall_at)
+        chance = _chance(asking.ids[mine], answering.ids, own, recall_at)
         sums |= {f"{direction}/{CHANCE}/{name}": values.sum() / len(asking.ids) for name, values in chance.items()}
     means = torch.stack(list(sums.values()))
     if world_size > 1:
@@ -131,7 +137,32 @@ def retrieval_metrics(queries: EmbeddedItems, targets: EmbeddedItems, recall_at:
     metrics = dict(zip(sums, means.tolist(), strict=True))
     if queries.paths.shape[1] > 1:
         metrics["path_cosine"] = (path_cosine(queries.paths) + path_cosine(targets.paths)) / 2
-    return {**metrics, "queries": len(queries.ids), "targets": len(targets.ids)}
+    metrics |= {"queries": len(queries.ids), "targets": len(targets.ids)}
+    if queries.candidates is not None:
+        metrics["candidates"] = len(queries.candidates.rows) / len(queries.ids)
+    return metrics
+
+
+def directions_of(queries: EmbeddedItems, targets: EmbeddedItems) -> tuple[str, ...]:
+    """Both; or the first alone, where a target has no query to find or is no candidate of most queries."""
+    both = queries.candidates is None and bool(torch.isin(targets.ids, queries.ids).all())
+    return DIRECTIONS if both else DIRECTIONS[:1]
+
+
+def own_candidates(asking: EmbeddedItems, rows: slice) -> list[Tensor] | None:
+    """For each of these rows, which targets it is ranked against; None where that is all of them."""
+    if asking.candidates is None:
+        return None
+    starts = asking.candidates.starts[rows.start : rows.stop + 1]
+    chosen = torch.from_numpy(asking.candidates.rows[starts[0] : starts[-1]]).to(asking.ids.device)
+    return list(chosen.split(np.diff(starts).tolist()))
+
+
+def _chance(query_ids: Tensor, target_ids: Tensor, own: list[Tensor] | None, recall_at: Sequence[int]) -> dict[str, Tensor]:
+    if own is None:
+        return chance_metrics(relevant_counts(query_ids, target_ids), len(target_ids), recall_at)
+    # Targets are distinct, and a query's own is among its candidates.
+    return chance_metrics(torch.ones_like(query_ids), query_ids.new_tensor([len(candidates) for candidates in own]), recall_at)
 
 
 def relevant_counts(query_ids: Tensor, candidate_ids: Tensor) -> Tensor:

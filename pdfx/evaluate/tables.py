@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from rich.table import Table
 
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, MAXSIM
-from pdfx.files import write_atomically
 
 DIRECTION_LABELS = {"query_to_target": "query → target", "target_to_query": "target → query"}
 
@@ -23,18 +19,30 @@ def metric_rows(metrics: dict[str, float], direction: str) -> dict[str, dict[str
     return rows
 
 
+def measured_directions(metrics: dict[str, float]) -> list[str]:
+    """Both, or the first alone."""
+    return [direction for direction in DIRECTIONS if metric_rows(metrics, direction)]
+
+
 def score_label(score: str) -> str:
     """A reader's name of a score."""
     return {MAXSIM: "best of paths (MaxSim)", CHANCE: "chance"}.get(score, score.replace("_", " "))
 
 
+def sizes_label(metrics: dict[str, float], direction: str) -> str:
+    """How many ask among how many."""
+    if "candidates" in metrics:
+        return f"{int(metrics['queries'])} queries, each among its own candidates, {metrics['candidates']:.4g} on average"
+    asking, answering = ("queries", "targets") if direction == DIRECTIONS[0] else ("targets", "queries")
+    return f"{int(metrics[asking])} {asking} among {int(metrics[answering])} {answering}"
+
+
 def console_tables(metrics: dict[str, float]) -> list[Table]:
-    """One table per direction."""
+    """One table per direction that was measured."""
     tables = []
-    for direction in DIRECTIONS:
+    for direction in measured_directions(metrics):
         rows = metric_rows(metrics, direction)
-        asking, answering = (f"{int(metrics[name])}" for name in (("queries", "targets") if direction == DIRECTIONS[0] else ("targets", "queries")))
-        table = Table(title=f"{DIRECTION_LABELS[direction]} ({asking} among {answering})", title_justify="left")
+        table = Table(title=f"{DIRECTION_LABELS[direction]} ({sizes_label(metrics, direction)})", title_justify="left")
         table.add_column("score")
         for name in rows[CHANCE]:
             table.add_column(name, justify="right")
@@ -42,9 +50,3 @@ def console_tables(metrics: dict[str, float]) -> list[Table]:
             table.add_row(score_label(score), *(f"{value:.3f}" for value in values.values()), style="dim" if score == CHANCE else None)
         tables.append(table)
     return tables
-
-
-def write_json(metrics: dict[str, float], path: Path) -> None:
-    """The metrics as one JSON object."""
-    with write_atomically(path) as stream:
-        stream.write((json.dumps(metrics, indent=2) + "\n").encode())

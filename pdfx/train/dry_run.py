@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pdfx.build import build_on_meta
 from pdfx.config import Config, dump_config
-from pdfx.data import ShardedDataset
+from pdfx.data.training_sets import Sequence, open_training_sets
 from pdfx.model import ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
 from pdfx.train.engine import load_deepspeed_config
@@ -29,8 +29,20 @@ def dry_run(config: Config) -> None:
     console.print(dump_config(config), markup=False, highlight=False, soft_wrap=True)
     settings = load_deepspeed_config(config.train.deepspeed, config.train, ranks)
     console.print(parameter_table(build_on_meta(config)))
-    _, plan = count_steps(config.train, len(ShardedDataset(config.data.train)), ranks)
+    sequence = Sequence(open_training_sets(config.data), config.data, config.train.seed)
+    _, plan = count_steps(config.train, sequence.mixture.epoch_samples, ranks)
+    console.print(mixture_table(sequence))
     console.print(f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}", markup=False, highlight=False, soft_wrap=True)
+
+
+def mixture_table(sequence: Sequence) -> Table:
+    """What an epoch takes of each data set."""
+    table = Table("data set", "samples", "per epoch", "share", title="Training data")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for own, size, quota in zip(sequence.sets, sequence.sizes, sequence.quotas, strict=True):
+        table.add_row(own.name, f"{size:,}", f"{quota:,}", f"{quota / sequence.mixture.epoch_samples:.1%}")
+    return table
 
 
 def parameter_table(embedder: ParallelEmbedder) -> Table:

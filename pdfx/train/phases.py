@@ -13,7 +13,8 @@ class Phases:
     """Seconds by phase; a phase within another counts for itself alone.
 
     ``embed``: forward passes, the second one of chunked backprop included. ``objective``: the loss and its gradient of the embeddings. ``backward``: backward
-    passes and the sums over ranks, which DeepSpeed overlaps. ``optimiser``: the update.
+    passes and those sums over ranks that DeepSpeed overlaps with them. ``reduce``: the sums over ranks where they are made once per step. ``optimiser``: the
+    update.
 
     Args:
         device: its queued work is waited for at each border, so that it counts for the phase that queued it.

@@ -9,30 +9,36 @@ import deepspeed
 import torch
 from torch import Tensor
 
+from pdfx.train.phases import Phases
+
 SHARE = 0.1
 """Share of a rank's memory that whole gradients may take where the choice is left to the program. The value is ours: the rest must hold weights, optimiser
 state and activations, which usually fill it."""
 
 
-def backward_all(engine: deepspeed.DeepSpeedEngine, losses: Iterable[Tensor], count: int, per_step: bool) -> None:
+def backward_all(engine: deepspeed.DeepSpeedEngine, losses: Iterable[Tensor], count: int, per_step: bool, phases: Phases) -> None:
     """Send ``count`` losses back, each made when the one before is done, and leave the sum of their gradients, averaged over ranks, to ``engine.step``.
 
     Args:
         per_step: one reduction for all of them; gradients are added up on each rank until then, in float32. Otherwise each is reduced into the shards at
             once, so that a rank never holds more than one bucket of whole gradients. ZeRO 1 keeps whole gradients and always reduces once.
+        phases: takes the time; that of a reduction for itself where it is a step of its own, and not a part of the backward pass.
     """
     if per_step and count > 1 and engine.zero_optimization_stage() > 1:
-        _reduce_once(engine, losses)
+        with phases("reduce"):
+            _reduce_once(engine, losses, phases)
         return
-    for number, loss in enumerate(losses):
-        engine.set_gradient_accumulation_boundary(number == count - 1)
-        engine.backward(loss)
+    with phases("backward"):
+        for number, loss in enumerate(losses):
+            engine.set_gradient_accumulation_boundary(number == count - 1)
+            engine.backward(loss)
 
 
-def _reduce_once(engine: deepspeed.DeepSpeedEngine, losses: Iterable[Tensor]) -> None:
+def _reduce_once(engine: deepspeed.DeepSpeedEngine, losses: Iterable[Tensor], phases: Phases) -> None:
+    # Leaving the inner block is what reduces, so the time outside of the backward passes is the reduction's.
     engine.set_gradient_accumulation_boundary(True)
     sums = WideSums(trainable(engine.module))
-    with engine.coalesce_grad_reduction():
+    with engine.coalesce_grad_reduction(), phases("backward"):
         try:
             for loss in losses:
                 engine.backward(loss)

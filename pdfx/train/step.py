@@ -101,8 +101,7 @@ class Stepper:
             gradients, metrics = self.gradients(batch, embeddings, step)
         if gradients is None:
             return metrics | {"grad_norm": math.nan}
-        with self.phases("backward"):
-            backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once)
+        backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once, self.phases)
         with self.phases("optimiser"):
             self.engine.step()
         # Where it is not finite, DeepSpeed has dropped the gradients of all ranks and updated nothing.

@@ -1,6 +1,7 @@
 """What a run tells: files that others read, TensorBoard, and the console; on rank 0 only.
 
-``metrics.jsonl`` holds what the run's arithmetic decides, and so is the same after a resume; ``timings.jsonl`` holds what the machine decides.
+``metrics.jsonl`` and ``coverage.jsonl`` hold what the run's arithmetic decides, and so are the same after a resume; ``timings.jsonl`` holds what the machine
+decides.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pdfx.evaluate.tables import console_tables
+from pdfx.data.coverage import coverage_table
+from pdfx.evaluate.data_set_tables import print_tables, result_tables
+from pdfx.evaluate.data_sets import Results, flattened
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
+COVERAGE = "coverage.jsonl"
 TENSORBOARD = "tensorboard"
 
 
@@ -40,7 +44,7 @@ class Telemetry:
         self.progress.start()
 
     def _open(self, first_step: int) -> None:
-        for name in (METRICS, TIMINGS):
+        for name in (METRICS, TIMINGS, COVERAGE):
             drop_records(self.run / name, first_step)
         self.metrics = (self.run / METRICS).open("a", encoding="utf-8")
         self.timings = (self.run / TIMINGS).open("a", encoding="utf-8")
@@ -67,13 +71,20 @@ class Telemetry:
         self._board("timing", step, timings)
         self.say(step_line(step, metrics, timings))
 
-    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """One record of an evaluation, its names prefixed by ``evaluation/``; tables on the console."""
+    def log_evaluation(self, step: int, results: Results) -> None:
+        """One record of an evaluation, its names prefixed by ``evaluation/``; tables on the console, of several data sets that of the first metric alone."""
+        metrics = flattened(results)
         write_record(self.metrics, {"step": step, **{f"evaluation/{name}": value for name, value in metrics.items()}})
         self._board("evaluation", step, metrics)
         self.say(f"step {step}  evaluation")
-        for table in console_tables(metrics):
-            self.console.print(table)
+        tables = result_tables(results)
+        print_tables(tables if len(results) == 1 else tables[:1], self.console)
+
+    def log_coverage(self, step: int, figures: dict[str, float], report: dict[str, dict]) -> None:
+        """What was read of each data set until ``step``; one record of the file, and a table on the console."""
+        with (self.run / COVERAGE).open("a", encoding="utf-8") as stream:
+            write_record(stream, {"step": step, **figures, "data_sets": report})
+        self.console.print(coverage_table(report, f"step {step}: what was read, {figures['epoch']:.2f} epochs"))
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -99,10 +110,10 @@ class StepTimer:
 
     Args:
         devices: how many share the work.
-        peak_tflops: of one device, where known.
+        peak_tflops: of one device.
     """
 
-    def __init__(self, devices: int = 1, peak_tflops: float | None = None):
+    def __init__(self, devices: int = 1, peak_tflops: float = math.inf):
         self.devices, self.peak_tflops = devices, peak_tflops
         self.reset()
 
@@ -113,6 +124,13 @@ class StepTimer:
         self.tokens = 0
         self.flops = 0
         self.padding_share = 0.0
+
+    def add(self, pairs: int, tokens: int, flops: int, padding_share: float) -> None:
+        """Count a step; ``padding_share`` is kept of the last one."""
+        self.pairs += pairs
+        self.tokens += tokens
+        self.flops += flops
+        self.padding_share = padding_share
 
     def report(self, peak_memory: float, phases: dict[str, float]) -> dict[str, float]:
         """Figures since the last report, in seconds, GiB and 10^12 FLOPs per second and device; ``phases`` in seconds. ``padding_share`` is the last step's."""
@@ -126,8 +144,7 @@ class StepTimer:
             "padding_share": self.padding_share,
             "model_tflops": self.flops / seconds / self.devices / 1e12,
         }
-        if self.peak_tflops:
-            report["mfu"] = report["model_tflops"] / self.peak_tflops
+        report["mfu"] = report["model_tflops"] / self.peak_tflops
         report |= {f"{name}_seconds": value for name, value in phases.items()}
         self.reset()
         return report
@@ -143,8 +160,7 @@ def step_line(step: int, metrics: dict[str, float], timings: dict[str, float]) -
         parts.append(f"path cosine {metrics['path_cosine']:.3f}")
     parts.append(f"lr {metrics['learning_rate']:.2e}")
     speed = f"{timings['pairs_per_second']:.1f} pairs/s, {timings['model_tflops']:.3g} TFLOP/s"
-    speed += f" (MFU {timings['mfu']:.0%})" if "mfu" in timings else ""
-    parts.append(f"{speed}, {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
+    parts.append(f"{speed} (MFU {timings['mfu']:.0%}), {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
     return "  ".join(parts)
 
 

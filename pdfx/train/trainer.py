@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -10,19 +9,21 @@ import transformers
 
 from pdfx.build import build_embedder
 from pdfx.config import Config, dump_config
-from pdfx.data import Batch, ShardedDataset, TrainLoader
+from pdfx.data import TrainLoader
 from pdfx.data.collate import filler
-from pdfx.errors import UserError
+from pdfx.evaluate.data_sets import evaluate_data_sets, open_evaluation
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
 from pdfx.train.agreement import require_agreement, settings_of_start, state_of_step
 from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
 from pdfx.train.cluster import World, join_world, leave_world
-from pdfx.train.cost import StepCost, padding_share
+from pdfx.train.cost import StepCost
 from pdfx.train.ending import watched
 from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
 from pdfx.train.environment import tell_environment
+from pdfx.train.feed import Feed
 from pdfx.train.guards import RollBack, StepGuards
+from pdfx.train.peak import measured_peak_tflops
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.profile import TRACE, profiled
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
@@ -77,8 +78,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, world: World, progress: Progress | None = None):
-        self.config, self.world, self.telemetry, self.told_oversized = config, world, None, False
-        self.progress = progress or Progress()
+        self.config, self.world, self.telemetry, self.progress = config, world, None, progress or Progress()
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
@@ -88,7 +88,7 @@ class Trainer:
             self.evaluation = open_evaluation(config)
         checkpoint, passed_over = self._find_checkpoint()
         state = checkpoint.state() if checkpoint else {"step": 0, "truncated": 0, "loader": None}
-        self.step, self.truncated = state["step"], state["truncated"]
+        self.step = state["step"]
         with world.together():
             # New adapters draw from torch's own generator.
             torch.manual_seed(derived_seed(config.train.seed, "adapters"))
@@ -98,8 +98,7 @@ class Trainer:
             if checkpoint:
                 check_same_model(checkpoint, self.identity)
             self.processor = embedder.processor
-            self.cost = StepCost(embedder, config.train.chunk_paths, config.model.cache_vision)
-            self.loader = self._open_loader(state["loader"])
+            self._open_data(state, StepCost(embedder, config.train.chunk_paths, config.model.cache_vision))
             self.probe = Probe(self.loader.dataset, self.processor)
             self.total_steps, plan = count_steps(config.train, self.loader.epoch_samples, world.size)
             self.objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims)
@@ -120,11 +119,12 @@ class Trainer:
                 found = find_checkpoint(self.run_path, self.config.train.resume)
         return self.world.from_first(found)
 
-    def _open_loader(self, state: dict | None) -> TrainLoader:
+    def _open_data(self, state: dict, cost: StepCost) -> None:
         config, train = self.config, self.config.train
         shape = (train.per_device_train_batch_size, train.gradient_accumulation_steps)
         tokens = chunk_tokens_per_path(train, config.model.paths)
-        return TrainLoader(config.data, self.processor, self.world.rank, self.world.size, *shape, train.seed, state, tokens)
+        self.loader = TrainLoader(config.data, self.processor, self.world.rank, self.world.size, *shape, train.seed, state["loader"], tokens)
+        self.feed = Feed(self.loader, self.world, cost, state["truncated"])
 
     def _start_engine(self, embedder, settings: dict, checkpoint: Checkpoint | None) -> None:
         config = self.config
@@ -163,7 +163,7 @@ class Trainer:
 
     def _run(self, stop: StopRequest, advance: Callable[[], None]) -> bool:
         train, saved = self.config.train, self.step
-        timer = StepTimer(self.world.size, train.peak_tflops)
+        timer = StepTimer(self.world.size, self._peak_tflops())
         while self.step < self.total_steps:
             metrics = self._train_step(timer)
             advance()
@@ -179,6 +179,7 @@ class Trainer:
                 self.telemetry.advance(self.step)
             if self.step % train.logging_steps == 0 or last:
                 self._log(metrics, timer)
+            self._log_coverage(last)
             if self.evaluation is not None and (self.step % train.eval_steps == 0 or last):
                 self._evaluate()
                 timer.reset()
@@ -194,33 +195,22 @@ class Trainer:
         self._say(f"Finished after step {self.step}: {self.run_path}")
         return True
 
+    def _peak_tflops(self) -> float:
+        stated = self.config.train.peak_tflops
+        if stated != "measure":
+            return stated
+        # All ranks measure at once: those that share a machine share its power in training as well.
+        self.world.barrier()
+        peak = self.world.from_first(measured_peak_tflops(self.world.device, self.engine.module.embedder.dtype))
+        self._say(f"A large matrix product reaches {peak:.3g} TFLOP/s per device; MFU is told against that.")
+        return peak
+
     def _train_step(self, timer: StepTimer) -> dict[str, float]:
         step = self.step + 1
         self.progress.begin(step)
-        started = time.perf_counter()
-        with self.world.together():
-            batch = next(self.loader)
-        timer.waited += time.perf_counter() - started
-        counts = [len(batch.problems), batch.truncated, count_tokens(batch), batch.oversized, self.cost.of(batch)]
-        corrupt, truncated, tokens, oversized, flops = self.world.total(counts)
         pairs = global_batch(self.config.train, self.world.size)
-        problems = [sentence for own in self.world.gather(batch.problems) for sentence in own] if corrupt else []
-        self.truncated += truncated
-        timer.pairs += pairs
-        timer.tokens += tokens
-        timer.flops += flops
-        timer.padding_share = padding_share(batch, self.engine.module.embedder, self.world.device)
-        if self.telemetry:
-            for sentence in problems:
-                self.telemetry.say(f"step {step}: {sentence}")
-            if oversized and not self.told_oversized:
-                self.told_oversized = True
-                self.telemetry.say(
-                    f"step {step}: {oversized} inputs hold more tokens than train.chunk_tokens allows for all paths of a pass, so each is a chunk of its own; "
-                    "lower inputs.max_text_tokens or the images' bounds where memory runs out. This is said once."
-                )
+        batch = self.feed.next(step, pairs, timer, self.engine.module.embedder, self._say)
         with self.world.together():
-            self.loader.guard.add(pairs, corrupt, problems)
             factor = learning_rate_factor(step, self.config.train, self.total_steps)
             set_learning_rate(self.engine, factor)
             metrics = self.stepper(batch, step)
@@ -247,7 +237,7 @@ class Trainer:
         with self.world.together():
             self.objective.load_state_dict(objective_state)
             if repeat:
-                self.loader, self.truncated = self._open_loader(state["loader"]), state["truncated"]
+                self._open_data(state, self.feed.cost)
         self.step = checkpoint.step
         if self.telemetry:
             remove_later_checkpoints(self.run_path, checkpoint.step)
@@ -259,27 +249,29 @@ class Trainer:
     def _log(self, metrics: dict[str, float], timer: StepTimer) -> None:
         if not self.telemetry:
             return
-        samples = self.loader.samples
-        counts = {"epoch": samples / self.loader.epoch_samples, "samples": samples, "corrupt": self.loader.guard.corrupt, "truncated": self.truncated}
-        counts |= self.guards.figures()
-        self.telemetry.log_step(self.step, {**metrics, **counts}, timer.report(peak_memory(self.world.device), self.stepper.phases.take()))
+        figures = metrics | self.feed.figures() | self.guards.figures()
+        self.telemetry.log_step(self.step, figures, timer.report(peak_memory(self.world.device), self.stepper.phases.take()))
+
+    def _log_coverage(self, last: bool) -> None:
+        """At the end of each epoch, and of the run."""
+        epoch = self.feed.finished_epoch()
+        if self.telemetry and (epoch is not None or last):
+            self.telemetry.log_coverage(self.step, self.feed.figures(), self.loader.coverage_report())
 
     def _evaluate(self) -> None:
-        from pdfx.evaluate.retrieval import evaluate_shards
-
         def embed(inputs: dict[str, torch.Tensor]):
             self.progress.mark("evaluate", slow=True)
             return embed_inputs(self.engine, inputs, self.world)
 
         config, world = self.config, self.world
-        metrics = evaluate_shards(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
+        results = evaluate_data_sets(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
         if self.telemetry:
-            self.telemetry.log_evaluation(self.step, metrics)
+            self.telemetry.log_evaluation(self.step, results)
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         self.progress.mark("save a checkpoint", slow=True)
-        state = {"step": self.step, "truncated": self.truncated, "loader": self.loader.state_dict(), "model": self.identity}
+        state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity}
         state["guards"] = self.guards.state_dict()
         path = save_checkpoint(
             self.run_path,
@@ -302,17 +294,3 @@ class Trainer:
         """Close the files; the console is a plain one again."""
         if self.telemetry:
             self.telemetry.close()
-
-
-def open_evaluation(config: Config) -> ShardedDataset | None:
-    """The shards to evaluate on, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
-    if config.train.eval_steps is None:
-        return None
-    if config.data.evaluation is None:
-        raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
-    return ShardedDataset(config.data.evaluation, config.data.max_image_pixels)
-
-
-def count_tokens(batch: Batch) -> int:
-    """Tokens of this rank's items, images included, before they are repeated for the paths."""
-    return sum(int(chunk.inputs["attention_mask"].sum()) for chunk in batch.chunks)

@@ -23,7 +23,13 @@ INTERVAL = 1.0
 SLACK = 5.0
 """A step may be without progress for so many times the longest such time so far, where that is more than ``guards.stall_seconds``."""
 
-PHASES = {"embed": "embed a chunk", "objective": "compute the objective", "backward": "run the backward pass", "optimiser": "update the parameters"}
+PHASES = {
+    "embed": "embed a chunk",
+    "objective": "compute the objective",
+    "backward": "run the backward pass",
+    "reduce": "sum gradients over ranks",
+    "optimiser": "update the parameters",
+}
 
 
 class Progress:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_shards import ByteProcessor, picture
 
-from pdfx.data import Sample, SampleError, collate
-from pdfx.data.collate import collate_by_tokens, cut_by_tokens
+from pdfx.data import Problem, Sample, SampleError
+from pdfx.data.collate import collate, collate_by_tokens, cut_by_tokens
 
 
 def sample(i: int, negatives: int = 0, width: int = 12) -> Sample:
@@ -60,7 +60,7 @@ def test_a_corrupt_sample_becomes_a_filler_of_the_same_shape_and_is_told():
     assert batch.valid.tolist() == [True, False]
     assert batch.negative_valid.tolist() == [[True], [False]]
     assert batch.keys == ["key-0", "bad"]
-    assert batch.problems == ["Sample 'bad' cannot be used."]
+    assert batch.problems == [Problem("Sample 'bad' cannot be used.", "damaged")]
 
 
 def test_a_sample_that_the_processor_refuses_is_found_and_becomes_a_filler():
@@ -69,7 +69,7 @@ def test_a_sample_that_the_processor_refuses_is_found_and_becomes_a_filler():
     assert texts(batch) == ["qq0", "q", "qq2", "q", "tt0", "t", "tt2", "t"]
     assert batch.valid.tolist() == [True, False, True, False]
     assert len(batch.problems) == 2
-    assert "s.tar, sample 'key-1' cannot be used: the processor refuses it (a picture is 100 pixels wide and 64 are allowed)" in batch.problems[0]
+    assert "s.tar, sample 'key-1' cannot be used: the processor refuses it (a picture is 100 pixels wide and 64 are allowed)" in batch.problems[0].sentence
 
 
 class RefusesTwo:

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,6 +24,20 @@ def shards(tmp_path_factory):
     return folder / "shards"
 
 
+CANDIDATE_RECORDS = [
+    {"key": "ask-a", "query": {"text": "1"}, "target": {"text": "A"}, "target_id": "a", "candidates": ["a", "d", "b", "d"]},
+    {"key": "only-b", "target": {"text": "B"}, "target_id": "b"},
+    {"key": "ask-c", "query": {"text": "2"}, "target": {"text": "C"}, "target_id": "c"},
+    {"key": "ask-a-again", "query": {"text": "3"}, "target": {"text": "A"}, "target_id": "a", "candidates": ["c", "a"]},
+    {"key": "only-d", "target": {"text": "D"}, "target_id": "d"},
+]
+
+
+def built(folder, records) -> ShardedDataset:
+    build_shards(write_records(folder, records), folder, folder / "shards", 2)
+    return ShardedDataset(folder / "shards")
+
+
 def decode(inputs) -> list[str]:
     return [bytes(row[row > 0].tolist()).decode() for row in inputs["input_ids"]]
 
@@ -31,6 +47,41 @@ def test_every_query_and_every_distinct_target_comes_once(shards):
     assert queries.samples.tolist() == list(range(7))
     assert targets.samples.tolist() == [0, 1, 3]
     assert [targets.samples[list(targets.target_ids).index(target_id)] for target_id in queries.target_ids] == [0, 1, 0, 3, 1, 0, 3]
+
+
+def test_records_without_a_query_are_searched_in_and_do_not_ask(tmp_path):
+    records = [{"target": {"text": "zero"}}, *({"query": {"text": f"query {i}"}, "target": {"text": f"target {i}"}} for i in range(2)), {"target": {"text": "last"}}]
+    queries, targets = retrieval_items(built(tmp_path, records))
+    assert queries.samples.tolist() == [1, 2] and targets.samples.tolist() == [0, 1, 2, 3]
+    assert queries.target_ids.tolist() == targets.target_ids[1:3].tolist()
+    assert queries.candidates is None
+
+
+def test_candidates_are_the_rows_of_the_targets_that_they_name(tmp_path):
+    dataset = built(tmp_path, CANDIDATE_RECORDS)
+    queries, targets = retrieval_items(dataset)
+    assert queries.samples.tolist() == [0, 2, 3]
+    names = [record.target_id for _, record in dataset.records(targets.samples)]
+    assert names == ["a", "b", "c", "d"]
+    starts = queries.candidates.starts.tolist()
+    rows = [queries.candidates.rows[start:stop].tolist() for start, stop in itertools.pairwise(starts)]
+    # Naming a candidate twice counts once; a query that names none is ranked against all.
+    assert [[names[row] for row in own] for own in rows] == [["a", "b", "d"], ["a", "b", "c", "d"], ["a", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "sentence"),
+    [(["b"], "candidates of sample 'ask-a' lack its own target"), (["a", "x", "y", "b"], "Of the 4 candidates of sample 'ask-a' 2 are the target of no sample")],
+)
+def test_candidates_that_cannot_be_ranked_are_refused_by_key(tmp_path, candidates, sentence):
+    records = [record | ({"candidates": candidates} if record["key"] == "ask-a" else {}) for record in CANDIDATE_RECORDS]
+    with pytest.raises(UserError, match=f"{sentence}.*Build the shards again"):
+        retrieval_items(built(tmp_path, records))
+
+
+def test_data_without_any_query_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no query"):
+        retrieval_items(built(tmp_path, [{"target": {"text": "alone"}}]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -11,6 +11,7 @@ from tiny_shards import make_shards, picture, write_records
 
 from data_tools.build import build_shards
 from data_tools.check import check_shards
+from data_tools.encode import Encoding
 from pdfx.data import ShardedDataset
 from pdfx.data.schema import identity_number
 from pdfx.errors import UserError
@@ -24,7 +25,8 @@ def build(folder, records, **options):
 
 
 def content(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All files but the journal, which names the image folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "build.jsonl"}
 
 
 def test_a_rebuild_gives_the_same_bytes(tmp_path):
@@ -32,6 +34,7 @@ def test_a_rebuild_gives_the_same_bytes(tmp_path):
     for image in (tmp_path / "two" / "images").iterdir():
         os.utime(image, (1, 1))
     assert content(first) == content(second)
+    assert len(content(first)) == 3 * 3 + 1
 
 
 def test_the_index_counts_and_sums_what_is_there(tmp_path):
@@ -98,9 +101,9 @@ def test_members_bear_the_extension_of_their_content(tmp_path):
     assert check_shards(tmp_path / "shards", full=True) == []
 
 
-def test_records_without_a_key_get_their_line_number_and_blank_lines_are_passed_over(tmp_path):
+def test_records_without_a_key_get_their_number_and_blank_lines_are_passed_over(tmp_path):
     path = tmp_path / "r.jsonl"
-    path.write_text(f"{json.dumps(PAIR)}\n\n{json.dumps(PAIR)}")
+    path.write_text(f"{json.dumps(PAIR)}\n\n{{}}\n{json.dumps(PAIR)}")
     summary = build_shards(path, tmp_path, tmp_path / "shards")
     assert (summary.samples, summary.shards) == (2, 1)
     dataset = ShardedDataset(tmp_path / "shards")
@@ -128,27 +131,80 @@ def test_a_directory_that_is_not_empty_is_refused_and_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("existed", [False, True])
-def test_a_failed_build_leaves_the_directory_as_it_was(tmp_path, existed):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "bad.png").write_bytes(picture(0)[:100])
+def test_no_records_are_refused_and_leave_the_directory_as_it_was(tmp_path, existed):
     if existed:
         (tmp_path / "shards").mkdir()
-    with pytest.raises(UserError, match="bad.png cannot be used"):
-        build(tmp_path, [PAIR, PAIR, {"query": {"images": ["bad.png"]}, "target": {"text": "t"}}], samples_per_shard=1)
+    with pytest.raises(UserError, match="no records in records.jsonl"):
+        build(tmp_path, [])
     assert (tmp_path / "shards").exists() == existed
     assert not existed or content(tmp_path / "shards") == {}
 
 
-def test_a_mistake_on_the_last_line_is_found_before_anything_is_written(tmp_path):
-    calls = []
-    with pytest.raises(UserError, match="line 3"):
-        build(tmp_path, [PAIR, PAIR, {"query": {"images": ["missing.png"]}, "target": {"text": "t"}}], progress=lambda *counts: calls.append(counts))
-    assert calls == []
+@pytest.mark.parametrize(
+    "setting, sentence",
+    [
+        ({"samples_per_shard": 0}, "samples_per_shard is 0 and must be 1 or more"),
+        ({"shard_bytes": 0}, "shard_bytes is 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"max_bad_share": 1.5}, "max_bad_share is 1.5 and must be from 0 to 1"),
+        ({"leaks": ("key",)}, "'key' cannot be compared"),
+        ({"drop_leaked": True}, "where evaluation shards are given"),
+    ],
+)
+def test_settings_out_of_range_are_named(tmp_path, setting, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(tmp_path, [PAIR], **setting)
+    assert not (tmp_path / "shards").exists()
 
 
-def test_no_records_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no records in"):
-        build(tmp_path, [])
+def test_a_shard_ends_by_samples_or_by_bytes_whichever_comes_first(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "large.png").write_bytes(picture(0, 100, 100))
+    small, large = {"query": {"text": "q"}, "target": {"text": "t"}}, {"query": {"text": "q"}, "target": {"images": ["large.png"]}}
+    build(tmp_path, [small] * 8 + [large, large] + [small] * 2, samples_per_shard=3, shard_bytes=4096)
+    index = json.loads((tmp_path / "shards" / "index.json").read_text())
+    # A small sample has 1,024 bytes; a large one more than a shard should, and has one of its own.
+    assert [entry["samples"] for entry in index["shards"]] == [3, 3, 2, 1, 1, 2]
+    assert check_shards(tmp_path / "shards", full=True) == []
+
+
+def test_the_tars_are_those_of_webdatasets_own_writer(tmp_path):
+    shards = make_shards(tmp_path, samples=6, samples_per_shard=6)
+    with (tmp_path / "theirs.tar").open("wb") as stream:
+        with webdataset.TarWriter(stream, encoder=False, user="", group="", mode=0o644, mtime=0) as writer:
+            for sample in webdataset.WebDataset(str(shards / "00000.tar"), shardshuffle=False):
+                writer.write({name: data for name, data in sample.items() if name == "__key__" or not name.startswith("_")})
+    assert (shards / "00000.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+
+
+def test_the_stats_of_the_shards_add_up_to_what_they_hold(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(picture(0, 30, 20))
+    (tmp_path / "images" / "b.png").write_bytes(picture(1, 10, 10))
+    records = [
+        {"query": {"text": "four"}, "target": {"images": ["a.png", "b.png"]}, "negatives": [{"text": "n", "images": ["b.png"]}, {"text": "nn"}]},
+        {"target": {"text": "target"}},
+        {"query": {"images": ["b.png"]}, "target": {"text": "t"}},
+    ]
+    build(tmp_path, records, samples_per_shard=2, encoding=Encoding(resize=15))
+    stats = [json.loads((tmp_path / "shards" / f"0000{i}_stats.json").read_text()) for i in range(2)]
+    for entry, of_shard in zip(json.loads((tmp_path / "shards" / "index.json").read_text())["shards"], stats, strict=True):
+        assert (of_shard["samples"], of_shard["bytes"]) == (entry["samples"], entry["bytes"])
+    total = {name: stats[0][name] + stats[1][name] for name in stats[0]}
+    shrunk = len(ShardedDataset(tmp_path / "shards").shards[0].raw(0)[2]["target.0.png"])
+    small = len(picture(1, 10, 10))
+    expected = {"samples": 3, "targets_only": 1, "images_reencoded": 1}
+    expected |= {"query_items": 2, "query_texts": 1, "query_characters": 4, "query_images": 1, "query_image_bytes": small, "query_pixels": 100}
+    expected |= {"target_items": 3, "target_texts": 2, "target_characters": 7, "target_images": 2, "target_image_bytes": shrunk + small}
+    expected |= {"target_pixels": 15 * 10 + 100, "negatives_items": 2, "negatives_texts": 2, "negatives_characters": 3, "negatives_images": 1}
+    expected |= {"negatives_image_bytes": small, "negatives_pixels": 100}
+    assert {name: total[name] for name in expected} == expected
+    assert total.keys() == {*expected, "bytes"}
+
+
+def test_samples_without_a_query_are_counted_in_the_index(tmp_path):
+    build(tmp_path, [PAIR, {"target": {"text": "t"}}, {"target": {"text": "u"}}, PAIR], samples_per_shard=2)
+    assert json.loads((tmp_path / "shards" / "index.json").read_text())["targets_only"] == 2
 
 
 def test_nothing_of_the_builder_enters_a_shard(tmp_path):

@@ -8,6 +8,7 @@ from tiny_shards import damage_image, make_shards
 
 from data_tools.check import check_shards
 from pdfx.data.schema import ShardEntry, fingerprint
+from pdfx.errors import UserError
 
 
 @pytest.fixture
@@ -32,12 +33,16 @@ def test_every_problem_is_told_and_not_the_first_alone(shards, full):
         assert sum(name in problem and words in problem for problem in problems) == 1
 
 
-def test_a_directory_without_an_index_is_a_problem(shards, tmp_path):
+def test_a_directory_without_an_index_is_a_problem(shards):
     (shards / "index.json").unlink()
     (problem,) = check_shards(shards)
     assert "no index.json" in problem
     assert "pdfx shards build" in problem
-    assert len(check_shards(tmp_path / "nowhere")) == 1
+
+
+def test_a_directory_that_is_not_there_is_a_mistake_and_no_problem(tmp_path):
+    with pytest.raises(UserError, match="no directory of shards at .*nowhere"):
+        check_shards(tmp_path / "nowhere")
 
 
 def test_a_full_check_names_every_damaged_picture_and_the_checksum(shards):
@@ -83,6 +88,15 @@ def test_a_full_check_finds_a_key_that_two_shards_hold(shards):
     problems = check_shards(shards, full=True)
     assert len(problems) == 10
     assert all("is there twice, in 00000.tar and in 00003.tar" in problem for problem in problems)
+
+
+def test_problems_do_not_depend_on_the_number_of_processes(shards):
+    damage_image(shards, 3)
+    damage_image(shards, 24)
+    shutil.copy(shards / "00000.tar", shards / "00001.tar")
+    problems = check_shards(shards, full=True)
+    assert len(problems) > 12
+    assert check_shards(shards, full=True, workers=2) == problems
 
 
 def test_progress_ends_with_everything(shards):

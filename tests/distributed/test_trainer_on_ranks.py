@@ -128,8 +128,17 @@ def test_corrupt_samples_are_counted_and_past_the_share_all_ranks_stop(folder, t
     shards = folder / "corrupt"
     shutil.copytree(tiny_shards(folder / "data"), shards)
     damage(shards / "00000.tar", 6)
-    assert two_ranks.run(run_trainer, recipe(folder, "forgiving", data={"train": str(shards), "max_corrupt_share": 1.0})) == ["finished", "finished"]
-    assert json.loads(metrics(folder, "forgiving").splitlines()[-1])["corrupt"] > 0
+    sets = [str(shards), {"path": str(tiny_shards(folder / "data")), "name": "whole", "max_samples": 8}]
+    forgiving = recipe(folder, "forgiving", data={"train": sets, "max_corrupt_share": 1.0, "sub_batch_pairs": 2}, max_steps=9)
+    assert two_ranks.run(run_trainer, forgiving) == ["finished", "finished"]
+    # An epoch is 24 + 8 samples, eight steps of 4; the report at its end and the one at the run's end.
+    epoch, end = map(json.loads, (folder / "forgiving" / "coverage.jsonl").read_text().splitlines())
+    assert (epoch["step"], epoch["epoch"], end["step"], end["samples"]) == (8, 1.0, 9, 36)
+    whole = {"samples": 24, "seen": 8, "unique": 8, "repeated": 0, "used": 8, "unusable": {}, "not_yet_seen": 16}
+    corrupt = {"samples": 24, "seen": 24, "unique": 24, "repeated": 0, "used": 22, "unusable": {"damaged": 2}, "not_yet_seen": 0}
+    assert epoch["data_sets"] == {"corrupt": corrupt, "whole": whole}
+    assert sum(counts["seen"] for counts in end["data_sets"].values()) == 36
+    assert end["corrupt"] == sum(end["data_sets"]["corrupt"]["unusable"].values())
     told, other = two_ranks.run(run_trainer, recipe(folder, "strict", data={"train": str(shards), "max_corrupt_share": 0.0}))
     assert "could not be used" in told
     assert other == "exit code 2"
@@ -149,6 +158,12 @@ def test_inputs_over_the_token_budget_and_the_way_gradients_are_reduced_are_told
     told, silent = two_ranks.run(what_a_run_tells, recipe(folder, "oversized", chunk_tokens=1))
     assert told.count("inputs hold more tokens than train.chunk_tokens allows") == 1
     assert told.count("Gradients are summed over ranks once per step: whole, they take 0.00 GiB") == 1
+    assert told.count("A large matrix product reaches") == 1
+    timings = [json.loads(line) for line in (folder / "oversized" / "timings.jsonl").read_text().splitlines()]
+    phases = ("embed", "objective", "backward", "reduce", "optimiser")
+    assert all(0 < sum(timing[f"{phase}_seconds"] for phase in phases) <= timing["seconds"] for timing in timings)
+    (peak,) = {round(timing["model_tflops"] / timing["mfu"], 9) for timing in timings}
+    assert f"reaches {peak:.3g} TFLOP/s" in told
     assert "Finished after step 4" in told
     assert silent == ""
 

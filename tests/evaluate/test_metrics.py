@@ -32,6 +32,32 @@ def test_metrics_equal_a_plain_reference_with_ties_and_any_number_of_relevant_ca
         assert actual[name].tolist() == pytest.approx(values, abs=EXACT), name
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 30), st.integers(1, 100))
+def test_metrics_over_own_candidates_equal_a_plain_loop_over_them(seed, n, m, tile_elements):
+    generator = torch.Generator().manual_seed(seed)
+    queries, candidates = integers(generator, n, 2, 3), integers(generator, m, 2, 3)
+    query_ids = torch.randint(m, (n,), generator=generator)
+    own = [torch.randperm(m, generator=generator)[: int(torch.randint(1, m + 1, (1,), generator=generator))] for _ in range(n)]
+    own = [torch.cat([rows, right[None]]).unique() for rows, right in zip(own, query_ids, strict=True)]
+    actual = ranking_metrics(queries, candidates, query_ids, torch.arange(m), [1, 3], tile_elements, own)
+    scores = similarity(queries, candidates).numpy()
+    alone = [plain_metrics(scores[i, rows.numpy()][None], (rows == query_ids[i]).numpy()[None], [1, 3]) for i, rows in enumerate(own)]
+    assert list(actual) == ["precision@1", *alone[0]]
+    for name in alone[0]:
+        assert actual[name].tolist() == pytest.approx([metrics[name][0] for metrics in alone], abs=EXACT), name
+    right = [float(all(scores[i, row] < scores[i, query_ids[i]] for row in rows.tolist() if row != query_ids[i])) for i, rows in enumerate(own)]
+    assert actual["precision@1"].tolist() == right
+
+
+def test_a_collapsed_model_is_right_only_where_there_is_one_candidate():
+    embeddings = torch.ones(3, 4) / 2
+    own = [torch.tensor([0]), torch.tensor([0, 1]), torch.tensor([0, 1, 2])]
+    metrics = ranking_metrics(embeddings, embeddings, torch.arange(3), torch.arange(3), [2], own_candidates=own)
+    assert metrics["precision@1"].tolist() == [1, 0, 0]
+    assert metrics["recall@2"].tolist() == [1, 1, 0]
+
+
 def test_maxsim_gives_each_query_path_its_best_target_path():
     generator = torch.Generator().manual_seed(0)
     queries, candidates = integers(generator, 4, 3, 5), integers(generator, 6, 3, 5)
@@ -96,6 +122,14 @@ def test_chance_is_the_mean_over_all_orders_of_the_candidates(relevant):
 def test_chance_is_told_for_each_query_by_its_own_number_of_relevant_candidates():
     together = chance_metrics(torch.tensor([3, 1, 3]), 50, [5])
     alone = [chance_metrics(torch.tensor([count]), 50, [5]) for count in (3, 1, 3)]
+    for name, values in together.items():
+        assert values.tolist() == [float(single[name]) for single in alone]
+
+
+def test_chance_among_own_candidates_is_that_of_their_number():
+    together = chance_metrics(torch.tensor([1, 1, 2]), torch.tensor([4, 20, 4]), [5])
+    alone = [chance_metrics(torch.tensor([count]), size, [5]) for count, size in ((1, 4), (1, 20), (2, 4))]
+    assert together.pop("precision@1").tolist() == [1 / 4, 1 / 20, 2 / 4]
     for name, values in together.items():
         assert values.tolist() == [float(single[name]) for single in alone]
 

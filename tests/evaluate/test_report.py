@@ -1,5 +1,6 @@
 import base64
 import io
+import itertools
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -138,6 +139,20 @@ def test_examples_mark_as_right_what_bears_the_querys_target(report, export, sha
     assert page.items[: len(expected)] == expected
     assert "right" in page.items and "wrong" in page.items
     assert sum("✓" in text for text in page.text) == page.items.count("right")
+
+
+def test_a_report_on_candidates_ranks_each_query_among_its_own(run, export, candidate_shards, tmp_path):
+    metrics = write_report(run, export, candidate_shards, tmp_path / "report.html", SETTINGS)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    rows = metric_rows(metrics, DIRECTIONS[0])
+    assert [table[0] for table in page.tables] == [["score", "precision@1", "recall@1", "recall@5", "recall@10", "mrr", "ndcg@10"]]
+    assert page.tables[0][4][1:] == [f"{value:.3f}" for value in rows["fused"].values()]
+    records = [record for _, record in ShardedDataset(candidate_shards).records() if record.query is not None]
+    sizes = [len(record.candidates) for record in records]
+    assert [text.split(" of ")[1] for text in page.text if text.startswith("Right item")] == [str(size) for size in sizes]
+    assert len(page.items) == sum(min(5, size) for size in sizes)
+    first = itertools.accumulate((min(5, size) for size in sizes[:-1]), initial=0)
+    assert sum(page.items[index] == "right" for index in first) / len(sizes) == pytest.approx(metrics["query_to_target/fused/precision@1"])
 
 
 def test_texts_of_data_and_run_are_escaped(report):

@@ -25,7 +25,12 @@ EQUAL = 1e-9  # sums of at most 13 float64 terms; every tie and every order of s
 
 @pytest.fixture(scope="module")
 def metrics(export, shards):
-    return evaluate_export(export, shards, SETTINGS)
+    return evaluate_export(export, [shards], SETTINGS)["shards"]
+
+
+@pytest.fixture(scope="module")
+def among_candidates(export, candidate_shards):
+    return evaluate_export(export, [candidate_shards], SETTINGS)["shards"]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,33 @@ def test_queries_that_share_a_target_are_each_right_for_it(metrics):
     assert metrics["target_to_query/chance/recall@1"] == pytest.approx(QUERIES / (TARGETS * QUERIES), abs=EQUAL)
 
 
+def test_metrics_among_candidates_equal_a_plain_loop_over_each_querys_own(among_candidates, export, candidate_shards):
+    model, dataset = load_export(export), ShardedDataset(candidate_shards)
+    records = [record for _, record in dataset.records()]
+    targets = {record.target_id: model.embed([dataset.read_item(i, "target")], "target") for i, record in enumerate(records)}
+    asking = [i for i, record in enumerate(records) if record.query is not None]
+    expected: dict[str, list[float]] = {}
+    for i in asking:
+        query, candidates = model.embed([dataset.read_item(i, "query")], "query"), records[i].candidates
+        relevant = np.array([[name == records[i].target_id for name in candidates]])
+        for score, values in plain_scores([query], [targets[name] for name in candidates]).items():
+            own = plain_metrics(values, relevant, [1, 3])
+            for name, (value,) in {"precision@1": own["recall@1"], **own}.items():
+                expected.setdefault(f"query_to_target/{score}/{name}", []).append(value)
+        chance = chance_metrics(torch.tensor([1]), len(candidates), [1, 3])
+        for name, value in {"precision@1": chance["recall@1"], **chance}.items():
+            expected.setdefault(f"query_to_target/chance/{name}", []).append(float(value))
+    assert among_candidates.keys() - expected.keys() == {"path_cosine", "queries", "targets", "candidates"}
+    for name, values in expected.items():
+        assert among_candidates[name] == pytest.approx(np.mean(values), abs=EQUAL), name
+    assert [among_candidates[name] for name in ("queries", "targets", "candidates")] == [7, 9, np.mean([2 + i for i in range(7)])]
+
+
+def test_targets_that_no_query_asks_for_leave_out_the_direction_that_would_ask_for_queries(among_candidates, metrics):
+    assert not any(name.startswith("target_to_query") for name in among_candidates)
+    assert any(name.startswith("target_to_query") for name in metrics)
+
+
 def test_path_cosine_is_the_mean_over_pairs_of_paths_and_both_sides(metrics, embedded):
     queries, _, targets, _ = embedded
     apart = ~np.eye(PATHS, dtype=bool)
@@ -77,38 +109,50 @@ def test_path_cosine_is_the_mean_over_pairs_of_paths_and_both_sides(metrics, emb
     assert abs(metrics["path_cosine"]) < 0.99
 
 
-def evaluate_as_rank(rank: int, world_size: int, port: int, export: Path, shards: Path, out: Path) -> None:
+def evaluate_as_rank(rank: int, world_size: int, port: int, export: Path, data_sets: list[Path], out: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    told = []
     with launched_ranks() as ranks:
         model = load_export(export)
-        embed, sizes = embed_on(model), []
+        embed = embed_on(model)
+        for shards in data_sets:
+            sizes = []
 
-        def counted(inputs):
-            sizes.append(len(inputs["input_ids"]))
-            return embed(inputs)
+            def counted(inputs, sizes=sizes):
+                sizes.append(len(inputs["input_ids"]))
+                return embed(inputs)
 
-        metrics = evaluate_shards(counted, ShardedDataset(shards), model.processor, SETTINGS, ranks.rank, ranks.world_size)
-    (out / f"{rank}.json").write_text(json.dumps({"metrics": metrics, "sizes": sizes}))
+            metrics = evaluate_shards(counted, ShardedDataset(shards), model.processor, SETTINGS, ranks.rank, ranks.world_size)
+            told.append({"metrics": metrics, "sizes": sizes})
+    (out / f"{rank}.json").write_text(json.dumps(told))
 
 
-def test_two_ranks_get_the_metrics_of_one_and_make_the_same_forward_passes(metrics, export, shards, tmp_path):
+def test_two_ranks_get_the_metrics_of_one_and_make_the_same_forward_passes(metrics, among_candidates, export, shards, candidate_shards, tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    torch.multiprocessing.spawn(evaluate_as_rank, (2, port, export, shards, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(evaluate_as_rank, (2, port, export, [shards, candidate_shards], tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    # Of 13 queries each rank holds 7, of 10 targets 5, in batches of 4; the last query of rank 1 is a filler.
-    assert first["sizes"] == [4, 3, 4, 1]
-    assert first["metrics"] == pytest.approx(metrics, abs=EQUAL, rel=1e-5)  # path_cosine comes from float32 embeddings of batches of other sizes
+    # Of 13 queries each rank holds 7, of 10 targets 5, in batches of 4; the last query of rank 1 is a filler. Of 7 queries 4, of 9 targets 5.
+    assert [told["sizes"] for told in first] == [[4, 3, 4, 1], [4, 4, 1]]
+    for told, alone in zip(first, (metrics, among_candidates), strict=True):
+        assert told["metrics"] == pytest.approx(alone, abs=EQUAL, rel=1e-5)  # path_cosine comes from float32 embeddings of batches of other sizes
 
 
-def test_progress_counts_every_item(export, shards):
-    seen = []
-    evaluate_export(export, shards, SETTINGS, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (QUERIES + TARGETS, QUERIES + TARGETS)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+def test_progress_counts_every_item_of_every_data_set(export, shards, candidate_shards):
+    seen: dict[str, list] = {}
+
+    def counter(description: str):
+        seen[description] = []
+        return lambda done, total: seen[description].append((done, total))
+
+    evaluate_export(export, [shards, candidate_shards], SETTINGS, counters=counter)
+    names = [f"embedding {path.parent.name}/shards" for path in (shards, candidate_shards)]
+    assert list(seen) == names
+    assert [seen[name][-1] for name in names] == [(QUERIES + TARGETS, QUERIES + TARGETS), (7 + 9, 7 + 9)]
+    assert all(counts == sorted(counts) for counts in seen.values())
 
 
 def test_a_damaged_sample_is_refused_by_name(export, shards, tmp_path):
@@ -118,4 +162,4 @@ def test_a_damaged_sample_is_refused_by_name(export, shards, tmp_path):
             data = data.replace(b"\x89PNG\r\n", b"\x89XXX\r\n", 1)
         (tmp_path / path.name).write_bytes(data)
     with pytest.raises(UserError, match="must be sound.*sample"):
-        evaluate_export(export, tmp_path, SETTINGS)
+        evaluate_export(export, [tmp_path], SETTINGS)

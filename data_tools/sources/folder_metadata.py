@@ -1,0 +1,89 @@
+"""Captions in the metadata files of Hugging Face's image folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pdfx.errors import UserError
+
+from .cells import Problem, text_of
+from .folder_files import METADATA_NAMES, listings
+from .rows import Row, Rows, listed, open_rows, require_columns
+
+_FILE_NAME = "file_name"
+_CAPTION_COLUMNS = ("text", "caption", "captions")
+
+
+class MetadataCaptions:
+    """Rows with the values ``picture`` (its name below the folder), ``caption`` and ``is_one_of_several``.
+
+    Args:
+        folder: metadata files are looked for in it and in all folders in it; each names pictures relative to its own folder.
+        text: the column of captions, each a text or a list of texts.
+
+    Raises:
+        UserError: a metadata file cannot be read, lacks ``file_name``, or its column of captions cannot be told.
+    """
+
+    def __init__(self, folder: Path, text: str | None):
+        self.folder = folder
+        self.files: list[tuple[Path, Rows, str]] = []
+        for place, names in listings(folder):
+            for name in names:
+                if name in METADATA_NAMES:
+                    rows = open_rows(place / name)
+                    require_columns(rows, [_FILE_NAME], "Hugging Face's image folder layout")
+                    self.files.append((place, rows, _caption_column(rows, text)))
+
+    def identity(self) -> list[list]:
+        return [[path.relative_to(self.folder).as_posix(), path.stat().st_size] for _, rows, _ in self.files for path in rows.files]
+
+    def total(self) -> int | None:
+        """None where pictures have lists of captions, as told by the first row."""
+        totals = []
+        for _, rows, text in self.files:
+            first = next(rows.read(0, [text]), None)
+            is_list = first is not None and first.values is not None and isinstance(first.values.get(text), list)
+            totals.append(None if is_list else rows.total())
+        return None if None in totals else sum(totals)
+
+    def read(self, start: int = 0) -> Iterator[Row]:
+        return islice(self._read(), start, None)
+
+    def _read(self) -> Iterator[Row]:
+        for place, rows, text in self.files:
+            for row in rows.read(0, [_FILE_NAME, text]):
+                if row.problem is not None:
+                    yield row
+                    continue
+                captions = row.values.get(text)
+                captions = captions if isinstance(captions, list) and captions else [captions]
+                for caption in captions:
+                    try:
+                        values = {**self._pair(place, row.values, text, caption), "is_one_of_several": len(captions) > 1}
+                        yield Row(row.origin, values, raw=row.raw)
+                    except Problem as error:
+                        yield Row(row.origin, None, str(error), row.raw)
+
+    def _pair(self, place: Path, values: dict[str, Any], text: str, caption: Any) -> dict[str, Any]:
+        name = text_of(values.get(_FILE_NAME), _FILE_NAME)
+        if not name:
+            raise Problem(f"'{_FILE_NAME}' is empty")
+        caption = text_of(caption or None, text)
+        if not caption.strip():
+            raise Problem(f"'{text}' is empty: the picture {name} has no caption")
+        return {"picture": (place.relative_to(self.folder) / name).as_posix(), "caption": caption}
+
+
+def _caption_column(rows: Rows, text: str | None) -> str:
+    if text is not None:
+        require_columns(rows, [text], f"text={text}")
+        return text
+    candidates = [name for name in rows.columns if name != _FILE_NAME]
+    named = [name for name in _CAPTION_COLUMNS if name in candidates]
+    if len(named) == 1 or len(candidates) == 1:
+        return (named or candidates)[0]
+    raise UserError(f"Which column of {rows.files[0]} holds the captions is not clear; say it as in text=COLUMN. There are: {listed(candidates)}.")

@@ -1,0 +1,45 @@
+"""JSONL files of the project's own schema: one record per line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from pdfx.data.schema import Record, explain
+
+from .base import SourceRecord, file_identity
+from .files import Paths, input_files
+from .lines import JSONL_ENDINGS, Line, count_lines, read_lines
+
+
+class JsonlSource:
+    """Records of ``pdfx.data.schema.Record``, one per line; blank lines are skipped.
+
+    Args:
+        paths: a file, several files, or a directory of ``.jsonl`` and ``.jsonl.gz`` files.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+
+    def __init__(self, paths: Paths):
+        self.files = input_files(paths, JSONL_ENDINGS)
+
+    def identity(self) -> dict:
+        return {"format": "jsonl", "files": file_identity(self.files)}
+
+    def total(self) -> int | None:
+        return count_lines(self.files)
+
+    def records(self, start: int = 0) -> Iterator[SourceRecord]:
+        return map(_to_record, read_lines(self.files, start))
+
+
+def _to_record(line: Line) -> SourceRecord:
+    if line.problem is not None:
+        return SourceRecord(line.origin, problem=line.problem, raw=line.raw)
+    try:
+        return SourceRecord(line.origin, Record.model_validate_json(line.data), raw=line.raw)
+    except ValidationError as error:
+        return SourceRecord(line.origin, problem=explain(error).removesuffix("."), raw=line.raw)

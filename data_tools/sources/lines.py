@@ -1,0 +1,101 @@
+"""Reading files line by line in bounded memory, whatever they hold."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from pdfx.errors import UserError
+
+JSONL_ENDINGS = (".jsonl", ".jsonl.gz")
+LINE_LIMIT = 1 << 26
+"""Bytes of the longest line that is read; a longer one is most often a file that is no text at all."""
+_COUNTED_BYTES = 1 << 30
+"""Files of more bytes than this in all are not counted beforehand."""
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_RAW_CHARACTERS = 2000
+
+
+class Line(NamedTuple):
+    """One line that is not blank.
+
+    Attributes:
+        origin: file and line number, for messages.
+        data: its bytes without surrounding white space; of a line that is too long only the beginning.
+        problem: the part of a sentence that says why the line cannot be used; None where it can.
+    """
+
+    origin: str
+    data: bytes
+    problem: str | None
+
+    @property
+    def raw(self) -> str:
+        return shortened(self.data[: 4 * _RAW_CHARACTERS].decode("utf-8", errors="replace"))
+
+
+def shortened(text: str) -> str:
+    """What a quarantine file shows of a record: its beginning."""
+    return text if len(text) <= _RAW_CHARACTERS else f"{text[:_RAW_CHARACTERS]}..."
+
+
+def read_lines(files: list[Path], start: int = 0) -> Iterator[Line]:
+    """The lines of all files that are not blank, from number ``start`` on (blank ones are not counted). Files that end in .gz are unpacked.
+
+    Raises:
+        UserError: a compressed file is damaged, so that what follows cannot be found.
+    """
+    seen = 0
+    for path in files:
+        with open_input(path) as stream:
+            for number, (data, is_whole) in enumerate(bounded_lines(stream), start=1):
+                data = data.strip()
+                if is_whole and not data:
+                    continue
+                seen += 1
+                if seen > start:
+                    yield Line(f"{path} line {number}", data, None if is_whole else too_long())
+
+
+def count_lines(files: list[Path]) -> int | None:
+    """How many lines ``read_lines`` yields; None where counting would mean unpacking or reading very much."""
+    return sum(1 for _ in read_lines(files)) if is_cheap_to_read(files, _COUNTED_BYTES) else None
+
+
+def is_cheap_to_read(files: list[Path], most_bytes: int) -> bool:
+    return all(path.suffix != ".gz" for path in files) and sum(path.stat().st_size for path in files) <= most_bytes
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, after its UTF-8 byte order mark where it has one, and unpacked where its name ends in .gz.
+
+    Raises:
+        UserError: while it is read, a compressed file turns out to be damaged.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            if stream.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
+                stream.seek(0)
+            yield stream
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"The compressed file {path} is damaged ({error}); fetch or write it again.") from None
+
+
+def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """(line, True), or (the beginning of a line that is too long, False)."""
+    while data := stream.readline(LINE_LIMIT):
+        if len(data) < LINE_LIMIT or data.endswith(b"\n"):
+            yield data, True
+            continue
+        while (rest := stream.readline(LINE_LIMIT)) and not rest.endswith(b"\n"):
+            pass
+        yield data[: 4 * _RAW_CHARACTERS], False
+
+
+def too_long() -> str:
+    return f"it is a line of more than {LINE_LIMIT >> 20} MiB"

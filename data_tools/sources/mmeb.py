@@ -1,0 +1,196 @@
+"""MMEB, the data that VLM2Vec is trained and evaluated on: one data set of its training or of its evaluation data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+from pdfx.errors import UserError
+from pdfx.evaluate.mmeb import find_set
+
+from .base import SourceRecord, file_identity
+from .cells import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
+from .files import Paths, has_ending, input_files
+from .image_markers import has_marker, without_markers
+from .rows import TABLE_ENDINGS, Row, listed, open_rows, raw_of
+
+TRAINING = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
+EVALUATION = ("qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path")
+"""The newer files hold the instructions apart (``qry_inst``, ``tgt_inst``); the older ones within the texts."""
+_IDENTITY_BYTES = 8
+"""Lists of candidates are long, so identities are short: 11 letters. Where shards are read, they are hashed to as many bits."""
+_PART_OF_SPLIT = re.compile(r"-[0-9]+-of-[0-9]+$")
+
+
+class MmebSource:
+    """Records of one data set of MMEB; which of the two layouts it has is told from its columns.
+
+    Training: a query, its target, and a hard negative where there is one. Evaluation: a query and the list of its candidates, of which the first is right;
+    each query gives a record with ``candidates``, and after these each candidate that is no query's target gives one without a query. A candidate is known
+    by its text and the path of its image, so equal ones are one, whichever list they stand in. Markers such as ``<|image_1|>`` are taken out of all texts.
+
+    Args:
+        paths: parquet or JSONL: a file, several files, or the directory of one data set.
+        split: which files of a directory are read, by the beginning of their names; needed where they have several, as MMEB's training data has
+            ``original`` and ``diverse_instruction``.
+
+    Raises:
+        UserError: a file cannot be read, the split is missing or not said, or the columns are of neither layout.
+    """
+
+    def __init__(self, paths: Paths, split: str | None = None):
+        self.split = split
+        self.rows = open_rows(_files_of_split(paths, split))
+        present = set(self.rows.columns)
+        if present.issuperset(("qry", "pos_text")):
+            self.is_evaluation, columns = False, TRAINING
+        elif present.issuperset(("qry_text", "tgt_text")):
+            self.is_evaluation, columns = True, EVALUATION
+        else:
+            raise UserError(
+                f"{self.rows.files[0]} is no data set of MMEB: it has the columns {listed(self.rows.columns)}, and neither 'qry' and 'pos_text', as for "
+                "training, nor 'qry_text' and 'tgt_text', as for evaluation."
+            )
+        self.columns = [name for name in columns if name in present]
+
+    def identity(self) -> dict:
+        return {"format": "mmeb", "files": file_identity(self.rows.files), "split": self.split}
+
+    def total(self) -> int | None:
+        return None if self.is_evaluation else self.rows.total()
+
+    def records(self, start: int = 0) -> Iterator[SourceRecord]:
+        if self.is_evaluation:
+            return islice(self._queries_and_candidates(), start, None)
+        return (as_record(row, _training_fields) for row in self.rows.read(start, self.columns))
+
+    def _queries_and_candidates(self) -> Iterator[SourceRecord]:
+        asked: set[str] = set()
+        wanted: set[str] = set()
+        for row in self.rows.read(0, self.columns):
+            source = as_record(row, _query_fields)
+            if source.record is not None:
+                asked.add(source.record.target_id)
+                wanted.update(source.record.candidates)
+            yield source
+        wanted -= asked
+        if wanted:
+            yield from self._candidates(wanted)
+
+    def _candidates(self, wanted: set[str]) -> Iterator[SourceRecord]:
+        """Each candidate of these identities, as it first comes."""
+        for row in self.rows.read(0, self.columns):
+            try:
+                candidates = _candidates_of(row.values or {})
+            except Problem:
+                continue
+            for identity, (place, side) in candidates.items():
+                if identity in wanted:
+                    wanted.remove(identity)
+                    yield as_record(Row(f"{row.origin} candidate {place + 1}", {}, raw=raw_of(side)), partial(_alone, identity, side))
+
+
+def _training_fields(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    query = _side(values.get("qry"), values.get("qry_image_path"), "qry", "qry_image_path", pictures)
+    target = _side(values.get("pos_text"), values.get("pos_image_path"), "pos_text", "pos_image_path", pictures)
+    negatives = _places(values, "neg_text", "neg_image_path")
+    return {"query": query, "target": target, "negatives": [_side(*place, "neg_text", "neg_image_path", pictures) for place in negatives if any(place)]}
+
+
+def _query_fields(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    candidates = _candidates_of(values)
+    right, (_, target) = next(iter(candidates.items()))
+    text = _joined(values.get("qry_inst"), "qry_inst", values.get("qry_text"), "qry_text")
+    query = _side(text, values.get("qry_img_path"), "qry_text", "qry_img_path", pictures)
+    return {"query": query, "target": target, "target_id": right, "candidates": list(candidates)}
+
+
+def _candidates_of(values: dict[str, Any]) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Place in the lists and content of each candidate, by identity; the first is the right one.
+
+    Raises:
+        Problem: there is none, or one cannot be used.
+    """
+    candidates: dict[str, tuple[int, dict[str, Any]]] = {}
+    instruction = values.get("tgt_inst")
+    for place, (text, image) in enumerate(_places(values, "tgt_text", "tgt_img_path")):
+        try:
+            if not isinstance(image, str | None):
+                raise Problem(f"'tgt_img_path' is {shown(image)}: it must be the path of an image")
+            identity, side = _candidate(_joined(instruction, "tgt_inst", text, "tgt_text"), image or "")
+        except Problem as error:
+            raise Problem(f"of candidate {place + 1}, {error}") from None
+        candidates.setdefault(identity, (place, side))
+    if not candidates:
+        raise Problem("'tgt_text' is empty: the query has no candidates")
+    return candidates
+
+
+@lru_cache(maxsize=1 << 16)
+def _candidate(text: str, image: str) -> tuple[str, dict[str, Any]]:
+    """Identity and content; the same few stand in list after list. May raise Problem."""
+    side = _side(text, image, "tgt_text", "tgt_img_path", Pictures())
+    digest = hashlib.blake2b(digest_size=_IDENTITY_BYTES)
+    for part in (side["text"], image):
+        digest.update(len(part.encode()).to_bytes(8, "little") + part.encode())
+    return base64.urlsafe_b64encode(digest.digest()).decode().rstrip("="), side
+
+
+def _places(values: dict[str, Any], text_field: str, image_field: str) -> list[tuple[Any, Any]]:
+    """(text, path of an image) at each place of two lists of one length; a plain value is a list of one, and an empty list fits any other."""
+    texts, images = (value if isinstance(value, list) else [] if is_missing(value) else [value] for value in (values.get(text_field), values.get(image_field)))
+    if texts and images and len(texts) != len(images):
+        raise Problem(f"'{text_field}' has {len(texts)} texts and '{image_field}' {len(images)} paths; there must be as many of each, empty ones included")
+    return list(zip_longest(texts, images))
+
+
+def _joined(instruction: Any, instruction_field: str, text: Any, text_field: str) -> str:
+    return " ".join(filter(None, (text_of(instruction, instruction_field).strip(), text_of(text, text_field).strip())))
+
+
+def _side(text: Any, image: Any, text_field: str, image_field: str, pictures: Pictures) -> dict[str, Any]:
+    text, names = text_of(text, text_field), pictures.names(image, image_field)
+    if has_marker(text) and not names:
+        raise Problem(f"'{text_field}' marks the place of an image, and '{image_field}' is empty")
+    return side_of(without_markers(text), names, f"{text_field}', '{image_field}")
+
+
+def _alone(identity: str, side: dict[str, Any], values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    return {"target": side, "target_id": identity}
+
+
+def _files_of_split(paths: Paths, split: str | None) -> list[Path]:
+    """The files of one split.
+
+    Raises:
+        UserError: there is none, there are several and none is named, or a directory holds data sets instead of files.
+    """
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        _require_one_data_set(Path(path))
+    files = input_files(paths, TABLE_ENDINGS)
+    by_split: dict[str, list[Path]] = {}
+    for path in files:
+        by_split.setdefault(_split_of(path), []).append(path)
+    if split is None and len(by_split) > 1:
+        raise UserError(f"{files[0].parent} holds the splits {', '.join(by_split)}; say which one is wanted, as in split={next(iter(by_split))}.")
+    if split is not None and split not in by_split:
+        raise UserError(f"There is no split '{split}' in {files[0].parent}; there are {', '.join(by_split)}.")
+    return files if split is None else by_split[split]
+
+
+def _split_of(path: Path) -> str:
+    stem = path.name.partition(".")[0]
+    return _PART_OF_SPLIT.sub("", stem)
+
+
+def _require_one_data_set(path: Path) -> None:
+    if path.is_dir() and not any(has_ending(child, TABLE_ENDINGS) for child in path.iterdir()):
+        known = sorted(child.name for child in path.iterdir() if child.is_dir() and find_set(child.name))
+        if known:
+            raise UserError(f"{path} holds {len(known)} data sets of MMEB ({', '.join(known)}); build each by itself, as in {path / known[0]}.")

@@ -1,0 +1,140 @@
+"""The formats that shards are built from, by name, with their options. A format's module is imported when it is used."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pdfx.errors import UserError
+
+from .base import Source
+from .detect import guess_format
+from .options import Option, number, one_of, whole_number, yes_or_no
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to lay records out.
+
+    Attributes:
+        summary: what it is, in a few words.
+        source: where its importer is: module and class.
+        options: what can be set, by name; each is an argument of the class.
+    """
+
+    summary: str
+    source: str
+    options: dict[str, Option] = field(default_factory=dict)
+
+    def open(self, path: Path, values: dict) -> Source:
+        module, _, name = self.source.partition(":")
+        return getattr(importlib.import_module(f".{module}", __package__), name)(path, **values)
+
+
+_MOST_NEGATIVES = Option("so many hard negatives of each record are kept; all by default", whole_number)
+_POSITIVES = Option("'first' (default): one record, with the first positive; 'each': one record for each positive", one_of("first", "each"))
+_DELIMITER = Option("what separates the cells of CSV; a comma by default, a tab in .tsv files")
+_QUOTES = Option("'no' where quotation marks in CSV and TSV are part of the text", yes_or_no)
+
+FORMATS: dict[str, Format] = {
+    "jsonl": Format("one record per line, with the project's own keys (.jsonl, .jsonl.gz)", "jsonl:JsonlSource"),
+    "folder": Format(
+        "a folder of pictures with captions in text files beside them, or in Hugging Face's metadata files",
+        "folder:FolderSource",
+        {
+            "query": Option("which side is the query: 'text' (default) or 'image'", one_of("text", "image")),
+            "captions": Option("'file' (default): a text file is one caption; 'lines': each of its lines is one", one_of("file", "lines")),
+            "text": Option("column of captions in metadata files"),
+        },
+    ),
+    "table": Format(
+        "parquet, CSV, TSV or JSONL of any columns, which the options name",
+        "table:TableSource",
+        {
+            "query.text": Option("column of the query's text; several are separated by commas"),
+            "query.images": Option("column of the query's pictures: paths, bytes, or Hugging Face's {'bytes', 'path'}, or lists of them"),
+            "target.text": Option("column of the target's text"),
+            "target.images": Option("column of the target's pictures"),
+            "negatives.text": Option("columns of the texts of hard negatives, one or a list in each"),
+            "negatives.images": Option("columns of the pictures of hard negatives, one or a list in each"),
+            "target_id": Option("column of the target's identity"),
+            "key": Option("column of the record's key"),
+            "candidates": Option("column of the lists of identities that an evaluation searches in"),
+            "delimiter": _DELIMITER,
+            "quotes": _QUOTES,
+        },
+    ),
+    "columns": Format(
+        "parquet, CSV, TSV or JSONL with the columns of sentence-transformers: anchor, positive, negatives",
+        "columns:ColumnsSource",
+        {
+            "columns": Option("anchor, positive and negatives in this order, separated by commas, where the table's own columns are others"),
+            "images": Option("those columns whose texts are paths of pictures, separated by commas"),
+            "label": Option("column that says how similar a pair is; 'none': every row is a positive pair"),
+            "min_label": Option("lowest label of a positive pair; needed where there are labels", number),
+            "negatives": _MOST_NEGATIVES,
+            "delimiter": _DELIMITER,
+            "quotes": _QUOTES,
+        },
+    ),
+    "swift": Format(
+        "ms-swift's JSONL for embedding models: messages, positive_messages, negative_messages, each with images",
+        "swift:SwiftSource",
+        {
+            "positives": _POSITIVES,
+            "negatives": _MOST_NEGATIVES,
+            "min_label": Option("lowest label of a positive pair, for lines that have a label; 0.5 by default", number),
+        },
+    ),
+    "tevatron": Format(
+        "Tevatron's queries, which name positives and negatives by id, and its corpus",
+        "tevatron:TevatronSource",
+        {
+            "corpus": Option("file or directory of the documents"),
+            "documents": Option("'named' (default), or 'all': the rest of the corpus too, to be searched in", one_of("named", "all")),
+            "positives": _POSITIVES,
+            "negatives": _MOST_NEGATIVES,
+            "missing_negatives": Option("'problem' (default): a query that names one is not used; 'skip': it is, without it", one_of("problem", "skip")),
+        },
+    ),
+    "mmeb": Format(
+        "one data set of MMEB's training or evaluation data, on which VLM2Vec is trained and evaluated",
+        "mmeb:MmebSource",
+        {"split": Option("which of several splits in a directory is read, such as 'original' or 'diverse_instruction'")},
+    ),
+}
+
+
+def open_source(name: str, path: Path, options: Mapping[str, str] | None = None) -> Source:
+    """The source at ``path``.
+
+    Args:
+        name: one of ``FORMATS``, or ``auto``: told from what the path holds.
+        options: of the format, as given on a command line.
+
+    Raises:
+        UserError: there is no such path, format or option, an option has a wrong value, or what the source says.
+    """
+    if not path.exists():
+        raise UserError(f"There is no input {path}; name a file or a directory of records.")
+    if name != "auto" and name not in FORMATS:
+        raise UserError(f"There is no format '{name}'; did you mean '{_nearest(name, FORMATS)}'? There are auto, {', '.join(FORMATS)}.")
+    chosen = guess_format(path, list(FORMATS)) if name == "auto" else name
+    known = FORMATS[chosen].options
+    values = {}
+    for option, text in (options or {}).items():
+        if option not in known:
+            hint = f"did you mean '{_nearest(option, known)}'? It has {', '.join(known)}." if known else "it has none."
+            raise UserError(f"The format {chosen} has no option '{option}'; {hint}")
+        try:
+            values[option] = known[option].parse(text)
+        except ValueError as error:
+            raise UserError(f"The option {option}={text} of the format {chosen} cannot be used: {error}.") from None
+    return FORMATS[chosen].open(path, values)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]

@@ -1,0 +1,117 @@
+"""Rows of named values from whichever kind of table: JSONL, CSV and TSV, or parquet."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pdfx.errors import UserError
+
+from .files import Paths, has_ending, input_files
+from .lines import JSONL_ENDINGS, shortened
+
+DELIMITED_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+PARQUET_ENDINGS = (".parquet",)
+TABLE_ENDINGS = (*PARQUET_ENDINGS, *DELIMITED_ENDINGS, *JSONL_ENDINGS)
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a table, or why there is none.
+
+    Attributes:
+        origin: file and number of line or row, for messages.
+        values: by column; None where ``problem`` says why.
+        problem: the part of a sentence that says why the row cannot be used; None where it can.
+        raw: what a quarantine file shows of it.
+    """
+
+    origin: str
+    values: dict[str, Any] | None
+    problem: str | None = None
+    raw: str = ""
+
+
+class Rows(Protocol):
+    """The rows of files of one kind.
+
+    Attributes:
+        columns: names that every file has, in the order of the first; of JSONL, the keys of the first lines.
+    """
+
+    files: list[Path]
+    columns: list[str]
+
+    def total(self) -> int | None:
+        """How many rows there are, where that is cheap to know."""
+
+    def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
+        """The rows from number ``start`` on, with the values of these columns at least."""
+
+
+def open_rows(paths: Paths, delimiter: str | None = None, quotes: bool = True) -> Rows:
+    """The rows of a file, of several files of one kind, or of a directory of them.
+
+    Args:
+        delimiter: what separates the cells of CSV; by default a comma, and a tab in files that are named .tsv.
+        quotes: whether quotation marks around a cell of CSV or TSV are not part of it.
+
+    Raises:
+        UserError: a file cannot be read, is damaged, or is of another kind than the first one.
+    """
+    files = input_files(paths, TABLE_ENDINGS)
+    kinds = {_kind(path): path for path in files}
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise UserError(f"{first} is {one} and {second} is {other}; give files of one kind in one build.")
+    kind = next(iter(kinds))
+    # Each kind's reader is imported where it is needed, since pyarrow is slow to import.
+    if kind == "JSONL":
+        from .rows_jsonl import JsonlRows
+
+        return JsonlRows(files)
+    if kind == "parquet":
+        from .rows_parquet import ParquetRows
+
+        return ParquetRows(files)
+    from .rows_delimited import DelimitedRows
+
+    return DelimitedRows(files, delimiter, quotes)
+
+
+def _kind(path: Path) -> str:
+    for kind, endings in (("JSONL", JSONL_ENDINGS), ("CSV or TSV", DELIMITED_ENDINGS), ("parquet", PARQUET_ENDINGS)):
+        if has_ending(path, endings):
+            return kind
+    raise UserError(f"{path} is no table that can be read; its name must end in one of {', '.join(TABLE_ENDINGS)}.")
+
+
+def require_columns(rows: Rows, wanted: Iterable[str], why: str) -> None:
+    """Raises UserError where the files lack one of the columns; ``why`` says who wants them."""
+    for name in wanted:
+        if name not in rows.columns:
+            nearest = difflib.get_close_matches(name, rows.columns, n=1, cutoff=0.5)
+            hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+            raise UserError(f"There is no column '{name}' in {rows.files[0]}{others(rows.files)}, which {why} names.{hint} There are: {listed(rows.columns)}.")
+
+
+def common_columns(columns_of: list[list[str]]) -> list[str]:
+    """The names that every file has, in the order of the first."""
+    return [name for name in columns_of[0] if all(name in columns for columns in columns_of[1:])]
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+def others(files: list[Path]) -> str:
+    return f" and {len(files) - 1} more" if len(files) > 1 else ""
+
+
+def raw_of(values: dict[str, Any]) -> str:
+    """A row as JSON, with bytes told by their number."""
+    return shortened(json.dumps(values, ensure_ascii=False, default=lambda value: f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)))

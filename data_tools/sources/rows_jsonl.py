@@ -1,0 +1,40 @@
+"""The objects of JSONL files as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from pydantic_core import from_json
+
+from .lines import Line, count_lines, read_lines
+from .rows import Row
+
+_SAMPLED_LINES = 1000
+
+
+class JsonlRows:
+    """Implements ``rows.Rows``. ``columns`` are the keys of the first thousand lines."""
+
+    def __init__(self, files: list[Path]):
+        self.files = files
+        self.columns = list(dict.fromkeys(key for row in islice(self.read(), _SAMPLED_LINES) for key in row.values or ()))
+
+    def total(self) -> int | None:
+        return count_lines(self.files)
+
+    def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
+        return map(_to_row, read_lines(self.files, start))
+
+
+def _to_row(line: Line) -> Row:
+    if line.problem is not None:
+        return Row(line.origin, None, line.problem, line.raw)
+    try:
+        values = from_json(line.data)
+    except ValueError as error:
+        return Row(line.origin, None, f"it is no valid JSON ({str(error).replace('at line 1 column', 'at column')})", line.raw)
+    if not isinstance(values, dict):
+        return Row(line.origin, None, "it is no JSON object, which stands in braces", line.raw)
+    return Row(line.origin, values, None, line.raw)

@@ -1,0 +1,130 @@
+"""JSONL files of ms-swift for embedding models: conversations as anchor, positives and negatives, with a list of pictures for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .base import SourceRecord, file_identity
+from .cells import Pictures, Problem, as_record, is_missing, list_of, shown, side_of
+from .files import Paths
+from .image_markers import without_markers
+from .labels import Labels
+from .rows import Row, open_rows
+
+_TAG = "<image>"
+_OUTER_TAGS = re.compile(rf"\A(?:\s*{_TAG})+|(?:{_TAG}\s*)+\Z")
+_UNREADABLE_TAGS = ("<video>", "<audio>")
+_LABEL = "label"
+
+
+class SwiftSource:
+    """Records from ``messages``, ``positive_messages`` and ``negative_messages``, with ``images``, ``positive_images`` and ``negative_images``.
+
+    The contents of a conversation's messages are joined by line breaks, a system message first. Each ``<image>`` in them stands for the next picture of the
+    conversation's list; the pictures become those of the side, and tags at the ends of the text are removed, and those
+    within it become words as ``image_markers`` says.
+
+    Args:
+        paths: JSONL (or parquet): a file, several files, or a directory of them.
+        positives: ``first``: a line gives one record, with its first positive. ``each``: one record for each positive.
+        negatives: so many negatives of each line are kept.
+        min_label: a line whose ``label`` is lower is no positive pair, and so not used.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+
+    def __init__(self, paths: Paths, positives: str = "first", negatives: int | None = None, min_label: float = 0.5):
+        self.rows = open_rows(paths)
+        self.positives, self.negatives = positives, negatives
+        self.labels = Labels(min_label)
+
+    def identity(self) -> dict:
+        settings = {"positives": self.positives, "negatives": self.negatives, "min_label": self.labels.least}
+        return {"format": "swift", "files": file_identity(self.rows.files), **settings}
+
+    def total(self) -> int | None:
+        return self.rows.total() if self.positives == "first" else None
+
+    def records(self, start: int = 0) -> Iterator[SourceRecord]:
+        if self.positives == "first":
+            return (self._record(row, 0) for row in self.rows.read(start))
+        places = ((row, number) for row in self.rows.read() for number in range(_count_positives(row)))
+        return (self._record(row, number) for place, (row, number) in enumerate(places) if place >= start)
+
+    def _record(self, row: Row, positive: int) -> SourceRecord:
+        return as_record(row, lambda values, pictures: self._fields(values, pictures, positive))
+
+    def _fields(self, values: dict[str, Any], pictures: Pictures, positive: int) -> dict[str, Any]:
+        if values.get(_LABEL) is not None:
+            self.labels.require(values[_LABEL], _LABEL)
+        if is_missing(values.get("messages")):
+            raise Problem("'messages' is missing or empty: there is no query")
+        targets = _conversations(values, "positive", pictures, [positive])
+        if not targets:
+            raise Problem("'positive_messages' is missing or empty: there is no target")
+        return {
+            "query": _conversation(values.get("messages"), values.get("images"), ("messages", "images"), pictures),
+            "target": targets[0],
+            "negatives": _conversations(values, "negative", pictures, range(self.negatives) if self.negatives is not None else None),
+        }
+
+
+def _count_positives(row: Row) -> int:
+    """How many records a row gives: one that tells its problem where it has no usable list of positives."""
+    messages = row.values.get("positive_messages") if row.values is not None else None
+    return len(messages) if isinstance(messages, list) and messages else 1
+
+
+def _conversations(values: dict[str, Any], side: str, pictures: Pictures, wanted: Iterable[int] | None) -> list[dict[str, Any]]:
+    """The sides of ``positive_messages`` or ``negative_messages``, each with its list of pictures: those whose numbers are wanted, or all."""
+    messages_field, images_field = f"{side}_messages", f"{side}_images"
+    conversations, images = list_of(values.get(messages_field), messages_field), list_of(values.get(images_field), images_field)
+    if images and len(images) != len(conversations):
+        raise Problem(f"'{messages_field}' has {len(conversations)} conversations and '{images_field}' {len(images)} lists; there must be as many of each")
+    numbers = range(len(conversations)) if wanted is None else [number for number in wanted if number < len(conversations)]
+    return [
+        _conversation(conversations[number], images[number] if images else None, (f"{messages_field}.{number}", f"{images_field}.{number}"), pictures)
+        for number in numbers
+    ]
+
+
+def _conversation(messages: Any, images: Any, fields: tuple[str, str], pictures: Pictures) -> dict[str, Any]:
+    messages_field, images_field = fields
+    texts, inline = [], []
+    for number, message in enumerate(list_of(messages, messages_field)):
+        field = f"{messages_field}.{number}"
+        if not isinstance(message, dict) or "content" not in message:
+            raise Problem(f"'{field}' is {shown(message)}: it must be an object with 'role' and 'content'")
+        text, own = _content(message["content"], f"{field}.content", pictures)
+        texts.append(text)
+        inline += own
+    text = "\n".join(texts)
+    for tag in _UNREADABLE_TAGS:
+        if tag in text:
+            raise Problem(f"'{messages_field}' has the tag {tag}; only texts and pictures can be read")
+    names = pictures.names(images, images_field)
+    if inline and names:
+        raise Problem(f"'{messages_field}' holds pictures itself, so '{images_field}' must be empty")
+    if text.count(_TAG) != len(names):
+        raise Problem(f"'{messages_field}' has {text.count(_TAG)} tags {_TAG} and '{images_field}' {len(names)} pictures; there must be as many of each")
+    return side_of(without_markers(_OUTER_TAGS.sub("", text)), inline or names, messages_field)
+
+
+def _content(content: Any, field: str, pictures: Pictures) -> tuple[str, list[str]]:
+    """The text of a message and the pictures that it holds itself: content is a text, or a list of parts as chat interfaces take them."""
+    if isinstance(content, str):
+        return content, []
+    text, names = "", []
+    for number, part in enumerate(list_of(content, field)):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            text += part["text"]
+        elif kind in ("image", "image_url"):
+            value = part.get(kind)
+            names += pictures.names(value.get("url") if isinstance(value, dict) and "url" in value else value, f"{field}.{number}")
+        else:
+            raise Problem(f"'{field}.{number}' is {shown(part)}: it must be a part of type 'text' or 'image'")
+    return text, names

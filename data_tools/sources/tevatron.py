@@ -1,0 +1,171 @@
+"""The layout of Tevatron: queries that name their positive and negative documents by id, and a corpus of documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from pdfx.errors import UserError
+
+from .base import SourceRecord, file_identity
+from .cells import Pictures, Problem, as_record, identity_of, is_missing, list_of, shown, side_of, text_of
+from .corpus import Corpus, Document
+from .files import Paths
+from .rows import Row, open_rows, require_columns
+
+_DOCUMENT_COLUMNS = ("docid", "title", "document_text", "text", "document_image", "image")
+_QUERY_COLUMNS = ("query_text", "query", "query_image")
+_NAMED = ("positive_document_ids", "negative_document_ids")
+_INLINE = ("positive_passages", "negative_passages")
+
+
+class TevatronSource:
+    """Records from queries and a corpus. A target's identity is its ``docid``.
+
+    Queries have ``query_text`` and ``query_image``, and name their documents in ``positive_document_ids`` and ``negative_document_ids``; documents have
+    ``docid``, ``document_text`` and ``document_image``. The names ``query``, ``text`` and ``image`` are read too, and a ``title`` is put before the text.
+    Queries in the older layout, which hold ``positive_passages`` and ``negative_passages`` themselves, need no corpus.
+
+    Args:
+        queries: JSONL, parquet, CSV: a file, several files of one kind, or a directory of them.
+        corpus: likewise. It is unpacked into a temporary file at first.
+        positives: ``first``: a query gives one record, with its first positive. ``each``: one record for each positive.
+        negatives: so many negatives of each query are kept.
+        missing_negatives: ``problem``: a query with a negative that the corpus lacks, or that is unusable, is not used. ``skip``: it is, without this negative.
+        documents: ``named``: only what queries name is read. ``all``: after the queries, each document that is the target of none gives a record without a
+            query, to be searched in.
+
+    Raises:
+        UserError: a file cannot be read, a column is missing, or there is no corpus where queries name documents by id.
+    """
+
+    def __init__(
+        self,
+        queries: Paths,
+        corpus: Paths | None = None,
+        positives: str = "first",
+        negatives: int | None = None,
+        missing_negatives: str = "problem",
+        documents: str = "named",
+    ):
+        self.queries = open_rows(queries)
+        self.settings = {"positives": positives, "negatives": negatives, "missing_negatives": missing_negatives, "documents": documents}
+        is_inline = _NAMED[0] not in self.queries.columns and _INLINE[0] in self.queries.columns
+        self.positive_field, self.negative_field = _INLINE if is_inline else _NAMED
+        if not is_inline:
+            require_columns(self.queries, _NAMED[:1], "the layout of Tevatron")
+            if corpus is None:
+                raise UserError(f"{self.queries.files[0]} names documents by id; say where these are, as in corpus=corpus.jsonl.")
+        elif documents == "all" and corpus is None:
+            raise UserError("documents=all needs a corpus; say where it is, as in corpus=corpus.jsonl.")
+        self.documents = open_rows(corpus) if corpus is not None else None
+        if self.documents is not None:
+            require_columns(self.documents, _DOCUMENT_COLUMNS[:1], "the layout of Tevatron")
+
+    def identity(self) -> dict:
+        files = {"files": file_identity(self.queries.files), "corpus": file_identity(self.documents.files) if self.documents is not None else None}
+        return {"format": "tevatron", **files, **self.settings}
+
+    def total(self) -> int | None:
+        is_known = self.settings["positives"] == "first" and self.settings["documents"] == "named"
+        return self.queries.total() if is_known else None
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return Corpus(self.documents, _document_side, [name for name in _DOCUMENT_COLUMNS if name in self.documents.columns])
+
+    def records(self, start: int = 0) -> Iterator[SourceRecord]:
+        return self._of_queries(start) if self.settings["documents"] == "named" else islice(self._with_rest(), start, None)
+
+    def _of_queries(self, start: int = 0) -> Iterator[SourceRecord]:
+        columns = [name for name in (*_QUERY_COLUMNS, self.positive_field, self.negative_field) if name in self.queries.columns]
+        if self.settings["positives"] == "first":
+            return (self._record(row, 0) for row in self.queries.read(start, columns))
+        places = ((row, positive) for row in self.queries.read(0, columns) for positive in range(self._count_positives(row)))
+        return (self._record(row, positive) for row, positive in islice(places, start, None))
+
+    def _with_rest(self) -> Iterator[SourceRecord]:
+        is_target = np.zeros(len(self.corpus), dtype=bool)
+        for source in self._of_queries():
+            if source.record is not None and (number := self.corpus.find(source.record.target_id or "")) is not None:
+                is_target[number] = True
+            yield source
+        for number in np.flatnonzero(~is_target).tolist():
+            yield self._without_query(number)
+
+    def _count_positives(self, row: Row) -> int:
+        """How many records a row gives: one that tells its problem where it has no usable list of positives."""
+        positives = row.values.get(self.positive_field) if row.values is not None else None
+        return len(positives) if isinstance(positives, list) and positives else 1
+
+    def _record(self, row: Row, positive: int) -> SourceRecord:
+        return as_record(row, partial(self._fields, positive))
+
+    def _fields(self, positive: int, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+        text = text_of(_first(values, "query_text", "query"), "query_text")
+        query = side_of(text, pictures.names(values.get("query_image"), "query_image"), "query_text")
+        positives = list_of(values.get(self.positive_field), self.positive_field)
+        if not positives:
+            raise Problem(f"'{self.positive_field}' is empty: the query has no target")
+        target = self._document(positives[positive], f"{self.positive_field}.{positive}", pictures)
+        return {"query": query, "target": target.side, "target_id": target.identity, "negatives": self._negatives(values, pictures)}
+
+    def _negatives(self, values: dict[str, Any], pictures: Pictures) -> list[dict[str, Any]]:
+        negatives, most = [], self.settings["negatives"]
+        for number, given in enumerate(list_of(values.get(self.negative_field), self.negative_field)):
+            if len(negatives) == most:
+                break
+            try:
+                document = self._document(given, f"{self.negative_field}.{number}", pictures)
+            except Problem:
+                if self.settings["missing_negatives"] == "problem":
+                    raise
+                continue
+            negatives.append({**document.side, "target_id": document.identity})
+        return negatives
+
+    def _document(self, given: Any, field: str, pictures: Pictures) -> Document:
+        """The document that a query names, or holds."""
+        if self.positive_field == _INLINE[0]:
+            if not isinstance(given, dict):
+                raise Problem(f"'{field}' is {shown(given)}: it must be an object with 'docid', 'title' and 'text'")
+            identity = identity_of(given["docid"], f"{field}.docid") if not is_missing(given.get("docid")) else None
+            return Document("", identity, _document_side(given, pictures))
+        identity = identity_of(given, field)
+        number = self.corpus.find(identity)
+        if number is None:
+            raise Problem(f"'{field}' names the document '{identity}', which is not in the corpus {self.documents.files[0]}")
+        document = self.corpus[number]
+        if document.problem is not None:
+            raise Problem(f"'{field}' names the document '{identity}' ({document.origin}), which cannot be used: {document.problem}")
+        pictures.held |= document.pictures
+        return document
+
+    def _without_query(self, number: int) -> SourceRecord:
+        document = self.corpus[number]
+        problem = document.problem
+        if problem is None and (first := self.corpus.find(document.identity)) != number:
+            problem = f"the docid '{document.identity}' is already that of {self.corpus[first].origin}"
+        if problem is not None:
+            return SourceRecord(document.origin, problem=problem, raw=document.raw)
+        return as_record(Row(document.origin, {}), partial(_alone, document))
+
+
+def _alone(document: Document, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    pictures.held |= document.pictures
+    return {"target": document.side, "target_id": document.identity}
+
+
+def _document_side(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    """Text and pictures of a document; a title is put before the text, as Tevatron does."""
+    parts = (text_of(values.get("title"), "title"), text_of(_first(values, "document_text", "text"), "document_text"))
+    return side_of(" ".join(filter(None, parts)), pictures.names(_first(values, "document_image", "image"), "document_image"), "document_text")
+
+
+def _first(values: dict[str, Any], *names: str) -> Any:
+    """The first of these values that is not empty."""
+    return next((values[name] for name in names if not is_missing(values.get(name))), None)

@@ -1,0 +1,81 @@
+"""The commands ``pdfx shards``. Whatever is slow to import is imported inside the command that needs it, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pdfx.cli_build import EXAMPLES, build
+from pdfx.cli_rearrange import MERGE_EXAMPLES, SPLIT_EXAMPLES, merge, split
+from pdfx.cli_shared import SHARDS_HELP, JsonOption, WorkersOption, example, give_json, prints_json, progress_bar, worker_count
+
+shards_app = typer.Typer(help="Build, check, describe, split and merge directories of samples.", no_args_is_help=True)
+shards_app.command(epilog=example(*EXAMPLES))(build)
+
+
+@shards_app.command(epilog=example("pdfx shards check shards/train", "pdfx shards check shards/train --full --workers 8 --json problems.json"))
+def check(
+    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
+    full: Annotated[bool, typer.Option("--full", help="Also read everything: checksums, offsets, keys, every record and picture.")] = False,
+    workers: WorkersOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Look for damage and print one sentence per problem. Quick by default: index, sizes of files, offsets, statistics, remains of unfinished builds.
+
+    Ends with 0 where the shards are sound, 1 where there are problems, and 2 on a mistake of the command line.
+    """
+    from data_tools.check import check_shards
+
+    quiet = prints_json(json_file)
+    with progress_bar() as bar:
+        problems = check_shards(shards, full, bar.counter("checking"), workers=worker_count(workers))
+    give_json({"shards": shards, "full": full, "sound": not problems, "problems": problems}, json_file)
+    if not quiet:
+        print("\n".join(problems) or f"{shards} is sound.")
+    if problems:
+        raise typer.Exit(1)
+
+
+@shards_app.command(
+    epilog=example(
+        "pdfx shards describe shards/train",
+        "pdfx shards describe shards/train --json description.json --contact-sheet pairs.png",
+        "pdfx shards describe shards/train --contact-sheet pairs.png --font NotoSansCJK-Regular.ttc",
+    )
+)
+def describe(
+    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
+    workers: WorkersOption = None,
+    json_file: JsonOption = None,
+    contact_sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Also draw some of the pairs, with their pictures and texts.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, max=500, help="Pairs on the contact sheet, drawn evenly over the shards.")] = 24,
+    font: Annotated[Path | None, typer.Option(help="Font file of the drawn texts. The default has most alphabets, but no CJK signs and no emoji.")] = None,
+) -> None:
+    """Print what the shards hold: counts, lengths, sizes of pictures, languages, and what is equal by content."""
+    from data_tools.contact_sheet import write_contact_sheet
+    from data_tools.describe import describe_shards
+    from data_tools.describe_tables import description_tables
+    from pdfx.files import require_folder
+
+    quiet = prints_json(json_file)
+    if contact_sheet is not None:
+        require_folder(contact_sheet)
+    with progress_bar() as bar:
+        if contact_sheet is not None:
+            sheet = write_contact_sheet(shards, contact_sheet, pairs, font, bar.counter("drawing"))
+        description = describe_shards(shards, bar.counter("reading"), worker_count(workers))
+    give_json(description, json_file)
+    if quiet:
+        return
+    for table in description_tables(description):
+        Console().print(table)
+    if contact_sheet is not None:
+        lacking = f"; {sheet.lacking} of them have characters that the font lacks, choose another with --font" if sheet.lacking else ""
+        print(f"{contact_sheet}: {sheet.samples} samples, {sheet.width} x {sheet.height} pixels{lacking}")
+
+
+shards_app.command(epilog=example(*SPLIT_EXAMPLES))(split)
+shards_app.command(epilog=example(*MERGE_EXAMPLES))(merge)

@@ -1,0 +1,128 @@
+"""Evaluation on several directories of shards, each by itself, and averages over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pdfx.config import Config, EvaluateSection
+from pdfx.data import ShardedDataset
+from pdfx.data.images import MAX_IMAGE_PIXELS
+from pdfx.errors import UserError
+from pdfx.evaluate.mmeb import GROUPS, present_sets
+from pdfx.evaluate.retrieval import EmbedInputs, Progress, evaluate_shards
+
+Results = dict[str, dict[str, float]]
+"""The metrics of ``retrieval.evaluate_shards`` by the name of the data set."""
+Counters = Callable[[str], Progress]
+"""Makes the progress callback of one data set from words for it."""
+
+ALL = "All data sets"
+
+
+@dataclass(frozen=True)
+class Average:
+    """The plain mean over data sets.
+
+    Attributes:
+        name: of MMEB's table, or ``ALL``.
+        members: the data sets that are there.
+        of: how many there should be.
+        metrics: keyed ``DIRECTION/SCORE/METRIC``; those that all members have.
+    """
+
+    name: str
+    members: list[str]
+    of: int
+    metrics: dict[str, float]
+
+
+def open_data_sets(paths: Sequence[str | Path], max_image_pixels: int = MAX_IMAGE_PIXELS) -> dict[str, ShardedDataset]:
+    """The directories of shards by name: the directory's own, with as many of its parents' as tell all of them apart.
+
+    Raises:
+        UserError: one is no complete directory of shards, is given twice, or is a data set of MMEB that another one is as well.
+    """
+    names = _distinct_names([str(path).rstrip("/") for path in paths])
+    present_sets(names)
+    return {name: ShardedDataset(path, max_image_pixels) for name, path in zip(names, paths, strict=True)}
+
+
+def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
+    """The shards to evaluate on by name, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
+    if config.train.eval_steps is None:
+        return None
+    if config.data.evaluation is None:
+        raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
+    named = config.data.evaluation
+    return open_data_sets([named] if isinstance(named, str) else named, config.data.max_image_pixels)
+
+
+def _distinct_names(paths: list[str]) -> list[str]:
+    repeated = next((path for path in paths if paths.count(path) > 1), None)
+    if repeated is not None:
+        raise UserError(f"The shards {repeated} are given twice; give each directory once.")
+    parts = [PurePosixPath(path).parts or (path,) for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-length:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return paths
+
+
+def evaluate_data_sets(
+    embed_inputs: EmbedInputs,
+    data_sets: dict[str, ShardedDataset],
+    processor,
+    settings: EvaluateSection,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    counters: Counters | None = None,
+) -> Results:
+    """The metrics of every data set, alike on every rank. Arguments and errors as of ``retrieval.evaluate_shards``."""
+    results = {}
+    for name, dataset in data_sets.items():
+        progress = counters("embedding" if len(data_sets) == 1 else f"embedding {name}") if counters else None
+        results[name] = evaluate_shards(embed_inputs, dataset, processor, settings, rank, world_size, num_workers, progress)
+    return results
+
+
+def averages(results: Results) -> list[Average]:
+    """MMEB's averages over those of its data sets that are there, and the average over all where others are among several; none over a single one."""
+    if len(results) < 2:
+        return []
+    present = present_sets(results)
+    found = [_average(name, [present[item] for item in group if item in present], len(group), results) for name, group in GROUPS.items()]
+    if len(present) < len(results):
+        found.append(_average(ALL, list(results), len(results), results))
+    return [average for average in found if average.members]
+
+
+def _average(name: str, members: list[str], of: int, results: Results) -> Average:
+    own = [results[member] for member in members]
+    keys = [key for key in own[0] if key.count("/") == 2 and all(key in metrics for metrics in own)] if own else []
+    return Average(name, members, of, {key: sum(metrics[key] for metrics in own) / len(own) for key in keys})
+
+
+def flattened(results: Results) -> dict[str, float]:
+    """One mapping: the metrics themselves of a single data set; of several, each preceded by its data set's name or by ``averages/`` and the average's."""
+    if len(results) == 1:
+        return next(iter(results.values()))
+    flat = {f"{name}/{key}": value for name, metrics in results.items() for key, value in metrics.items()}
+    return flat | {f"averages/{average.name}/{key}": value for average in averages(results) for key, value in average.metrics.items()}
+
+
+def report_of(results: Results) -> dict:
+    """Everything as plain values: the metrics themselves of a single data set; of several, ``data_sets``, ``averages`` and ``mmeb_missing``."""
+    if len(results) == 1:
+        return next(iter(results.values()))
+    found = {average.name: {"data_sets": len(average.members), "of": average.of, **average.metrics} for average in averages(results)}
+    return {"data_sets": results, "averages": found, "mmeb_missing": missing_sets(results)}
+
+
+def missing_sets(results: Results) -> list[str]:
+    """MMEB's data sets that are not there, where some are."""
+    present = present_sets(results)
+    return [item.name for item in GROUPS["Overall"] if item not in present] if present else []

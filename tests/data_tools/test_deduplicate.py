@@ -1,0 +1,72 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_tools import deduplicate
+from data_tools.deduplicate import EarlierSamples, FirstBearers
+from data_tools.pack import Packed
+from pdfx.errors import UserError
+
+hashes = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.lists(hashes | st.integers(-5, 5), max_size=200), st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_the_first_bearer_of_each_hash_is_found_and_no_other(values, recent):
+    with pytest.MonkeyPatch.context() as patch:
+        # A real limit would need 65,536 hashes before anything is sorted.
+        patch.setattr(deduplicate, "_RECENT", recent)
+        bearers, expected = FirstBearers(), {}
+        for number, value in enumerate(values):
+            assert bearers.get(value) == expected.get(value)
+            if value not in expected:
+                bearers.add(value, number)
+                expected[value] = number
+        for value in range(-7, 8):
+            assert bearers.get(value) == expected.get(value)
+    assert len(bearers._recent) < recent
+
+
+def test_a_million_hashes_take_16_bytes_each_and_few_arrays():
+    bearers = FirstBearers()
+    values = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1_000_000)
+    for start in range(0, len(values), 100_000):
+        part = values[start : start + 100_000]
+        bearers.extend(np.stack([part, np.arange(start, start + len(part))], axis=1))
+    assert sum(rows.nbytes for rows in bearers._sorted) == 16_000_000
+    assert len(bearers._sorted) <= 5
+    assert [bearers.get(int(values[i])) for i in (0, 99_999, 567_890, 999_999)] == [0, 99_999, 567_890, 999_999]
+
+
+def packed(key: str, content: int) -> Packed:
+    return Packed(key, b"", Counter(), content)
+
+
+def test_what_was_saved_of_finished_shards_is_known_again(tmp_path):
+    earlier = EarlierSamples(tmp_path, deduplicate=True)
+    earlier.add(3, packed("a", 1))
+    earlier.save("00000.tar")
+    earlier.add(5, packed("b", 2))
+    earlier.save("00001.tar")
+    earlier.add(6, packed("unsaved", 3))
+    again = EarlierSamples(tmp_path, deduplicate=True)
+    for shard in ("00000.tar", "00001.tar"):
+        again.restore(shard)
+    assert again.find(packed("b", 9)).reason.startswith("its key 'b' is already that of record number 6")
+    assert again.find(packed("c", 1)).reason == "its query and target are those of record number 4"
+    assert again.find(packed("unsaved", 3)) is None
+
+
+def test_contents_matter_only_where_they_are_asked_for(tmp_path):
+    earlier = EarlierSamples(tmp_path, deduplicate=False)
+    earlier.add(0, packed("a", 1))
+    assert earlier.find(packed("b", 1)) is None
+    assert earlier.find(packed("a", 2)).kind == "repeated key"
+
+
+def test_what_was_saved_and_is_gone_is_named(tmp_path):
+    with pytest.raises(UserError, match="00000.hashes.npy cannot be read.*--overwrite"):
+        EarlierSamples(tmp_path, deduplicate=True).restore("00000.tar")
