@@ -13,6 +13,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from pdfx.guard_sections import GuardsSection
 from pdfx.saving_section import SavingSection
 from pdfx.section import Section
 
@@ -242,6 +243,7 @@ class Config(Section):
     data: DataSection
     objective: ObjectiveSection = ObjectiveSection()
     train: TrainSection
+    guards: GuardsSection = GuardsSection()
     evaluate: EvaluateSection = EvaluateSection()
 
 
