@@ -11,17 +11,15 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pdfx.guard_sections import GuardsSection
+from pdfx.saving_section import SavingSection
+from pdfx.section import Section
 
 
 class ConfigError(ValueError):
     """A mistake in a recipe or an override, told in one sentence."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused and every assignment is validated."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
 class LoraSection(Section):
@@ -195,7 +193,7 @@ class ObjectiveSection(Section):
         return self
 
 
-class TrainSection(Section):
+class TrainSection(SavingSection):
     output_dir: str
     deepspeed: str
     """A DeepSpeed JSON, for example ``ds_configs/zero3.json``."""
@@ -225,11 +223,7 @@ class TrainSection(Section):
     bf16: bool = True
     seed: int = Field(42, ge=0)
     logging_steps: int = Field(10, ge=1)
-    save_steps: int = Field(500, ge=1)
-    save_total_limit: int = Field(3, ge=1)
     eval_steps: int | None = Field(None, ge=1)
-    resume: str = "auto"
-    """``auto`` (the newest whole checkpoint of output_dir, if any), ``never``, or a checkpoint's directory."""
     tensorboard: bool = True
     peak_tflops: float | Literal["measure"] = "measure"
     """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM), for the share of it that training uses (MFU); ``measure``:
@@ -243,6 +237,8 @@ class TrainSection(Section):
             raise ValueError("peak_tflops must be more than 0, or 'measure'")
         if (self.max_steps is None) == (self.num_train_epochs is None):
             raise ValueError("set exactly one of max_steps and num_train_epochs")
+        if self.metric_for_best_model is not None and (self.eval_steps is None or self.save_steps % self.eval_steps):
+            raise ValueError("metric_for_best_model needs an evaluation at each checkpoint; set eval_steps to a number that divides save_steps")
         return self
 
 
@@ -259,6 +255,7 @@ class Config(Section):
     data: DataSection
     objective: ObjectiveSection = ObjectiveSection()
     train: TrainSection
+    guards: GuardsSection = GuardsSection()
     evaluate: EvaluateSection = EvaluateSection()
 
 

@@ -16,7 +16,8 @@ from tiny_runs import tiny_config, tiny_shards
 from pdfx import __version__
 from pdfx.config import dump_config
 
-COMMANDS = ["train", "convert", "embed", "evaluate", "report", "shards build", "shards check", "shards describe", "shards split", "shards merge"]
+COMMANDS = ["train", "convert", "checkpoints", "embed", "evaluate", "report"]
+COMMANDS += ["shards build", "shards check", "shards describe", "shards split", "shards merge"]
 
 
 @pytest.fixture(scope="module")

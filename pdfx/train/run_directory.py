@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pdfx.checkpoint.directory import DIRECTORY, checkpoint_paths
 from pdfx.config import Config, TrainSection, dump_config
 from pdfx.errors import UserError
 from pdfx.model import ParallelEmbedder
-from pdfx.train.checkpoint import DIRECTORY, checkpoint_paths
+from pdfx.train.run_lock import LOCK
+from pdfx.train.stacks import STACKS
 from pdfx.train.telemetry import METRICS
 
 CONFIG = "config.yaml"
+OURS = {DIRECTORY, LOCK, STACKS}
+"""What may be there before a run's first file, its configuration."""
 
 IRRELEVANT = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "inputs", "attention", "_attn_implementation"}
 """Fields of a model's configuration that do not decide which parameters it has."""
@@ -28,7 +32,7 @@ def open_run_directory(train: TrainSection) -> Path:
         (run / DIRECTORY).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"train.output_dir '{run}' cannot be made a run's directory: {error.strerror}.") from None
-    strangers = sorted(path.name for path in run.iterdir() if path.name != DIRECTORY)
+    strangers = sorted(path.name for path in run.iterdir() if path.name not in OURS)
     if strangers and not (run / CONFIG).exists():
         raise UserError(f"train.output_dir '{run}' holds '{strangers[0]}' but no run; choose a new directory or an earlier run's.")
     if train.resume == "never" and (checkpoint_paths(run) or (run / METRICS).exists()):
@@ -41,8 +45,8 @@ def write_config(run: Path, config: Config) -> None:
     (run / CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 
-def identity(embedder: ParallelEmbedder, config: Config, zero_stage: int, ranks: int) -> dict:
-    """What must be equal in a checkpoint and in the run that takes it up: the architecture, what is trained, and how it is sharded."""
+def identity(embedder: ParallelEmbedder, config: Config) -> dict:
+    """What must be equal in a checkpoint and in the run that takes it up: the architecture, and what is trained."""
     model = config.model
     lora = model.lora.model_dump(exclude={"dropout"}) if model.lora else "none"
     tree = {
@@ -51,8 +55,6 @@ def identity(embedder: ParallelEmbedder, config: Config, zero_stage: int, ranks:
         "train_vision": model.train_vision,
         "train_projector": model.train_projector,
         "learn_temperature": config.objective.learn_temperature,
-        "zero_stage": zero_stage,
-        "ranks": ranks,
         "bf16": config.train.bf16,
     }
     # Through JSON, so that it compares equal to what was read back from a file.
