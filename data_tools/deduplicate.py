@@ -66,12 +66,13 @@ class EarlierSamples:
 
     def find(self, packed: Packed) -> Rejected | None:
         """Why a sample cannot join those so far; None where it can."""
-        earlier = self._keys.get(identity_number(packed.key))
-        if earlier is not None:
-            return Rejected("repeated key", f"its key '{packed.key}' is already that of record number {earlier + 1}; keys must be unique")
+        # Contents first: a whole record that is there twice is a duplicate, and not a mistake in its key.
         earlier = self._contents.get(packed.content) if self._contents is not None else None
         if earlier is not None:
             return Rejected("duplicate", f"its query and target are those of record number {earlier + 1}")
+        earlier = self._keys.get(identity_number(packed.key))
+        if earlier is not None:
+            return Rejected("repeated key", f"its key '{packed.key}' is already that of record number {earlier + 1}; keys must be unique")
         return None
 
     def add(self, number: int, packed: Packed) -> None:

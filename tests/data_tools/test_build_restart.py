@@ -74,6 +74,19 @@ def test_finished_shards_are_not_built_again(tmp_path, small):
     assert calls[0][0] >= 6 * len(finished) and calls[-1] == (23, 23)
 
 
+def test_a_line_of_the_journal_that_a_kill_cut_short_does_not_count(tmp_path, small):
+    source, images, settings = small
+    build(source, images, tmp_path / "undisturbed", settings)
+    for cut in (1, 60, 150):
+        out = tmp_path / str(cut)
+        assert stop_at(30, source, images, out, settings) == 9
+        journal = (out / "build.jsonl").read_bytes()
+        assert journal.count(b"\n") > 2
+        (out / "build.jsonl").write_bytes(journal[:-cut])
+        build(source, images, out, settings)
+        assert content(out) == content(tmp_path / "undisturbed")
+
+
 def test_a_finished_build_says_so_and_is_left_alone(tmp_path, small):
     source, images, settings = small
     first = build(source, images, tmp_path / "out", settings)
