@@ -77,7 +77,7 @@ def build(
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the format that 'pdfx shards formats FORMAT' lists.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder, or tar, that image paths start from; SOURCE's own folder by default.")] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples of one tar file.")] = 10_000,
-    shard_bytes: Annotated[int, typer.Option(parser=parse_bytes, metavar="SIZE", help="Most bytes of the samples of one tar file, such as 500MB or 1GiB.")] = "1GB",
+    shard_bytes: Annotated[int, typer.Option(parser=parse_bytes, metavar="SIZE", help="Most bytes of samples of one tar file, as in 500MB or 1GiB.")] = "1GB",
     resize: Annotated[int | None, typer.Option(min=1, help="Shrink pictures whose longer side has more pixels to so many.")] = None,
     image_format: Annotated[ImageFormat | None, typer.Option(help="Encode every picture anew; by default only those that are shrunk are.")] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP pictures that are encoded anew.")] = 90,
