@@ -101,6 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send_file((self.owner.folder / parts.path.lstrip("/")).read_bytes(), name, first, last, fault)
 
+    def do_HEAD(self) -> None:
+        path = self.owner.folder / urlsplit(self.path).path.lstrip("/")
+        self.send_response(200 if path.is_file() else 404)
+        self.send_header("Content-Length", str(path.stat().st_size if path.is_file() else 0))
+        self.end_headers()
+
     def _send_file(self, data: bytes, name: str, first: int | None, last: int | None, fault: object) -> None:
         size = len(data) if self.owner.sizes else "*"
         if first is None or not self.owner.ranges:

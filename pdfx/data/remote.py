@@ -40,10 +40,10 @@ class _Connection:
     """Set where the program is being ended, so that no thread keeps it waiting with further attempts."""
 
 
-_CONNECTIONS: weakref.WeakSet[_Connection] = weakref.WeakSet()
-_INHERITED: list[_Connection] = []
-# A child that let go of its parent's file systems would close their sessions, and take the sockets out of the parent's event loop, which it shares.
-os.register_at_fork(after_in_child=lambda: _INHERITED.extend(_CONNECTIONS))
+_FILESYSTEMS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_INHERITED: list[Any] = []
+# A child that let go of its parent's file systems would close their sessions, which takes the sockets out of the event loop that it shares with the parent.
+os.register_at_fork(after_in_child=lambda: _INHERITED.extend(_FILESYSTEMS.values()))
 
 
 class RemoteFolder:
@@ -142,7 +142,7 @@ class RemoteFolder:
         if self._connection is None or self._connection.process != os.getpid():
             filesystem, root = self._open()
             self._connection = _Connection(os.getpid(), filesystem, root.rstrip("/"), ThreadPoolExecutor(self.reading.threads, "pdfx-read"))
-            _CONNECTIONS.add(self._connection)
+            _FILESYSTEMS[id(filesystem)] = filesystem
         return self._connection
 
     def _open(self) -> tuple[Any, str]:

@@ -41,12 +41,12 @@ def is_missing(error: BaseException) -> bool:
 
 def reason_of(error: BaseException, timeout_seconds: float) -> str:
     """A few words."""
+    if is_missing(error):
+        return "it is not there"
     status = status_of(error)
     if status is not None:
         known = status in HTTPStatus.__members__.values()
         return f"its server answered with status {status}" + (f", {HTTPStatus(status).phrase}" if known else "")
-    if isinstance(error, FileNotFoundError):
-        return "it is not there"
     if isinstance(error, _TIMEOUTS) and not error.args:
         return f"no answer came within {timeout_seconds:g} seconds"
     text = " ".join(str(error).split())[:300].rstrip(".")

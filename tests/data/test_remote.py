@@ -1,6 +1,7 @@
 """Reading shards from real servers: HTTP with ranges, and S3."""
 
 import asyncio
+import gc
 import os
 import pickle
 import re
@@ -262,7 +263,30 @@ def test_a_server_that_tells_no_sizes_is_refused_in_one_sentence(shards):
         ShardedDataset(server.url, reading=QUICK)
 
 
-def test_a_missing_bucket_and_denied_access_are_told(s3):
+def test_faults_of_s3_are_repeated_by_us_alone_and_told_with_their_status(shards, monkeypatch):
+    with RangeServer(shards.parent) as server:
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": server.url, "key": "key", "secret": "secret"})
+        dataset = ShardedDataset(f"s3://{shards.name}", reading=QUICK)
+        _ = dataset.shards[1].offsets
+        for faults, attempts in (([503, 503], 3), ([500], 2), (["early"], 2), (["reset"] * 2, 3)):
+            before, retries = server.asked("00001.tar"), dataset.retries
+            server.faults["00001.tar"] = faults
+            assert dataset.read(13).key == "sample-013"
+            assert server.asked("00001.tar") - before == attempts
+            assert dataset.retries - retries <= attempts - 1
+        for status, attempts, reason in ((503, 4, "status 503, .*, tried 4 times"), (403, 1, "status 403, Forbidden"), (404, 1, "it is not there")):
+            before = server.asked("00001.tar")
+            server.faults["00001.tar"] = [status, ...]
+            with pytest.raises(SampleError, match=f"s3://{shards.name}/00001.tar: .*{reason}"):
+                dataset.read(13)
+            assert server.asked("00001.tar") - before == attempts
+        server.faults["00001.tar"] = []
+        server.ranges = False
+        with pytest.raises(SampleError, match=r"\d+ bytes came where \d+ were asked for"):
+            dataset.read(13)
+
+
+def test_a_missing_bucket_is_told(s3):
     with pytest.raises(UserError, match="There is no index.json at s3://nowhere/train"):
         ShardedDataset("s3://nowhere/train", reading=QUICK)
 
@@ -282,17 +306,21 @@ def test_a_protocol_without_its_package_names_the_cure(url, blocked, message):
     assert re.match(f"pdfx.errors.UserError: {message}", last)
 
 
-def test_reading_goes_on_after_a_fork_and_after_pickling(server):
-    dataset = ShardedDataset(server.url)
+def test_reading_goes_on_after_pickling_and_on_both_sides_of_a_fork_without_a_lost_answer(server):
+    reading = Reading(timeout_seconds=30)
     expected = [f"sample-{i:03d}" for i in range(25)]
+    keys(ShardedDataset(server.url, reading=reading))  # dropped with its connections open
+    dataset = ShardedDataset(server.url, reading=reading)
     assert keys(dataset) == expected
     assert keys(pickle.loads(pickle.dumps(dataset))) == expected
     child = os.fork()
     if child == 0:
-        right = keys(dataset) == expected
+        right = keys(dataset) == expected and dataset.retries == 0
+        gc.collect()
         os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert keys(dataset) == expected
+    assert dataset.retries == 0
 
 
 @pytest.mark.parametrize("threads", [1, 8])
