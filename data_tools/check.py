@@ -8,7 +8,7 @@ from pathlib import Path
 from pdfx.data.images import MAX_IMAGE_PIXELS
 from pdfx.data.schema import INDEX_NAME, ShardIndex
 from pdfx.data.shards import Shard, read_index
-from pdfx.data.storage import Storage, open_storage
+from pdfx.data.storage import Storage, StorageError, open_storage
 from pdfx.errors import UserError
 
 from .build import Progress
@@ -32,11 +32,10 @@ def check_shards(
         workers: processes that a full check uses. It holds 16 bytes per sample, and one sample at a time in each process.
 
     Raises:
-        UserError: there is no such directory, or its URL cannot be used.
+        UserError: there is no such directory, or its URL cannot be reached.
     """
     storage = open_storage(path)
-    if not storage.remote and not Path(path).is_dir():
-        raise UserError(f"There is no directory of shards at {path}; make it with 'pdfx shards build'.")
+    _require_place(storage)
     problems = [] if storage.remote else list(_remains(Path(path)))
     try:
         index = read_index(storage)
@@ -55,6 +54,17 @@ def check_shards(
     elif progress:
         progress(index.samples, index.samples)
     return problems
+
+
+def _require_place(storage: Storage) -> None:
+    """Raises UserError where nothing can be said about shards, sound or not."""
+    if not storage.remote and not Path(storage.path).is_dir():
+        raise UserError(f"There is no directory of shards at {storage.path}; make it with 'pdfx shards build'.")
+    try:
+        storage.load(INDEX_NAME)
+    except StorageError as error:
+        if storage.remote and not error.missing:
+            raise UserError(f"The shards at {storage.path} cannot be checked, since they cannot be reached: {error}.") from None
 
 
 def _remains(directory: Path) -> Iterator[str]:

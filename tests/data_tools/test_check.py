@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from range_server import RangeServer
 from tiny_shards import damage_image, make_shards, write_records
 
 from data_tools.build import build_shards
@@ -187,6 +188,15 @@ def test_a_full_check_finds_candidates_that_no_sample_has_as_its_target(tmp_path
     own, absent = check_shards(tmp_path / "shards", full=True)
     assert "sample '000000002' (number 1) cannot be used: its candidates lack its own target" in own
     assert "No sample has the target of 1 of the 4 identities" in absent
+
+
+def test_a_url_that_cannot_be_reached_is_a_mistake_and_one_without_an_index_a_problem(tmp_path):
+    with RangeServer(tmp_path) as server:
+        (problem,) = check_shards(server.url)
+        assert "There is no index.json at http" in problem
+        server.faults["index.json"] = [403]
+        with pytest.raises(UserError, match="cannot be checked, since they cannot be reached: .*403"):
+            check_shards(server.url)
 
 
 @pytest.mark.parametrize("full", [False, True])
