@@ -10,11 +10,14 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pdfx.checkpoint.directory import (
@@ -38,12 +41,15 @@ from pdfx.checkpoint.retention import Retention, prune
 from pdfx.checksums import FileRecord, read_record, sync, write_checksummed
 from pdfx.errors import UserError
 from pdfx.tensor_files import Entry, write_tensors
-from pdfx.train.cluster import World
+from pdfx.train.cluster import TIMEOUT, World
 from pdfx.train.host_copy import Flats, HostCopy, choose_background
 from pdfx.train.job import Job
 from pdfx.train.parts import Part, flat_tensors, optimizer_steps, parts_of, persistent_buffers
 
 Records = dict[str, FileRecord]
+
+PATIENCE = timedelta(seconds=15)
+"""A rank that failed alone waits so long for the others before it ends; they are somewhere else."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,9 @@ class CheckpointSaver:
     """
 
     def __init__(self, run: Path, engine: deepspeed.DeepSpeedEngine, world: World, background: bool | str, retention: Retention):
-        self.run, self.engine, self.world, self.setting, self.retention = run, engine, world, background, retention
+        self.run, self.engine, self.setting, self.retention = run, engine, background, retention
+        # A group of its own, so that a rank that waits here after a failure meets no rank that waits for something else.
+        self.world = replace(world, control=dist.new_group(backend="gloo", timeout=TIMEOUT))
         self.background: bool | None = None
         self.copy = HostCopy()
         self.current: Save | None = None
@@ -127,6 +135,14 @@ class CheckpointSaver:
             self.current.job.wait()
             told += self._advance()
         return told
+
+    def rescue(self) -> None:
+        """Finish a save where the run ends by an error that all ranks share, unless a rank does not come here within ``PATIENCE``."""
+        if self.current is None:
+            return
+        with suppress(RuntimeError, UserError, SystemExit):
+            if dist.all_reduce(torch.zeros(1), group=self.world.control, async_op=True).wait(PATIENCE):
+                self.finish()
 
     def _advance(self) -> list[str]:
         save = self.current

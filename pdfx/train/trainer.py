@@ -63,6 +63,9 @@ def train(config: Config) -> None:
     trainer = Trainer(config, world)
     try:
         finished = trainer.run(stop)
+    except (UserError, SystemExit):
+        trainer.saver.rescue()
+        raise
     finally:
         trainer.close()
     leave_world()

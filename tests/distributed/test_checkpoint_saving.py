@@ -156,6 +156,40 @@ def test_a_background_write_that_fails_ends_all_ranks_with_its_reason_and_leaves
     assert "Starting a new run." in told and steps(folder / "failing") == [1]
 
 
+def fail_while_saving(config: Config, alone: bool) -> None:
+    """In a rank: save in the background and fail in the next step. ``alone``: only rank 1 comes to the end of the run."""
+    from datetime import timedelta
+
+    from pdfx.errors import UserError
+    from pdfx.train import saver
+    from pdfx.train.cluster import join_world
+    from pdfx.train.telemetry import StepTimer
+    from pdfx.train.trainer import Trainer
+
+    trainer = Trainer(config, join_world())
+    trainer._train_step(StepTimer())
+    trainer.save()
+    with torch.no_grad():
+        next(parameter for name, parameter in trainer.engine.module.named_parameters() if "prefix" in name).fill_(float("nan"))
+    with contextlib.suppress(UserError, SystemExit):
+        trainer._train_step(StepTimer())
+    saver.PATIENCE = timedelta(seconds=2 if alone else 60)
+    if not alone or dist.get_rank() == 1:
+        trainer.saver.rescue()
+    trainer.close()
+    trainer.engine.destroy()
+
+
+def test_an_error_that_all_ranks_share_does_not_lose_the_checkpoint_on_its_way(folder, two_ranks):
+    two_ranks.run(fail_while_saving, recipe(folder, "rescued", save_in_background=True), False)
+    assert newest_whole(folder / "rescued")[0].step == 1
+
+
+def test_a_rank_that_fails_alone_does_not_wait_for_the_others(folder, two_ranks):
+    two_ranks.run(fail_while_saving, recipe(folder, "alone", save_in_background=True), True, timeout=60)
+    assert newest_whole(folder / "alone") == (None, [])
+
+
 def test_the_newest_the_best_and_every_so_many_steps_one_stay(folder, two_ranks):
     name = "target_to_query/fused/mrr"
     data = {"evaluation": str(tiny_shards(folder / "evaluation", samples=7))}
