@@ -24,11 +24,10 @@ from .pictures import PictureFolder
 from .pool import run_in_order
 from .quarantine import QUARANTINE_NAME, first_reasons
 from .settings import BuildSettings
-from .shard_writer import file_sha256, scan_offsets
 from .sources.base import Source, SourceRecord
 from .sources.jsonl import JsonlSource
 
-__all__ = ["BuildSettings", "BuildSummary", "Progress", "build", "build_shards", "file_sha256", "scan_offsets"]
+__all__ = ["BuildSettings", "BuildSummary", "Progress", "build", "build_shards"]
 
 Progress = Callable[[int, int | None], None]
 """Called with (items done, items in all or None)."""

@@ -10,7 +10,7 @@ from pdfx.data.schema import identity_number
 from pdfx.errors import UserError
 
 from .pack import Packed, Rejected
-from .shard_writer import sync_and_close
+from .shard_writer import sync_and_close, sync_directory
 
 _RECENT = 1 << 16
 
@@ -86,6 +86,7 @@ class EarlierSamples:
         with self._path(shard).open("wb") as stream:
             np.save(stream, np.array(self._unsaved, dtype=np.int64))
             sync_and_close(stream)
+        sync_directory(self.folder)
         self._unsaved = []
 
     def restore(self, shard: str) -> None:

@@ -30,6 +30,10 @@ def main() -> None:
             train(config)
     except (ConfigError, UserError) as error:
         leave(str(error), 2)
+    except SystemExit as error:
+        leave("", error.code or 0)
+    except KeyboardInterrupt:
+        leave("Interrupted.", 130)
     except Exception:
         leave(traceback.format_exc(), 1)
 
@@ -37,7 +41,8 @@ def main() -> None:
 def leave(message: str, code: int) -> None:
     """End this rank at once: whatever would wait for a peer while the interpreter ends must not hold it, and its launcher, back."""
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
+    if message:
+        print(message, file=sys.stderr, flush=True)
     os._exit(code)
 
 

@@ -55,8 +55,8 @@ def parse_option(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def one_sentence_when_interrupted() -> Iterator[None]:
-    """Ctrl-C and the signal by which batch systems end a job leave through the same door."""
+def one_sentence_when_interrupted(what_now: str) -> Iterator[None]:
+    """Ctrl-C and the signal by which batch systems end a job leave through the same door. ``what_now`` is the sentence's end."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -65,7 +65,7 @@ def one_sentence_when_interrupted() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        fail("Interrupted; the same command goes on where it stopped.", INTERRUPTED)
+        fail(f"Interrupted; {what_now}.", INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -117,7 +117,7 @@ def build(
         workers=worker_count(workers),
         overwrite=overwrite,
     )
-    with one_sentence_when_interrupted(), progress_bar() as bar:
+    with one_sentence_when_interrupted("the same command goes on where it stopped"), progress_bar() as bar:
         records = open_source(format, source, dict(map(parse_option, option or ())))
         folder = images if images is not None else source if source.is_dir() else source.parent
         try:

@@ -13,6 +13,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from pdfx.guard_sections import GuardsSection
 from pdfx.saving_section import SavingSection
 from pdfx.section import Section
 
@@ -127,6 +128,18 @@ class DataSection(Section):
     """The run stops when more than this share of the samples read so far could not be used."""
     max_image_pixels: int = Field(89_478_485, ge=1)
     """Larger pictures are refused as decompression bombs."""
+    read_threads: int = Field(8, ge=1)
+    """Requests that one process has under way at once, where data is behind a URL; so for the settings that follow. Local folders are read directly."""
+    read_retries: int = Field(5, ge=0)
+    """Repetitions of a request after a time-out, a broken connection or a failure of the server."""
+    read_retry_seconds: float = Field(1.0, ge=0)
+    """Wait before the first repetition at most; each further wait is twice as long, up to a minute."""
+    read_timeout_seconds: float = Field(60.0, gt=0)
+    """An answer that takes longer is given up and asked for again."""
+    cache_dir: str | None = None
+    """Folder on a local disk that keeps what was fetched, for all processes of the machine and for later runs. None is kept where null."""
+    cache_gigabytes: float = Field(100.0, gt=0)
+    """What the cache takes at most; what was not read for longest goes first."""
 
     @model_validator(mode="after")
     def check(self):
@@ -242,6 +255,7 @@ class Config(Section):
     data: DataSection
     objective: ObjectiveSection = ObjectiveSection()
     train: TrainSection
+    guards: GuardsSection = GuardsSection()
     evaluate: EvaluateSection = EvaluateSection()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pdfx.config import EvaluateSection
+from pdfx.config import Config, EvaluateSection
 from pdfx.data import ShardedDataset
 from pdfx.data.images import MAX_IMAGE_PIXELS
 from pdfx.errors import UserError
@@ -47,6 +47,16 @@ def open_data_sets(paths: Sequence[str | Path], max_image_pixels: int = MAX_IMAG
     names = _distinct_names([str(path).rstrip("/") for path in paths])
     present_sets(names)
     return {name: ShardedDataset(path, max_image_pixels) for name, path in zip(names, paths, strict=True)}
+
+
+def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
+    """The shards to evaluate on by name, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
+    if config.train.eval_steps is None:
+        return None
+    if config.data.evaluation is None:
+        raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
+    named = config.data.evaluation
+    return open_data_sets([named] if isinstance(named, str) else named, config.data.max_image_pixels)
 
 
 def _distinct_names(paths: list[str]) -> list[str]:

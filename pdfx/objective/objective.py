@@ -71,11 +71,22 @@ class Objective:
         self.diversity = settings.diversity if paths > 1 else "none"
         self.variational: VariationalNetworks | None = None
         self.optimizer: torch.optim.AdamW | None = None
+        self.seed, self.resets, self.fitted_since = seed, 0, 0
         if self.diversity == "mutual_information":
-            options = settings.mutual_information
-            self.sides = ["query", "target"] if options.side == "both" else [options.side]
-            self.variational = VariationalNetworks(len(self.sides), paths, dimension, options.hidden, seed)
-            self.optimizer = torch.optim.AdamW(self.variational.parameters(), lr=options.learning_rate)
+            side = settings.mutual_information.side
+            self.sides = ["query", "target"] if side == "both" else [side]
+            self._start_variational(dimension)
+
+    def _start_variational(self, dimension: int) -> None:
+        options = self.settings.mutual_information
+        self.variational = VariationalNetworks(len(self.sides), self.paths, dimension, options.hidden, self.seed + self.resets)
+        self.optimizer = torch.optim.AdamW(self.variational.parameters(), lr=options.learning_rate)
+
+    def reset_variational(self, step: int) -> None:
+        """Start the variational networks anew before optimiser step ``step`` (0 is the first), with other initial weights; the warm-up begins again there."""
+        self.resets, self.fitted_since, device = self.resets + 1, step, self.variational.hidden_weight.device
+        self._start_variational(self.variational.dimension)
+        self.to(device)
 
     def to(self, device: torch.device | str) -> "Objective":
         """Move the variational networks and their optimiser's state."""
@@ -89,7 +100,8 @@ class Objective:
         """The variational networks and their optimiser, the same on every rank; empty where the settings use none."""
         if self.variational is None:
             return {}
-        return {"variational": self.variational.state_dict(), "optimizer": self.optimizer.state_dict()}
+        networks = {"variational": self.variational.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return networks | {"resets": self.resets, "fitted_since": self.fitted_since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` gave. Raises UserError where it came from other objective settings, paths or dimension."""
@@ -103,14 +115,16 @@ class Objective:
         if self.variational is not None:
             self.variational.load_state_dict(state["variational"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.resets, self.fitted_since = state.get("resets", 0), state.get("fitted_since", 0)
 
     def diversity_weight(self, step: int) -> float:
         """The weight of the diversity term at optimiser step ``step`` (0 is the first). For mutual information it rises linearly from 0, while q learns."""
         warmup = self.settings.mutual_information.warmup_steps if self.diversity == "mutual_information" else 0
-        return self.settings.diversity_weight * (min(1.0, step / warmup) if warmup else 1.0)
+        return self.settings.diversity_weight * (min(1.0, (step - self.fitted_since) / warmup) if warmup else 1.0)
 
     def fit_variational(self, query: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Fit the variational networks to detached ``query`` and ``target`` [B, K, D] of all ranks for the set number of steps; nothing where there are none.
+        """Fit the variational networks to detached ``query`` and ``target`` [B, K, D] of all ranks for the set number of steps; nothing where there are none,
+        nor where a valid pair of some rank is not finite, which would spoil them for good.
 
         Returns:
             ``mi_negative_log_likelihood``: nats per dimension, without its constant, before the last step.
@@ -120,9 +134,12 @@ class Objective:
         """
         if self.variational is None:
             return {}
-        rows = _require_valid(int(all_reduce_sum(valid.sum())))
+        sides = self._sides(_keep(query.detach(), valid), _keep(target.detach(), valid))
+        rows, broken = all_reduce_sum(torch.stack([valid.sum(), (~sides.isfinite()).sum()])).tolist()
+        _require_valid(rows)
+        if broken:
+            return {}
         with torch.autocast(query.device.type, enabled=False):
-            sides = self._sides(_keep(query.detach(), valid), _keep(target.detach(), valid))
             loss = fit(self.variational, self.optimizer, sides, valid, rows, self.settings.mutual_information.steps)
         return {"mi_negative_log_likelihood": loss}
 

@@ -79,6 +79,8 @@ def load_deepspeed_config(path: str | Path, train: TrainSection, world_size: int
             raise UserError(f"{path}: remove '{key}'; pdfx trains in bf16 or float32, as the recipe's train.bf16 says.")
     bf16 = settings.setdefault("bf16", {})
     own(path, bf16, "enabled", train.bf16, "train.bf16", "bf16.enabled")
+    # Otherwise ZeRO 1 and 2 would apply gradients that are not finite.
+    own(path, bf16, "check_grad_overflow", True, "pdfx, which skips such updates,", "bf16.check_grad_overflow")
     own(path, settings, "gradient_clipping", train.max_grad_norm, "train.max_grad_norm")
     # The chunks of an accumulated batch are contrasted with one another, which the engine's own accumulation would not do.
     own(path, settings, "gradient_accumulation_steps", 1, "pdfx, which accumulates by itself (train.gradient_accumulation_steps),")

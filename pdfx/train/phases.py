@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,10 +18,11 @@ class Phases:
 
     Args:
         device: its queued work is waited for at each border, so that it counts for the phase that queued it.
+        enter: called with the name of each phase that begins.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, enter: Callable[[str], None] = lambda name: None):
+        self.device, self.enter = device, enter
         self.seconds: dict[str, float] = {}
         self.open: list[str] = []
         self.since = 0.0
@@ -29,6 +30,7 @@ class Phases:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self._close()
+        self.enter(name)
         self.open.append(name)
         try:
             yield

@@ -9,9 +9,13 @@ from pdfx.checkpoint.directory import DIRECTORY, checkpoint_paths
 from pdfx.config import Config, TrainSection, dump_config
 from pdfx.errors import UserError
 from pdfx.model import ParallelEmbedder
+from pdfx.train.run_lock import LOCK
+from pdfx.train.stacks import STACKS
 from pdfx.train.telemetry import METRICS
 
 CONFIG = "config.yaml"
+OURS = {DIRECTORY, LOCK, STACKS}
+"""What may be there before a run's first file, its configuration."""
 
 IRRELEVANT = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "inputs", "attention", "_attn_implementation"}
 """Fields of a model's configuration that do not decide which parameters it has."""
@@ -28,7 +32,7 @@ def open_run_directory(train: TrainSection) -> Path:
         (run / DIRECTORY).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"train.output_dir '{run}' cannot be made a run's directory: {error.strerror}.") from None
-    strangers = sorted(path.name for path in run.iterdir() if path.name != DIRECTORY)
+    strangers = sorted(path.name for path in run.iterdir() if path.name not in OURS)
     if strangers and not (run / CONFIG).exists():
         raise UserError(f"train.output_dir '{run}' holds '{strangers[0]}' but no run; choose a new directory or an earlier run's.")
     if train.resume == "never" and (checkpoint_paths(run) or (run / METRICS).exists()):

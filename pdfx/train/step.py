@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pdfx.config import TrainSection
 from pdfx.data.batch import Batch, Chunk
-from pdfx.errors import UserError
 from pdfx.model.fusion import fuse
 from pdfx.objective import Objective
 from pdfx.train.cluster import World
@@ -84,17 +83,14 @@ class Stepper:
         self.phases = Phases(world.device)
 
     def __call__(self, batch: Batch, step: int) -> dict[str, float]:
-        """Update the parameters by one batch.
+        """Update the parameters by one batch, or leave all of them and the optimiser's state as they are where loss or gradient is not finite on some rank.
 
         Args:
             batch: this rank's share.
             step: the optimiser step, counted from 1.
 
         Returns:
-            The objective's metrics and ``grad_norm``, the norm before clipping; alike on every rank.
-
-        Raises:
-            UserError: loss or gradient is not finite, or the loss is exactly 0.
+            The objective's metrics and ``grad_norm``, the norm before clipping; alike on every rank. ``was_skipped`` tells whether there was no update.
         """
         passes = self.passes(batch)
         batch = replace(batch, chunks=[]).to(self.world.device, non_blocking=True)
@@ -103,13 +99,13 @@ class Stepper:
         embeddings = self.assemble(batch, passes, outputs)
         with self.phases("objective"):
             gradients, metrics = self.gradients(batch, embeddings, step)
+        if gradients is None:
+            return metrics | {"grad_norm": math.nan}
         backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once, self.phases)
         with self.phases("optimiser"):
             self.engine.step()
-        metrics["grad_norm"] = float(self.engine.get_global_grad_norm())
-        if not math.isfinite(metrics["grad_norm"]):
-            raise UserError(f"The gradient's norm in step {step} is {metrics['grad_norm']}, though the loss was {metrics['loss']:.6g}; {CURE}")
-        return metrics
+        # Where it is not finite, DeepSpeed has dropped the gradients of all ranks and updated nothing.
+        return metrics | {"grad_norm": float(self.engine.get_global_grad_norm())}
 
     def passes(self, batch: Batch) -> list[Pass]:
         """The forward passes of a batch, as many on every rank: under ZeRO-3 each gathers parameters from all of them."""
@@ -137,8 +133,9 @@ class Stepper:
             whole.paths[part.place(whole.paths.device)] = output.paths.detach()[: len(part.chunk.slots)]
         return whole
 
-    def gradients(self, batch: Batch, embeddings: Embeddings, step: int) -> tuple[Embeddings, dict[str, float]]:
-        """The gradient of the loss with respect to the whole batch's embeddings and what stands beside them, and the objective's metrics."""
+    def gradients(self, batch: Batch, embeddings: Embeddings, step: int) -> tuple[Embeddings | None, dict[str, float]]:
+        """The gradient of the loss with respect to the whole batch's embeddings and what stands beside them, None where the loss is not finite on some rank;
+        and the objective's metrics."""
         for leaf in embeddings.tensors():
             leaf.requires_grad_(True)
         paths = split_slots(embeddings.paths, batch.pairs, batch.negatives)
@@ -147,7 +144,9 @@ class Stepper:
         ids = (batch.target_ids, batch.negative_ids, batch.valid, batch.negative_valid)
         loss, metrics = self.objective(*paths, *fused, *ids, embeddings.log_temperature, step - 1)
         metrics = {name: float(value) for name, value in {**metrics, **fit}.items()}
-        self.check_loss(float(loss.detach()), metrics["loss"], step)
+        # A sum over all ranks, so they decide alike.
+        if not math.isfinite(metrics["loss"]):
+            return None, metrics
         gradients = torch.autograd.grad(loss, embeddings.tensors(), allow_unused=True, materialize_grads=True)
         return Embeddings(*gradients), metrics
 
@@ -157,18 +156,10 @@ class Stepper:
             output = self.embed(part, step, with_graph=True) if kept is None else kept
             yield surrogate(output, part, gradients, len(passes))
 
-    def check_loss(self, own: float, overall: float, step: int) -> None:
-        """Stop all ranks together where one of them has a loss that is no use, before any of them waits for the others' gradients."""
-        if self.world.any(not math.isfinite(own)):
-            raise UserError(f"The loss of step {step} is not finite (mean over ranks: {overall}); {CURE}")
-        if overall == 0:
-            raise UserError(
-                f"The loss of step {step} is exactly 0, so nothing would be learned: no pair has a negative that counts, or all pairs are told apart "
-                "perfectly; check that the data has distinct targets and that the global batch holds more than one pair."
-            )
 
-
-CURE = "resume from the last checkpoint with a lower train.learning_rate, a larger train.warmup_steps, or train.max_grad_norm set."
+def was_skipped(metrics: dict[str, float]) -> bool:
+    """Whether a step with these metrics, which are alike on every rank, updated nothing."""
+    return not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]))
 
 
 def group_paths(paths: int, at_most: int | None) -> list[list[int]]:

@@ -36,20 +36,29 @@ class Telemetry:
 
     def __init__(self, run: Path, total_steps: int, first_step: int, tensorboard: bool):
         self.console = Console()
-        self.run = run
-        for name in (METRICS, TIMINGS, COVERAGE):
-            drop_records(run / name, first_step)
-        self.metrics = (run / METRICS).open("a", encoding="utf-8")
-        self.timings = (run / TIMINGS).open("a", encoding="utf-8")
-        self.board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=first_step)
+        self.run, self.tensorboard = run, tensorboard
+        self._open(first_step)
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.progress.add_task("training", total=total_steps, completed=first_step - 1)
         self.progress.start()
+
+    def _open(self, first_step: int) -> None:
+        for name in (METRICS, TIMINGS, COVERAGE):
+            drop_records(self.run / name, first_step)
+        self.metrics = (self.run / METRICS).open("a", encoding="utf-8")
+        self.timings = (self.run / TIMINGS).open("a", encoding="utf-8")
+        self.board = None
+        if self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.run / TENSORBOARD), purge_step=first_step)
+
+    def go_back(self, first_step: int) -> None:
+        """Drop the records of ``first_step`` and later, which come anew."""
+        self._close_files()
+        self._open(first_step)
+        self.advance(first_step - 1)
 
     def advance(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
@@ -82,6 +91,9 @@ class Telemetry:
 
     def close(self) -> None:
         self.progress.stop()
+        self._close_files()
+
+    def _close_files(self) -> None:
         self.metrics.close()
         self.timings.close()
         if self.board is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 import transformers
@@ -13,36 +12,35 @@ from pdfx.build import build_embedder
 from pdfx.checkpoint.choice import retention_of
 from pdfx.checkpoint.directory import Checkpoint
 from pdfx.config import Config, dump_config
-from pdfx.data import ShardedDataset, TrainLoader
+from pdfx.data import TrainLoader
 from pdfx.data.collate import filler
 from pdfx.errors import UserError
-from pdfx.evaluate.data_sets import evaluate_data_sets, flattened, open_data_sets
+from pdfx.evaluate.data_sets import evaluate_data_sets, flattened, open_evaluation
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
+from pdfx.train.agreement import require_agreement, settings_of_start, state_of_step
 from pdfx.train.best import check_metric_name, metric_among
 from pdfx.train.cluster import World, join_world, leave_world
 from pdfx.train.cost import StepCost
 from pdfx.train.elastic import SHARDING, sharding, take_over
+from pdfx.train.ending import watched
 from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
+from pdfx.train.environment import tell_environment
 from pdfx.train.feed import Feed
+from pdfx.train.guards import RollBack, StepGuards
 from pdfx.train.peak import measured_peak_tflops
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.profile import TRACE, profiled
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
 from pdfx.train.resume import agree_on_checkpoint, check_same_model, load_checkpoint
+from pdfx.train.rollback import checkpoint_before, remove_later_checkpoints
 from pdfx.train.run_directory import identity, open_run_directory, write_config
 from pdfx.train.saver import CheckpointSaver, Content
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
-from pdfx.train.step import Stepper, chunk_tokens_per_path
+from pdfx.train.step import Stepper, chunk_tokens_per_path, was_skipped
+from pdfx.train.stopping import EXIT_STOPPED, StopRequest
 from pdfx.train.telemetry import StepTimer, Telemetry
-
-EXIT_STOPPED = 75
-"""Exit code of a run that saved a checkpoint and stopped because it was told to (SIGTERM or SIGUSR1); the same command goes on from there.
-
-DeepSpeed's launcher hands SIGTERM on to its ranks, waits 30 s for each of them, and then exits with 1 whatever they say.
-"""
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from pdfx.train.watchdog import Progress
 
 
 def train(config: Config) -> None:
@@ -60,29 +58,22 @@ def train(config: Config) -> None:
     if world.rank != 0:
         transformers.utils.logging.disable_progress_bar()
     stop = StopRequest()
-    trainer = Trainer(config, world)
-    try:
-        finished = trainer.run(stop)
-    except (UserError, SystemExit):
-        trainer.saver.rescue()
-        raise
-    finally:
-        trainer.close()
+    with watched(config, world) as progress:
+        tell_environment(world)
+        with world.together():
+            require_agreement(world, settings_of_start(config), "at the start")
+        trainer = Trainer(config, world, progress)
+        try:
+            finished = trainer.run(stop)
+        except (UserError, SystemExit):
+            progress.mark("finish a checkpoint", slow=True)
+            trainer.saver.rescue()
+            raise
+        finally:
+            trainer.close()
     leave_world()
     if not finished:
         raise SystemExit(EXIT_STOPPED)
-
-
-class StopRequest:
-    """Remembers that this process was asked to stop."""
-
-    def __init__(self):
-        self.asked = False
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._ask)
-
-    def _ask(self, *_) -> None:
-        self.asked = True
 
 
 class Trainer:
@@ -91,14 +82,14 @@ class Trainer:
     Args:
         config: the recipe.
         world: this run's ranks.
+        progress: marked wherever the run gets on.
 
     Raises:
         UserError: a mistake in data, model, checkpoint or settings.
     """
 
-    def __init__(self, config: Config, world: World):
-        self.config, self.world, self.telemetry = config, world, None
-        self.evaluated: dict[str, float] = {}
+    def __init__(self, config: Config, world: World, progress: Progress | None = None):
+        self.config, self.world, self.telemetry, self.evaluated, self.progress = config, world, None, {}, progress or Progress()
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
@@ -113,7 +104,6 @@ class Trainer:
         self.step = state["step"]
         with world.together():
             self.notes = take_over(config, state[SHARDING], stage, world.size, checkpoint.path) if checkpoint else []
-        with world.together():
             # New adapters draw from torch's own generator.
             torch.manual_seed(derived_seed(config.train.seed, "adapters"))
             with sharded_loading(settings) as gathered:
@@ -122,8 +112,7 @@ class Trainer:
             if checkpoint:
                 check_same_model(checkpoint, self.identity)
             self.processor = embedder.processor
-            self.loader = self._open_loader(state["loader"])
-            self.feed = Feed(self.loader, world, StepCost(embedder, config.train.chunk_paths, config.model.cache_vision), state["truncated"])
+            self._open_data(state, StepCost(embedder, config.train.chunk_paths, config.model.cache_vision))
             self.probe = Probe(self.loader.dataset, self.processor)
             self.total_steps, plan = count_steps(config.train, self.loader.epoch_samples, world.size)
             self.objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims)
@@ -132,15 +121,18 @@ class Trainer:
         reduce_once = self._choose_reduction(stage)
         nothing, _ = self.processor([filler()], ["query"])
         self.stepper = Stepper(self.engine, self.objective, world, config.train, nothing, reduce_once)
+        self.stepper.phases.enter = self.progress.phase
+        self.guards = StepGuards(config.guards, self.objective, self._say, state.get("guards"))
         self.sharding = sharding(config, stage, world.size)
         self.saver = CheckpointSaver(self.run_path, self.engine, world, config.train.save_in_background, retention_of(config.train))
         self._open_telemetry(checkpoint, passed_over, plan)
 
-    def _open_loader(self, state: dict | None) -> TrainLoader:
+    def _open_data(self, state: dict, cost: StepCost) -> None:
         config, train = self.config, self.config.train
         shape = (train.per_device_train_batch_size, train.gradient_accumulation_steps)
         tokens = chunk_tokens_per_path(train, config.model.paths)
-        return TrainLoader(config.data, self.processor, self.world.rank, self.world.size, *shape, train.seed, state, tokens)
+        self.loader = TrainLoader(config.data, self.processor, self.world.rank, self.world.size, *shape, train.seed, state["loader"], tokens)
+        self.feed = Feed(self.loader, self.world, cost, state["truncated"])
 
     def _start_engine(self, embedder, settings: dict, checkpoint: Checkpoint | None) -> None:
         config = self.config
@@ -181,6 +173,13 @@ class Trainer:
         while self.step < self.total_steps:
             metrics = self._train_step(timer)
             advance()
+            with self.world.together():
+                trouble = self.guards.check(self.step, metrics)
+                self._compare_ranks(metrics)
+            if trouble:
+                saved = self._roll_back(trouble)
+                timer.reset()
+                continue
             last = self.step == self.total_steps
             if self.telemetry:
                 self.telemetry.advance(self.step)
@@ -193,7 +192,8 @@ class Trainer:
                 timer.reset()
             self._say(*self.saver.advance())
             stopping = self.world.any(stop.asked)
-            if self.step % train.save_steps == 0 or last or stopping:
+            # After a skipped step there is nothing new to save, and what is saved pushes older checkpoints out, which a roll-back may need.
+            if (self.step % train.save_steps == 0 and not was_skipped(metrics)) or last or stopping:
                 self.save()
                 saved = self.step
                 timer.reset()
@@ -217,6 +217,7 @@ class Trainer:
 
     def _train_step(self, timer: StepTimer) -> dict[str, float]:
         step = self.step + 1
+        self.progress.begin(step)
         pairs = global_batch(self.config.train, self.world.size)
         batch = self.feed.next(step, pairs, timer, self.engine.module.embedder, self._say)
         with self.world.together():
@@ -226,10 +227,41 @@ class Trainer:
         self.step = step
         return {**metrics, "learning_rate": self.config.train.learning_rate * factor}
 
+    def _compare_ranks(self, metrics: dict[str, float]) -> None:
+        """Raises UserError where a rank is out of step; looked at from time to time."""
+        turn, rest = divmod(self.step, self.config.guards.agreement_steps or self.step + 1)
+        if rest == 0 and self.world.size > 1:
+            state = state_of_step(self.step, self.loader.state_dict(), metrics, self.engine.module, self.objective.variational, turn)
+            require_agreement(self.world, state, f"after step {self.step}")
+
+    def _roll_back(self, trouble: RollBack) -> int:
+        """Go on from the newest checkpoint from before the trouble; returns its step."""
+        self.progress.mark("go back to a checkpoint", slow=True)
+        self._say(*self.saver.finish())
+        found = None
+        with self.world.together():
+            if self.world.rank == 0:
+                found = checkpoint_before(self.run_path, trouble)
+        checkpoint = self.world.from_first(found)
+        state, repeat = checkpoint.state(), self.guards.take_back(checkpoint.step)
+        objective_state = load_checkpoint(checkpoint, self.engine, self.world)
+        with self.world.together():
+            self.objective.load_state_dict(objective_state)
+            if repeat:
+                self._open_data(state, self.feed.cost)
+        self.step = checkpoint.step
+        if self.telemetry:
+            remove_later_checkpoints(self.run_path, checkpoint.step)
+            self.telemetry.go_back(self.step + 1)
+        samples = "with the same samples" if repeat else "without the samples that led there twice"
+        self._say(f"Going back to {checkpoint.path} {samples}: {trouble.reason}. Roll-back {self.guards.roll_backs}.")
+        return checkpoint.step
+
     def _log(self, metrics: dict[str, float], timer: StepTimer) -> None:
         if not self.telemetry:
             return
-        self.telemetry.log_step(self.step, {**metrics, **self.feed.figures()}, timer.report(peak_memory(self.world.device), self.stepper.phases.take()))
+        figures = metrics | self.feed.figures() | self.guards.figures()
+        self.telemetry.log_step(self.step, figures, timer.report(peak_memory(self.world.device), self.stepper.phases.take()))
 
     def _log_coverage(self, last: bool) -> None:
         """At the end of each epoch, and of the run."""
@@ -239,6 +271,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         def embed(inputs: dict[str, torch.Tensor]):
+            self.progress.mark("evaluate", slow=True)
             return embed_inputs(self.engine, inputs, self.world)
 
         config, world = self.config, self.world
@@ -249,13 +282,13 @@ class Trainer:
 
     def save(self) -> None:
         """Begin to write a checkpoint of the current step."""
+        self.progress.mark("save a checkpoint", slow=True)
         state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity, SHARDING: self.sharding}
-        metric = metric_among(self.evaluated, self.config.train)
-        content = Content(self.step, state, self.objective.state_dict(), dump_config(self.config), self._write_probe, metric)
-        self._say(*self.saver.save(content))
-
-    def _write_probe(self, directory: Path) -> None:
-        self.probe.write(directory, self.engine, self.world)
+        state["guards"] = self.guards.state_dict()
+        with self.world.together():
+            metric = metric_among(self.evaluated, self.config.train)
+        probe = partial(self.probe.write, engine=self.engine, world=self.world)
+        self._say(*self.saver.save(Content(self.step, state, self.objective.state_dict(), dump_config(self.config), probe, metric)))
 
     def _say(self, *sentences: str) -> None:
         for sentence in sentences if self.telemetry else ():
@@ -265,14 +298,3 @@ class Trainer:
         """Close the files; the console is a plain one again."""
         if self.telemetry:
             self.telemetry.close()
-
-
-def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
-    """The shards to evaluate on by name, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
-    if config.train.eval_steps is None:
-        return None
-    if config.data.evaluation is None:
-        raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
-    named = config.data.evaluation
-    return open_data_sets([named] if isinstance(named, str) else named, config.data.max_image_pixels)
-

@@ -49,6 +49,7 @@ def test_precision_clipping_and_batch_sizes_come_from_the_recipe(tmp_path):
         ({"scheduler": {"type": "WarmupLR"}}, "remove 'scheduler'"),
         ({"fp16": {"enabled": True}}, "remove 'fp16'"),
         ({"bf16": {"enabled": True}}, "'bf16.enabled' is True, but train.bf16 sets it to False"),
+        ({"bf16": {"check_grad_overflow": False}}, "'bf16.check_grad_overflow' is False, but pdfx, which skips such updates, sets it to True"),
         ({"gradient_clipping": 1.0}, "'gradient_clipping' is 1.0, but train.max_grad_norm sets it to 0.5"),
         ({"gradient_accumulation_steps": 8}, "'gradient_accumulation_steps' is 8"),
         ({"train_batch_size": 64}, "'train_batch_size' is 64"),

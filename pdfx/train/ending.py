@@ -1,0 +1,136 @@
+"""How a rank's share of a job ends: all ranks end with one another, and the last entry of the log is the error of the rank that failed."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from pdfx.config import Config, ConfigError
+from pdfx.errors import UserError
+from pdfx.train.cluster import EXIT_USER_ERROR, World
+from pdfx.train.lifeline import EXIT_LOST, Failure, Lifeline, Unreachable
+from pdfx.train.notes import leave_note
+from pdfx.train.run_directory import open_run_directory
+from pdfx.train.run_lock import RunLock
+from pdfx.train.watchdog import INTERVAL, Progress, Watchdog
+
+EXIT_FAILED = 1
+"""Exit code of all ranks where one failed with an error that is no user's mistake."""
+
+RECONSIDER = 5.0
+"""Seconds without a sign of life after which a rank counts as lost where a collective has failed already."""
+
+BROKEN_CONNECTION = ("gloo", "NCCL", "Connection", "connection", "Broken pipe", "Socket", "socket")
+"""What errors of collectives speak of where another rank ended; the classes of these errors differ between releases of torch."""
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc")
+
+
+@contextmanager
+def watched(config: Config, world: World) -> Iterator[Progress]:
+    """Within the block no rank waits for ever: a rank that fails, hangs or vanishes ends all of them, and one of them says why.
+
+    Every rank enters it together. Rank 0 also holds the run's directory against other runs. Yields what the main thread marks its progress in.
+
+    Raises:
+        UserError: the directory cannot be used, or is in use.
+        SystemExit: this rank ends because of another one, or has told its own error.
+    """
+    progress, locks = Progress(), []
+    lifeline = Lifeline(world, config.guards.lost_seconds) if world.size > 1 else None
+    watchdog = Watchdog(config.guards, progress, Path(config.train.output_dir), world.rank, lifeline, lambda: locks[0].trouble() if locks else None)
+    try:
+        with world.together():
+            if world.rank == 0:
+                locks.append(RunLock(open_run_directory(config.train)))
+        yield progress
+    except BaseException as error:
+        failed = time.time()
+        watchdog.stand_down()
+        if lifeline is None:
+            raise
+        code = settle(error, lifeline, watchdog, failed)
+        if code is None:
+            raise
+        raise SystemExit(code) from error
+    finally:
+        for lock in locks:
+            lock.release()
+        watchdog.stop()
+        if lifeline:
+            lifeline.depart()
+
+
+def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed: float) -> int | None:
+    """Agree with the other ranks on who tells what happened, and tell it if it is this rank.
+
+    Returns:
+        The exit code where nothing more is to be said; None where the error itself says everything.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, SystemExit):
+        time.sleep(INTERVAL)
+        return None
+    mistake = isinstance(error, (UserError, ConfigError))
+    failure = Failure(lifeline.rank, "mistake", EXIT_USER_ERROR) if mistake else Failure(lifeline.rank, "error", EXIT_FAILED)
+    try:
+        known, lost = find_reason(lifeline, watchdog) if is_broken_connection(error) else (lifeline.failure(), [])
+        if lost:
+            failure = Failure(lifeline.rank, "lost", EXIT_LOST, len(lost))
+        if known or not lifeline.claim(failure):
+            # Launchers that name the first rank to end should find the one that failed.
+            time.sleep(INTERVAL)
+            return (known or lifeline.failure()).code
+        lifeline.wait_to_tell()
+    except Unreachable:
+        # Rank 0 is gone, and with it the way to agree.
+        lost = [0] if is_broken_connection(error) else []
+        if lost and not watchdog.tells_of_first_rank():
+            return EXIT_LOST
+    if mistake:
+        leave_note(str(error), failed)
+        return None
+    text = lifeline.tell_lost(lost) if lost else story(error, lifeline.name(lifeline.rank), watchdog.progress)
+    print(text, file=sys.stderr, flush=True)
+    leave_note(text, failed)
+    return EXIT_LOST if lost else EXIT_FAILED
+
+
+def find_reason(lifeline: Lifeline, watchdog: Watchdog) -> tuple[Failure | None, list[int]]:
+    """Why a collective failed on this rank: what another rank claimed, or the ranks that are gone; neither where it was this rank's own fault.
+
+    Raises:
+        Unreachable: rank 0 is gone.
+    """
+    deadline = time.monotonic() + RECONSIDER + 2
+    while time.monotonic() < deadline:
+        failure = lifeline.failure()
+        lost = watchdog.find_lost(RECONSIDER, 0.25)
+        if failure or lost:
+            return failure, lost
+        time.sleep(0.25)
+    return None, []
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and not isinstance(error, UserError) and any(word in str(error) for word in BROKEN_CONNECTION)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and any(word in str(error) for word in OUT_OF_MEMORY))
+
+
+def story(error: BaseException, name: str, progress: Progress) -> str:
+    """An error as the last entry of a log: its stack, and a sentence that says where it happened."""
+    stack = "".join(traceback.format_exception(error))
+    if is_out_of_memory(error):
+        cure = "lower train.chunk_tokens or train.per_device_train_batch_size, set train.chunk_paths or model.gradient_checkpointing, or raise the ZeRO stage."
+        return f"{stack}{name} ran out of memory in step {progress.step}, where it had to {progress.doing}; {cure}"
+    return f"{stack}{name} failed in step {progress.step}, where it had to {progress.doing}: {type(error).__name__}: {error}"

@@ -1,0 +1,52 @@
+"""Where a process is: its threads' stacks as a file, and its main thread's place in a few words."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+STACKS = "stacks"
+
+COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
+"""Code that waits for other ranks."""
+
+PACKAGE = str(Path(__file__).parents[1])
+
+
+def stack_path(run: Path, rank: int) -> Path:
+    return run / STACKS / f"rank-{rank:05d}.txt"
+
+
+def write_stacks(run: Path, rank: int, title: str) -> None:
+    """Write every thread's stack of this process into the run's directory, in the place of an earlier one."""
+    path = stack_path(run, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(title + "\n")
+        stream.flush()
+        faulthandler.dump_traceback(file=stream, all_threads=True)
+
+
+def main_place() -> tuple[str, bool]:
+    """Where the main thread is, and whether it waits for other ranks there.
+
+    The place is the innermost line of pdfx or of a file that is not installed, such as the user's own; the innermost of all where there is none.
+    """
+    frames = list(_frames(sys._current_frames()[threading.main_thread().ident]))
+    own = next((frame for frame in frames if not _is_foreign(frame.f_code.co_filename)), frames[0])
+    waiting = any(part in frame.f_code.co_filename for frame in frames for part in COLLECTIVES)
+    return f"{own.f_code.co_filename}, line {own.f_lineno}, in {own.f_code.co_name}", waiting
+
+
+def _frames(frame: FrameType | None):
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a file belongs to Python or to an installed package other than pdfx."""
+    return not path.startswith(PACKAGE) and ("/site-packages/" in path or path.startswith((f"{sys.base_prefix}/lib", "<")))
