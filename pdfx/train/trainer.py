@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 import transformers
@@ -14,6 +14,7 @@ from pdfx.checkpoint.directory import Checkpoint
 from pdfx.config import Config, dump_config
 from pdfx.data import TrainLoader
 from pdfx.data.collate import filler
+from pdfx.errors import UserError
 from pdfx.evaluate.data_sets import evaluate_data_sets, flattened, open_evaluation
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
@@ -64,6 +65,10 @@ def train(config: Config) -> None:
         trainer = Trainer(config, world, progress)
         try:
             finished = trainer.run(stop)
+        except (UserError, SystemExit):
+            progress.mark("finish a checkpoint", slow=True)
+            trainer.saver.rescue()
+            raise
         finally:
             trainer.close()
     leave_world()
@@ -84,8 +89,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, world: World, progress: Progress | None = None):
-        self.config, self.world, self.telemetry, self.progress = config, world, None, progress or Progress()
-        self.evaluated: dict[str, float] = {}
+        self.config, self.world, self.telemetry, self.evaluated, self.progress = config, world, None, {}, progress or Progress()
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
@@ -100,7 +104,6 @@ class Trainer:
         self.step = state["step"]
         with world.together():
             self.notes = take_over(config, state[SHARDING], stage, world.size, checkpoint.path) if checkpoint else []
-        with world.together():
             # New adapters draw from torch's own generator.
             torch.manual_seed(derived_seed(config.train.seed, "adapters"))
             with sharded_loading(settings) as gathered:
@@ -282,12 +285,10 @@ class Trainer:
         self.progress.mark("save a checkpoint", slow=True)
         state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity, SHARDING: self.sharding}
         state["guards"] = self.guards.state_dict()
-        metric = metric_among(self.evaluated, self.config.train)
-        content = Content(self.step, state, self.objective.state_dict(), dump_config(self.config), self._write_probe, metric)
-        self._say(*self.saver.save(content))
-
-    def _write_probe(self, directory: Path) -> None:
-        self.probe.write(directory, self.engine, self.world)
+        with self.world.together():
+            metric = metric_among(self.evaluated, self.config.train)
+        probe = partial(self.probe.write, engine=self.engine, world=self.world)
+        self._say(*self.saver.save(Content(self.step, state, self.objective.state_dict(), dump_config(self.config), probe, metric)))
 
     def _say(self, *sentences: str) -> None:
         for sentence in sentences if self.telemetry else ():
