@@ -18,6 +18,7 @@ from pdfx.errors import UserError
 from pdfx.evaluate.data_sets import evaluate_data_sets, flattened, open_evaluation
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
+from pdfx.stopping import EXIT_STOPPED, STOP_SIGNALS, StopRequest
 from pdfx.train.agreement import require_agreement, settings_of_start, state_of_step
 from pdfx.train.best import check_metric_name, metric_among
 from pdfx.train.cluster import World, join_world, leave_world
@@ -38,15 +39,17 @@ from pdfx.train.run_directory import identity, open_run_directory, write_config
 from pdfx.train.saver import CheckpointSaver, Content
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
 from pdfx.train.step import Stepper, chunk_tokens_per_path, was_skipped
-from pdfx.train.stopping import EXIT_STOPPED, StopRequest
 from pdfx.train.telemetry import StepTimer, Telemetry
 from pdfx.train.watchdog import Progress
 
 
-def train(config: Config) -> None:
+def train(config: Config, stop: StopRequest | None = None) -> None:
     """Train as the recipe says, from the newest whole checkpoint of its output directory if there is one.
 
     Every rank calls this. On SIGTERM or SIGUSR1 to any rank all ranks save a checkpoint after the current step.
+
+    Args:
+        stop: listens to SIGUSR1 already; made here where None.
 
     Raises:
         UserError: a mistake in data, model, checkpoint or settings.
@@ -57,7 +60,8 @@ def train(config: Config) -> None:
         keep_large_blocks()
     if world.rank != 0:
         transformers.utils.logging.disable_progress_bar()
-    stop = StopRequest()
+    stop = stop or StopRequest()
+    stop.listen(*STOP_SIGNALS)
     with watched(config, world) as progress:
         tell_environment(world)
         with world.together():
