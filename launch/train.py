@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 
@@ -15,6 +16,10 @@ def main() -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
 
+    from pdfx.stopping import StopRequest
+
+    # Before all slow imports: otherwise the order to save and stop would end a process that is about to start as if it had failed.
+    stop = StopRequest(signal.SIGUSR1)
     from pdfx.config import ConfigError, load_config
     from pdfx.errors import UserError
 
@@ -27,7 +32,7 @@ def main() -> None:
         else:
             from pdfx.train.trainer import train
 
-            train(config)
+            train(config, stop)
     except (ConfigError, UserError) as error:
         leave(str(error), 2)
     except SystemExit as error:

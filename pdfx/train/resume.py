@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import deepspeed
@@ -80,13 +81,22 @@ def load_checkpoint(checkpoint: Checkpoint, engine: deepspeed.DeepSpeedEngine, w
     """
     state = checkpoint.state()
     with world.together():
+        objective_state = read_objective(checkpoint.path / OBJECTIVE)
         saved = SavedParameters(checkpoint.path / PARAMETERS)
         check_same_parameters(checkpoint, saved, engine)
         restore_parts(engine, saved, state[OPTIMIZER_STEPS])
         restore_buffers(engine, TensorFile(checkpoint.path / BUFFERS))
     publish(engine)
     engine.global_steps, engine.global_samples = state["step"], state["step"] * engine.train_batch_size()
-    return torch.load(checkpoint.path / OBJECTIVE, map_location="cpu", weights_only=True)
+    return objective_state
+
+
+def read_objective(path: Path) -> dict:
+    """The objective's state in a file. Raises UserError where it is damaged or holds more than tensors and plain values, which might run code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read safely: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_same_parameters(checkpoint: Checkpoint, saved: SavedParameters, engine: deepspeed.DeepSpeedEngine) -> None:

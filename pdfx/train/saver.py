@@ -9,12 +9,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pdfx.checkpoint.directory import (
@@ -38,12 +42,15 @@ from pdfx.checkpoint.retention import Retention, prune
 from pdfx.checksums import FileRecord, read_record, sync, write_checksummed
 from pdfx.errors import UserError
 from pdfx.tensor_files import Entry, write_tensors
-from pdfx.train.cluster import World
+from pdfx.train.cluster import TIMEOUT, World
 from pdfx.train.host_copy import Flats, HostCopy, choose_background
 from pdfx.train.job import Job
 from pdfx.train.parts import Part, flat_tensors, optimizer_steps, parts_of, persistent_buffers
 
 Records = dict[str, FileRecord]
+
+PATIENCE = timedelta(seconds=15)
+"""A rank that failed alone waits so long for the others before it ends; they are somewhere else."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +95,13 @@ class CheckpointSaver:
     """
 
     def __init__(self, run: Path, engine: deepspeed.DeepSpeedEngine, world: World, background: bool | str, retention: Retention):
-        self.run, self.engine, self.world, self.setting, self.retention = run, engine, world, background, retention
+        self.run, self.engine, self.setting, self.retention = run, engine, background, retention
+        # A group of its own, so that a rank that waits here after a failure meets no rank that waits for something else.
+        self.world = replace(world, control=dist.new_group(backend="gloo", timeout=TIMEOUT))
         self.background: bool | None = None
         self.copy = HostCopy()
         self.current: Save | None = None
+        self.waited = 0.0
 
     def save(self, content: Content) -> list[str]:
         """Begin to save; the engine may go on when this returns. Returns what there is to tell.
@@ -100,6 +110,12 @@ class CheckpointSaver:
             UserError: this save, or the one before it, could not be written.
         """
         told = self.finish()
+        self.waited = 0.0
+        with self._waiting():
+            self._begin(content, told)
+        return told + ([] if self.background else self.finish())
+
+    def _begin(self, content: Content, told: list[str]) -> None:
         flats = flat_tensors(self.engine)
         if self.background is None:
             self.background, sentence = choose_background(self.setting, flats, self.world)
@@ -109,42 +125,64 @@ class CheckpointSaver:
             if self.world.rank == 0:
                 make_partial(self.run, partial)
         work = [self._own_part(partial, self.copy.take(flats) if self.background else flats)]
-        content.write_probe(partial / PROBE)
+        with self.world.together():
+            try:
+                content.write_probe(partial / PROBE)
+            except OSError as error:
+                raise UserError(told_failure(partial, error)) from error
         if self.world.rank == 0:
             state = {**content.state, OPTIMIZER_STEPS: optimizer_steps(self.engine)}
             work.append(first_part(partial, replace(content, state=state), persistent_buffers(self.engine.module)))
         self.current = Save(content, Job(lambda: {name: record for part in work for name, record in part().items()}, self.background))
-        return told + ([] if self.background else self.finish())
 
     def advance(self) -> list[str]:
         """Take the save that is on its way a step further if it is ready; to be called after each step. Returns and raises as ``save`` does."""
-        return self._advance() if self.current else []
+        with self._waiting():
+            return self._advance() if self.current else []
 
     def finish(self) -> list[str]:
         """Wait for the save that is on its way, if there is one. Returns and raises as ``save`` does."""
         told = []
         while self.current:
-            self.current.job.wait()
-            told += self._advance()
+            with self._waiting():
+                self.current.job.wait()
+            told += self.advance()
         return told
 
+    def rescue(self) -> None:
+        """Finish a save where the run ends by an error that all ranks share, unless a rank does not come here within ``PATIENCE``."""
+        if self.current is None:
+            return
+        with suppress(RuntimeError, UserError, SystemExit):
+            if dist.all_reduce(torch.zeros(1), group=self.world.control, async_op=True).wait(PATIENCE):
+                self.finish()
+
     def _advance(self) -> list[str]:
-        save = self.current
+        save, path = self.current, self.final(self.current.content.step)
         running = save.job.running
-        running, failed = self.world.largest([running, not running and save.job.error is not None])
+        running_anywhere, failed = self.world.largest([running, not running and save.job.error is not None])
         if failed:
             self.current = None
             with self.world.together():
                 if save.job.error is not None:
-                    raise UserError(told_failure(self.final(save.content.step), save.job.error)) from save.job.error
-        if running:
+                    raise UserError(told_failure(path, save.job.error)) from save.job.error
+        if running_anywhere:
             return []
         if save.sealing:
             self.current = None
-            return [f"Saved {self.final(save.content.step)}"]
+            return [f"Saved {path}; training waited for {self.waited:.1f} s."]
         records = {name: record for own in self.world.gather(save.job.result) for name, record in own.items()}
         self.current = Save(save.content, Job(lambda: self._seal(save.content, records), self.background), sealing=True)
         return []
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Count the block's time as time that the checkpoint holds training up."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - begun
 
     def _own_part(self, partial: Path, flats: Flats) -> Callable[[], Records]:
         parts, name = parts_of(self.engine), f"{PARAMETERS}/{part_file_name(self.world.rank, self.world.size)}"

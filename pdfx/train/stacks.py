@@ -5,10 +5,12 @@ from __future__ import annotations
 import faulthandler
 import sys
 import threading
+import traceback
 from pathlib import Path
 from types import FrameType
 
 STACKS = "stacks"
+OTHERS = "All threads:"
 
 COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
 """Code that waits for other ranks."""
@@ -21,13 +23,22 @@ def stack_path(run: Path, rank: int) -> Path:
 
 
 def write_stacks(run: Path, rank: int, title: str) -> None:
-    """Write every thread's stack of this process into the run's directory, in the place of an earlier one."""
+    """Write the main thread's stack and then every thread's into the run's directory, in the place of earlier ones."""
     path = stack_path(run, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
+    stack = "".join(traceback.format_stack(sys._current_frames()[threading.main_thread().ident]))
     with path.open("w", encoding="utf-8") as stream:
-        stream.write(title + "\n")
+        stream.write(f"{title}\n{stack}{OTHERS}\n")
         stream.flush()
         faulthandler.dump_traceback(file=stream, all_threads=True)
+
+
+def read_main_stack(run: Path, rank: int) -> str:
+    """Title and main thread's stack that the rank wrote, or nothing."""
+    try:
+        return stack_path(run, rank).read_text(encoding="utf-8").partition(f"{OTHERS}\n")[0]
+    except OSError:
+        return ""
 
 
 def main_place() -> tuple[str, bool]:

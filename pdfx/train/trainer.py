@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 import transformers
@@ -14,9 +14,11 @@ from pdfx.checkpoint.directory import Checkpoint
 from pdfx.config import Config, dump_config
 from pdfx.data import TrainLoader
 from pdfx.data.collate import filler
+from pdfx.errors import UserError
 from pdfx.evaluate.data_sets import evaluate_data_sets, flattened, open_evaluation
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
+from pdfx.stopping import EXIT_STOPPED, STOP_SIGNALS, StopRequest
 from pdfx.train.agreement import require_agreement, settings_of_start, state_of_step
 from pdfx.train.best import check_metric_name, metric_among
 from pdfx.train.cluster import World, join_world, leave_world
@@ -37,15 +39,17 @@ from pdfx.train.run_directory import identity, open_run_directory, write_config
 from pdfx.train.saver import CheckpointSaver, Content
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
 from pdfx.train.step import Stepper, chunk_tokens_per_path, was_skipped
-from pdfx.train.stopping import EXIT_STOPPED, StopRequest
 from pdfx.train.telemetry import StepTimer, Telemetry
 from pdfx.train.watchdog import Progress
 
 
-def train(config: Config) -> None:
+def train(config: Config, stop: StopRequest | None = None) -> None:
     """Train as the recipe says, from the newest whole checkpoint of its output directory if there is one.
 
     Every rank calls this. On SIGTERM or SIGUSR1 to any rank all ranks save a checkpoint after the current step.
+
+    Args:
+        stop: listens to SIGUSR1 already; made here where None.
 
     Raises:
         UserError: a mistake in data, model, checkpoint or settings.
@@ -56,7 +60,8 @@ def train(config: Config) -> None:
         keep_large_blocks()
     if world.rank != 0:
         transformers.utils.logging.disable_progress_bar()
-    stop = StopRequest()
+    stop = stop or StopRequest()
+    stop.listen(*STOP_SIGNALS)
     with watched(config, world) as progress:
         tell_environment(world)
         with world.together():
@@ -64,6 +69,10 @@ def train(config: Config) -> None:
         trainer = Trainer(config, world, progress)
         try:
             finished = trainer.run(stop)
+        except (UserError, SystemExit):
+            progress.mark("finish a checkpoint", slow=True)
+            trainer.saver.rescue()
+            raise
         finally:
             trainer.close()
     leave_world()
@@ -84,8 +93,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, world: World, progress: Progress | None = None):
-        self.config, self.world, self.telemetry, self.progress = config, world, None, progress or Progress()
-        self.evaluated: dict[str, float] = {}
+        self.config, self.world, self.telemetry, self.evaluated, self.progress = config, world, None, {}, progress or Progress()
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
@@ -100,7 +108,6 @@ class Trainer:
         self.step = state["step"]
         with world.together():
             self.notes = take_over(config, state[SHARDING], stage, world.size, checkpoint.path) if checkpoint else []
-        with world.together():
             # New adapters draw from torch's own generator.
             torch.manual_seed(derived_seed(config.train.seed, "adapters"))
             with sharded_loading(settings) as gathered:
@@ -282,12 +289,10 @@ class Trainer:
         self.progress.mark("save a checkpoint", slow=True)
         state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity, SHARDING: self.sharding}
         state["guards"] = self.guards.state_dict()
-        metric = metric_among(self.evaluated, self.config.train)
-        content = Content(self.step, state, self.objective.state_dict(), dump_config(self.config), self._write_probe, metric)
-        self._say(*self.saver.save(content))
-
-    def _write_probe(self, directory: Path) -> None:
-        self.probe.write(directory, self.engine, self.world)
+        with self.world.together():
+            metric = metric_among(self.evaluated, self.config.train)
+        probe = partial(self.probe.write, engine=self.engine, world=self.world)
+        self._say(*self.saver.save(Content(self.step, state, self.objective.state_dict(), dump_config(self.config), probe, metric)))
 
     def _say(self, *sentences: str) -> None:
         for sentence in sentences if self.telemetry else ():

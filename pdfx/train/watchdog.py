@@ -15,7 +15,7 @@ from pathlib import Path
 from pdfx.guard_sections import GuardsSection
 from pdfx.train.lifeline import DEPARTURE, EXIT_LOST, Failure, Lifeline, Sign, Unreachable, blame
 from pdfx.train.notes import leave_note
-from pdfx.train.stacks import STACKS, main_place, stack_path, write_stacks
+from pdfx.train.stacks import STACKS, main_place, read_main_stack, write_stacks
 
 INTERVAL = 1.0
 """Seconds between two looks."""
@@ -239,8 +239,7 @@ class Watchdog:
         signs = self.lifeline.final_signs() if self.lifeline else [self._last_sign()]
         behind = blame(signs)
         lines = [f"No progress for {self.patience.quiet:.0f} s ({self.patience.setting}); the stack of each rank is in {self.run / STACKS}."]
-        stack = stack_path(self.run, behind[0])
-        lines += [stack.read_text(encoding="utf-8")] if signs[behind[0]].place and stack.exists() else []
+        lines += [read_main_stack(self.run, behind[0]).rstrip()] if signs[behind[0]].place else []
         for rank in behind[:3]:
             sign, name = signs[rank], self.lifeline.name(rank) if self.lifeline else f"Rank {rank}"
             place = f"; it is at {sign.place}" if sign.place else ", and did not answer when asked where it is"

@@ -133,7 +133,7 @@ def save_while_training(config: Config, harm: bool) -> tuple[list[bool], str]:
 
 def test_what_is_written_while_training_goes_on_is_the_state_of_its_step_bit_for_bit(folder, two_ranks):
     (running, told), _ = two_ranks.run(save_while_training, recipe(folder, "background", save_in_background=True), False)
-    assert all(running) and told == f"Saved {folder / 'background/checkpoints/step-00000001'}"
+    assert all(running) and told.startswith(f"Saved {folder / 'background/checkpoints/step-00000001'}; training waited for")
     two_ranks.run(run_telling, recipe(folder, "blocking", save_in_background=False, max_steps=5, save_total_limit=9))
     one, other = (folder / f"{run}/checkpoints/step-00000001" for run in ("background", "blocking"))
     saved = [SavedParameters(path / PARAMETERS) for path in (one, other)]
@@ -154,6 +154,40 @@ def test_a_background_write_that_fails_ends_all_ranks_with_its_reason_and_leaves
     # The next run clears away what is left, and saves.
     told, _ = two_ranks.run(run_telling, recipe(folder, "failing", max_steps=1))
     assert "Starting a new run." in told and steps(folder / "failing") == [1]
+
+
+def fail_while_saving(config: Config, alone: bool) -> None:
+    """In a rank: save in the background and fail in the next step. ``alone``: only rank 1 comes to the end of the run."""
+    from datetime import timedelta
+
+    from pdfx.errors import UserError
+    from pdfx.train import saver
+    from pdfx.train.cluster import join_world
+    from pdfx.train.telemetry import StepTimer
+    from pdfx.train.trainer import Trainer
+
+    trainer = Trainer(config, join_world())
+    trainer._train_step(StepTimer())
+    trainer.save()
+    with torch.no_grad():
+        next(parameter for name, parameter in trainer.engine.module.named_parameters() if "prefix" in name).fill_(float("nan"))
+    with contextlib.suppress(UserError, SystemExit):
+        trainer._train_step(StepTimer())
+    saver.PATIENCE = timedelta(seconds=2 if alone else 60)
+    if not alone or dist.get_rank() == 1:
+        trainer.saver.rescue()
+    trainer.close()
+    trainer.engine.destroy()
+
+
+def test_an_error_that_all_ranks_share_does_not_lose_the_checkpoint_on_its_way(folder, two_ranks):
+    two_ranks.run(fail_while_saving, recipe(folder, "rescued", save_in_background=True), False)
+    assert newest_whole(folder / "rescued")[0].step == 1
+
+
+def test_a_rank_that_fails_alone_does_not_wait_for_the_others(folder, two_ranks):
+    two_ranks.run(fail_while_saving, recipe(folder, "alone", save_in_background=True), True, timeout=60)
+    assert newest_whole(folder / "alone") == (None, [])
 
 
 def test_the_newest_the_best_and_every_so_many_steps_one_stay(folder, two_ranks):

@@ -114,7 +114,13 @@ def save_again(config: Config) -> list[str]:
     return trainer.notes
 
 
-CHANGES = [("lora", False, 4, "zero1"), ("lora", True, 1, "zero3"), ("full", True, 4, "zero2"), ("full", True, 2, "zero1"), ("full", False, 1, "zero2_offload")]
+CHANGES = [
+    ("lora", False, 4, "zero1"),
+    ("lora", True, 1, "zero3_offload"),
+    ("full", True, 4, "zero2"),
+    ("full", True, 2, "zero1"),
+    ("full", False, 1, "zero2_offload"),
+]
 
 
 @pytest.fixture(scope="module")

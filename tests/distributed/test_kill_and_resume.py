@@ -4,33 +4,23 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from tiny_runs import ROOT, tiny_tree
+from launching import launcher, start
+from tiny_runs import tiny_tree
 
 from pdfx.config import Config, parse_config
-from pdfx.train.cluster import free_port
 
 STEPS, SAVE_STEPS, KILLED_AT = 12, 3, 5
 
 
-def command(folder: Path, run: str) -> list[str]:
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())]
-    return [*launcher, "launch/train.py", str(folder / "recipe.yaml"), f"train.output_dir={folder / run}"]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def start(folder: Path, run: str) -> subprocess.Popen:
-    log = (folder / f"{run}.log").open("a")
-    return subprocess.Popen(command(folder, run), cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+def begin(folder: Path, run: str) -> subprocess.Popen:
+    command = [*launcher("deepspeed", 2), "launch/train.py", str(folder / "recipe.yaml"), f"train.output_dir={folder / run}"]
+    return start(command, folder / f"{run}.log")
 
 
 def last_step(run: Path) -> int:
@@ -64,16 +54,16 @@ def test_after_a_kill_the_same_command_continues_to_the_metrics_of_an_uninterrup
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
 
     two_ranks.run(train_whole, parse_config(tree | {"train": tree["train"] | {"output_dir": str(tmp_path / "whole")}}), timeout=280)
-    launcher = start(tmp_path, "killed")
+    killed = begin(tmp_path, "killed")
     while last_step(tmp_path / "killed") < KILLED_AT:
-        assert launcher.poll() is None, (tmp_path / "killed.log").read_text()
+        assert killed.poll() is None, (tmp_path / "killed.log").read_text()
         time.sleep(0.005)
-    os.kill(rank_process(launcher, 1).pid, signal.SIGKILL)
-    assert launcher.wait(timeout=60) != 0
+    os.kill(rank_process(killed, 1).pid, signal.SIGKILL)
+    assert killed.wait(timeout=60) != 0
     assert KILLED_AT <= last_step(tmp_path / "killed") < STEPS
 
-    assert start(tmp_path, "killed").wait(timeout=280) == 0, (tmp_path / "killed.log").read_text()
+    assert begin(tmp_path, "killed").wait(timeout=280) == 0, (tmp_path / "killed.log").read_text()
     assert "Going on from" in (tmp_path / "killed.log").read_text()
-    whole, killed = ((tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "killed"))
+    whole, resumed = ((tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "killed"))
     assert [json.loads(line)["step"] for line in whole.splitlines()] == list(range(1, STEPS + 1))
-    assert killed == whole
+    assert resumed == whole

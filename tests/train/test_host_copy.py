@@ -1,5 +1,6 @@
 """Whether checkpoints are written in the background follows from each machine's memory."""
 
+import pytest
 import torch
 
 from pdfx.train.host_copy import HostCopy, Need, by_memory
@@ -22,3 +23,12 @@ def test_a_copy_stays_as_it_was_while_the_original_changes_and_its_memory_is_use
     place = taken["master"][0].data_ptr()
     again = copy.take(state)
     assert again["master"][0].tolist() == [2, 2, 2] and again["master"][0].data_ptr() == place
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_copies_of_a_gpus_tensors_lie_in_pinned_memory_and_are_complete_when_they_are_handed_out():
+    state = {"master": [torch.full((1 << 20,), 3.0, device="cuda")]}
+    taken = HostCopy().take(state)
+    state["master"][0].zero_()
+    assert taken["master"][0].is_pinned() and bool((taken["master"][0] == 3).all())

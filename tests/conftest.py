@@ -1,4 +1,4 @@
-"""One pair of ranks for all tests of this folder: starting two processes with DeepSpeed takes seconds, a training run in them does not."""
+"""One pair of ranks for all tests that need one: starting two processes with DeepSpeed takes seconds, a training run in them does not."""
 
 import pytest
 from distributed.ranks import Ranks

@@ -12,11 +12,19 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Remembers that this process was asked to stop."""
+    """Remembers that this process was asked to stop.
 
-    def __init__(self):
+    Args:
+        signals: that ask for it.
+    """
+
+    def __init__(self, *signals: signal.Signals):
         self.asked = False
-        for number in STOP_SIGNALS:
+        self.listen(*signals or STOP_SIGNALS)
+
+    def listen(self, *signals: signal.Signals) -> None:
+        """From now on also to these."""
+        for number in signals:
             signal.signal(number, self._ask)
 
     def _ask(self, *_) -> None:
