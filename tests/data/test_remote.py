@@ -18,7 +18,7 @@ from range_server import RangeServer
 from tiny_shards import ByteProcessor, make_shards
 
 from pdfx.config import DataSection
-from pdfx.data import SampleError, ShardedDataset, TrainLoader
+from pdfx.data import FILLER, SampleError, ShardedDataset, TrainLoader, iterate_inputs
 from pdfx.data.remote_errors import is_transient
 from pdfx.data.storage import Reading
 from pdfx.errors import UserError
@@ -126,6 +126,14 @@ def test_samples_records_and_sides_equal_the_local_ones(shards, server):
             assert own["images"][0].tobytes() == others["images"][0].tobytes()
     with pytest.raises(IndexError):
         remote.read_many([25])
+
+
+def test_evaluation_reads_the_same_inputs_over_http(shards, server):
+    numbers = [3, 24, 0, FILLER, 7, FILLER]
+    for side in ("query", "target"):
+        local, remote = (list(iterate_inputs(ShardedDataset(path), numbers, side, ByteProcessor(), 4)) for path in (shards, server.url))
+        assert len(local) == 2
+        assert all(torch.equal(own[name], other[name]) for own, other in zip(local, remote, strict=True) for name in own)
 
 
 def test_a_sample_is_one_request_for_its_own_bytes_and_opening_downloads_no_tar(shards, server):
