@@ -159,6 +159,12 @@ def test_a_query_string_stays_with_every_request_and_out_of_every_message(server
     assert "secret" not in str(caught.value) and "pass" not in str(caught.value)
 
 
+def test_headers_for_http_come_from_fsspecs_configuration(server, monkeypatch):
+    monkeypatch.setitem(fsspec.config.conf, "http", {"headers": {"Authorization": "Bearer token"}, "client_kwargs": {"trust_env": True}})
+    assert keys(ShardedDataset(server.url)) == [f"sample-{i:03d}" for i in range(25)]
+    assert server.authorizations == {"Bearer token"}
+
+
 @pytest.mark.parametrize("fault", [503, 500, 429, 408, "early"])
 def test_a_passing_fault_is_tried_again_and_counted(server, fault):
     dataset = ShardedDataset(server.url, reading=QUICK)
