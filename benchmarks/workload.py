@@ -37,9 +37,12 @@ WIDTHS = {
     "quarter": {"text": (384, 7, 6, 1, 2240), "vision": (320, 8, 4), "vocabulary": 4096},
     "small": {"text": (128, 3, 2, 1, 768), "vision": (80, 3, 2), "vocabulary": 4096},
     "tiny": {"text": (64, 2, 2, 1, 128), "vision": (32, 2, 2), "vocabulary": 512},
+    "tenth": {"text": (896, 6, 14, 2, 4864), "vision": (320, 8, 4), "vocabulary": 4096},
+    "half": {"text": (896, 24, 14, 2, 4864), "vision": (1280, 8, 16), "vocabulary": 4096, "embeddings": 151_936},
 }
 """By name: hidden size, layers, heads, key/value heads and feed-forward size of the decoder; hidden size, layers and heads of the vision tower.
-The 2B has (1536, 28, 12, 2, 8960) and (1280, 32, 16): ``quarter`` keeps the ratios of widths, depths, feed-forward size and queries per key."""
+The 2B has (1536, 28, 12, 2, 8960) and (1280, 32, 16): ``quarter`` keeps the ratios of widths, depths, feed-forward size and queries per key. ``half`` has a
+decoder of Qwen2-0.5B's sizes, half a billion parameters, with as many token embeddings; ``tenth`` has a quarter of its layers."""
 
 
 def paragraphs() -> list[str]:
@@ -89,7 +92,7 @@ def write_backbone(size: str, directory: Path) -> Path:
     ).save_pretrained(directory)
     half = hidden // heads // 2
     text = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": WIDTHS[size].get("embeddings", len(tokenizer)),
         "hidden_size": hidden,
         "intermediate_size": forward,
         "num_hidden_layers": layers,

@@ -24,11 +24,10 @@ from .pictures import PictureFolder
 from .pool import run_in_order
 from .quarantine import QUARANTINE_NAME, first_reasons
 from .settings import BuildSettings
-from .shard_writer import file_sha256, scan_offsets
 from .sources.base import Source, SourceRecord
 from .sources.jsonl import JsonlSource
 
-__all__ = ["BuildSettings", "BuildSummary", "Progress", "build", "build_shards", "file_sha256", "scan_offsets"]
+__all__ = ["BuildSettings", "BuildSummary", "Progress", "build", "build_shards"]
 
 Progress = Callable[[int, int | None], None]
 """Called with (items done, items in all or None)."""
@@ -98,6 +97,8 @@ def build(
         TooManyBadRecords: more than ``settings.max_bad_share`` of the records cannot be used.
     """
     settings = settings or BuildSettings()
+    _require_own(out, settings.overwrite)
+    _require_records(source)
     evaluation = [EvaluationSet(path, settings.leaks, evaluation_progress) for path in settings.evaluation]
     identity = {
         "source": source.identity(),
@@ -105,8 +106,6 @@ def build(
         "settings": settings.identity(),
         "evaluation": [of.fingerprint for of in evaluation],
     }
-    _require_own(out, settings.overwrite)
-    _require_records(source)
     out.mkdir(parents=True, exist_ok=True)
     with _out_of_space_told(out), Journal(out, identity, settings.overwrite) as journal:
         _remove_unfinished(out, journal)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
-
-import numpy as np
 
 from pdfx.data.images import MAX_IMAGE_PIXELS
 from pdfx.data.schema import INDEX_NAME, ShardIndex
-from pdfx.data.shards import SampleError, Shard, read_index
+from pdfx.data.shards import Shard, read_index
+from pdfx.data.storage import Storage, StorageError, open_storage
 from pdfx.errors import UserError
 
 from .build import Progress
-from .check_content import Examiner
-from .keys import UNKNOWN, repeated_keys
-from .parts import parts_of, share_out
+from .check_content import content_problems
+from .journal import FOLDER_NAME
+from .outputs import STAGING_NAME
+from .shard_stats import read_stats
 
 
 def check_shards(
@@ -26,80 +24,74 @@ def check_shards(
     """All problems of a directory of shards, one sentence each; an empty list where it is sound.
 
     Args:
-        full: also compare checksums, compare the offsets with the tars, look for repeated keys, and decode every sample. Otherwise only the
-            index, the sizes of files, the form of the offsets and what else lies in the directory are looked at. A full check of a shard whose files
-            are missing, or have another size than the index says, stays a quick one.
+        path: a local directory, or a URL that fsspec knows. What else lies behind a URL is not looked at.
+        full: also compare checksums, offsets and statistics with the tars, look for repeated keys, and decode every sample. Otherwise only the index, the
+            sizes of files, the form of offsets and statistics, and what else lies in the directory are looked at. A full check of a shard whose tar or
+            offsets are missing, or do not fit the index, stays a quick one.
         progress: called with (samples done, samples in all).
-        workers: processes that a full check uses. It holds eight bytes per sample, and one sample at a time in each process.
+        workers: processes that a full check uses. It holds 16 bytes per sample, and one sample at a time in each process.
 
     Raises:
-        UserError: there is no such directory.
+        UserError: there is no such directory, or its URL cannot be reached.
     """
-    directory = Path(path)
-    if not directory.is_dir():
-        raise UserError(f"There is no directory of shards at {directory}; make it with 'pdfx shards build'.")
+    storage = open_storage(path)
+    _require_place(storage)
+    problems = [] if storage.remote else list(_remains(Path(path)))
     try:
-        index = read_index(directory)
+        index = read_index(storage)
     except UserError as error:
-        return [str(error)]
-    problems = list(_unlisted(directory, index))
-    shards = [Shard(directory, entry, max_image_pixels) for entry in index.shards]
-    sound = []
-    for number, shard in enumerate(shards):
-        try:
-            shard.check_sizes()
-            _ = shard.offsets
-            sound.append(number)
-        except UserError as error:
-            problems.append(str(error))
+        return [*problems, str(error)]
+    if not storage.remote:
+        problems += _unlisted(Path(path), index)
+    shards = [Shard(storage, entry, max_image_pixels) for entry in index.shards]
+    readable = []
+    for number, (is_readable, of_shard) in enumerate(storage.map(lambda shard: _look_over(storage, shard), shards)):
+        problems += of_shard
+        if is_readable:
+            readable.append(number)
     if full:
-        problems += _check_contents(index, shards, sound, progress, workers)
+        problems += content_problems(storage, index, shards, readable, progress, workers)
     elif progress:
         progress(index.samples, index.samples)
     return problems
 
 
+def _require_place(storage: Storage) -> None:
+    """Raises UserError where nothing can be said about shards, sound or not."""
+    if not storage.remote and not Path(storage.path).is_dir():
+        raise UserError(f"There is no directory of shards at {storage.path}; make it with 'pdfx shards build'.")
+    try:
+        storage.load(INDEX_NAME)
+    except StorageError as error:
+        if storage.remote and not error.missing:
+            raise UserError(f"The shards at {storage.path} cannot be checked, since they cannot be reached: {error}.") from None
+
+
+def _remains(directory: Path) -> Iterator[str]:
+    if (directory / FOLDER_NAME).exists():
+        yield f"{directory} holds an unfinished build; give the same command again, and it goes on where it stopped."
+    if (directory / STAGING_NAME).exists():
+        yield f"{directory} holds what a split or a merge that was stopped left behind; delete the directory, and give the same command again."
+
+
 def _unlisted(directory: Path, index: ShardIndex) -> Iterator[str]:
-    listed = {INDEX_NAME, *(name for entry in index.shards for name in (entry.name, entry.offsets_name, entry.stats_name))}
+    listed = {name for entry in index.shards for name in (entry.name, entry.offsets_name, entry.stats_name)}
     for path in sorted(directory.iterdir()):
         if path.name not in listed and path.name.endswith((".tar", ".idx.npy", "_stats.json")):
             yield f"{path} is not listed in {INDEX_NAME}, so it is never read; delete it or build the shards again."
 
 
-def _check_contents(index: ShardIndex, shards: list[Shard], sound: list[int], progress: Progress | None, workers: int) -> Iterator[str]:
-    keys = np.full(index.samples, UNKNOWN)
-    misplaced: set[int] = set()
-    looked_at = without_query = 0
-    for part, findings in share_out(Examiner(shards), list(parts_of(index, sound)), workers):
-        if findings.misplaced:
-            misplaced.add(part.shard)
-        if part.start == 0 or part.shard not in misplaced:
-            yield from findings.problems
-            keys[part.first : part.first + len(findings.keys)] = findings.keys
-            looked_at += findings.sound
-            without_query += findings.without_query
-        if progress:
-            progress(part.first + part.stop - part.start, index.samples)
-    if progress:
-        progress(index.samples, index.samples)
-    yield from _repeated(index, shards, keys)
-    if looked_at == index.samples and without_query != index.targets_only:
-        yield f"{INDEX_NAME} says that {index.targets_only} of the samples have no query, and {without_query} have none; build the shards again."
-
-
-def _repeated(index: ShardIndex, shards: list[Shard], keys: np.ndarray) -> Iterator[str]:
-    starts = [0, *accumulate(entry.samples for entry in index.shards)]
-
-    def shard_of(sample: int) -> int:
-        return bisect.bisect_right(starts, sample) - 1
-
-    for key, first, other in repeated_keys(keys, lambda sample: _key_of(shards[shard_of(sample)], sample - starts[shard_of(sample)])):
-        names = [shards[shard_of(sample)].entry.name for sample in (first, other)]
-        yield f"The key '{key}' is there twice, in {names[0]} and in {names[1]}; keys must be unique."
-
-
-def _key_of(shard: Shard, row: int) -> str:
+def _look_over(storage: Storage, shard: Shard) -> tuple[bool, list[str]]:
+    """Whether tar and offsets can be read, and the problems of all three files."""
+    problems = []
     try:
-        return shard.record(row)[0]
-    except SampleError as error:
-        return error.key
+        shard.check_sizes()
+        _ = shard.offsets
+    except UserError as error:
+        problems.append(str(error))
+    is_readable = not problems
+    try:
+        read_stats(storage, shard.entry)
+    except UserError as error:
+        problems.append(str(error))
+    return is_readable, problems

@@ -1,80 +1,111 @@
-"""Examining the content of shards: checksums, offsets, and every record and picture."""
+"""Examining what a directory of shards holds: each part for itself, and what only all of them together tell."""
 
 from __future__ import annotations
 
-import tarfile
 from array import array
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
-from pdfx.data.schema import INDEX_NAME
+from pdfx.data.schema import INDEX_NAME, ShardEntry, ShardIndex
 from pdfx.data.shards import SampleError, Shard
+from pdfx.data.storage import Storage
+from pdfx.errors import UserError
 
-from .build import file_sha256, scan_offsets
-from .keys import key_number
-from .parts import Part
+from .build import Progress
+from .check_samples import Examiner, Findings
+from .keys import UNKNOWN, repeated_keys
+from .parts import Part, parts_of, share_out
+from .shard_stats import read_stats
+from .stats import NAMES
 
 
-@dataclass
-class Findings:
-    """What was found in a part.
+def content_problems(storage: Storage, index: ShardIndex, shards: list[Shard], readable: list[int], progress: Progress | None, workers: int) -> Iterator[str]:
+    """One sentence for each problem of the tars' content.
 
-    Attributes:
-        problems: one sentence each.
-        misplaced: the shard's offsets are not those of its samples, so that no sample of it can be judged.
-        keys: ``key_number`` of each sample's key; empty where samples were not looked at.
-        sound: samples without a problem.
-        without_query: those of them that serve evaluation alone.
+    Args:
+        shards: all that the index lists.
+        readable: the numbers of those whose files have the right sizes and forms.
+        progress: called with (samples done, samples in all).
     """
-
-    problems: list[str] = field(default_factory=list)
-    misplaced: bool = False
-    keys: array = field(default_factory=lambda: array("q"))
-    sound: int = 0
-    without_query: int = 0
-
-
-@dataclass
-class Examiner:
-    """Examines one part; travels to worker processes. A shard's first part also stands for the file as a whole."""
-
-    shards: list[Shard]
-
-    def __call__(self, part: Part) -> Findings:
-        shard, findings = self.shards[part.shard], Findings()
-        if part.start == 0:
-            findings.problems += _examine_file(shard, findings)
-        if not findings.misplaced:
-            for row in range(part.start, part.stop):
-                _examine_sample(shard, row, findings)
-        shard.close()
-        return findings
+    content = _Content(storage, index, shards)
+    for part, findings in share_out(Examiner(storage, shards), list(parts_of(index, readable)), workers):
+        yield from content.take(part, findings)
+        if progress:
+            progress(part.first + part.stop - part.start, index.samples)
+    yield from content.repeated_keys()
+    yield from content.absent_candidates()
+    yield from content.wrong_counts()
+    if progress:
+        progress(index.samples, index.samples)
 
 
-def _examine_file(shard: Shard, findings: Findings) -> Iterator[str]:
-    try:
-        if file_sha256(shard.path) != shard.entry.sha256:
-            yield f"The shard {shard.path} has another SHA-256 than {INDEX_NAME} says; copy it again, or build it again."
-        _, offsets = scan_offsets(shard.path)
-    except tarfile.TarError as error:
-        yield f"The shard {shard.path} is no sound tar ({error}); copy it again, or build it again."
-    except OSError as error:
-        yield f"The shard {shard.path} cannot be read ({error.strerror}); see to its rights and its disk, or build it again."
-    else:
-        findings.misplaced = not np.array_equal(offsets, shard.offsets)
+class _Content:
+    """What the parts that were examined so far tell together."""
+
+    def __init__(self, storage: Storage, index: ShardIndex, shards: list[Shard]):
+        self.storage, self.index, self.shards = storage, index, shards
+        self._keys = np.full(index.samples, UNKNOWN)
+        self._counts = [Counter() for _ in shards]
+        self._misplaced: set[int] = set()
+        self._target_ids = array("q")
+        self._candidates: set[int] = set()
+
+    def take(self, part: Part, findings: Findings) -> list[str]:
+        """The problems of one more part, as far as they are its own."""
         if findings.misplaced:
-            yield f"The offsets of the shard {shard.path} are not those of its samples, so that its samples were not looked at; build it again."
+            self._misplaced.add(part.shard)
+        elif part.shard in self._misplaced:
+            # Cut at the wrong places, every sample would be one.
+            return []
+        self._keys[part.first : part.first + len(findings.keys)] = findings.keys
+        self._counts[part.shard].update(findings.counts)
+        self._target_ids += findings.target_ids
+        self._candidates |= findings.candidates
+        return findings.problems
 
+    def repeated_keys(self) -> Iterator[str]:
+        starts = list(accumulate((entry.samples for entry in self.index.shards), initial=0))
 
-def _examine_sample(shard: Shard, row: int, findings: Findings) -> None:
-    try:
-        sample = shard.read(row)
-    except SampleError as error:
-        findings.problems.append(str(error))
-        findings.keys.append(key_number(error.key))
-    else:
-        findings.keys.append(key_number(sample.key))
-        findings.sound += 1
-        findings.without_query += sample.query is None
+        def shard_of(sample: int) -> int:
+            return bisect_right(starts, sample) - 1
+
+        def key_of(sample: int) -> str:
+            try:
+                return self.shards[shard_of(sample)].record(sample - starts[shard_of(sample)])[0]
+            except SampleError as error:
+                return error.key
+
+        for key, first, other in repeated_keys(self._keys, key_of):
+            names = [self.shards[shard_of(sample)].entry.name for sample in (first, other)]
+            yield f"The key '{key}' is there twice, in {names[0]} and in {names[1]}; keys must be unique."
+
+    def absent_candidates(self) -> Iterator[str]:
+        """Judged only where every target is known."""
+        absent = self._candidates.difference(self._target_ids) if len(self._target_ids) == self.index.samples else ()
+        if absent:
+            yield f"No sample has the target of {len(absent)} of the {len(self._candidates)} identities that samples name as candidates; build them again."
+
+    def wrong_counts(self) -> Iterator[str]:
+        """Statistics that do not fit what was counted, where every sample of a shard was."""
+        complete = True
+        for shard, counts in zip(self.shards, self._counts, strict=True):
+            if counts["samples"] != shard.entry.samples:
+                complete = False
+            elif wrong := self._wrong_names(shard.entry, counts):
+                yield f"The statistics of the shard {shard.path} are not those of its samples ({', '.join(wrong)}); build it again."
+        without_query = sum(counts["targets_only"] for counts in self._counts)
+        if complete and without_query != self.index.targets_only:
+            yield f"{INDEX_NAME} says that {self.index.targets_only} samples have no query, and {without_query} have none; build the shards again."
+
+    def _wrong_names(self, entry: ShardEntry, counts: Counter[str]) -> list[str]:
+        try:
+            stats = read_stats(self.storage, entry)
+        except UserError:
+            # Told already.
+            return []
+        # How many pictures a build encoded anew cannot be seen from them.
+        return [name for name in NAMES if name != "images_reencoded" and stats[name] != counts[name]]

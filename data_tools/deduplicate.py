@@ -10,7 +10,7 @@ from pdfx.data.schema import identity_number
 from pdfx.errors import UserError
 
 from .pack import Packed, Rejected
-from .shard_writer import sync_and_close
+from .shard_writer import sync_and_close, sync_directory
 
 _RECENT = 1 << 16
 
@@ -66,12 +66,13 @@ class EarlierSamples:
 
     def find(self, packed: Packed) -> Rejected | None:
         """Why a sample cannot join those so far; None where it can."""
-        earlier = self._keys.get(identity_number(packed.key))
-        if earlier is not None:
-            return Rejected("repeated key", f"its key '{packed.key}' is already that of record number {earlier + 1}; keys must be unique")
+        # Contents first: a whole record that is there twice is a duplicate, and not a mistake in its key.
         earlier = self._contents.get(packed.content) if self._contents is not None else None
         if earlier is not None:
             return Rejected("duplicate", f"its query and target are those of record number {earlier + 1}")
+        earlier = self._keys.get(identity_number(packed.key))
+        if earlier is not None:
+            return Rejected("repeated key", f"its key '{packed.key}' is already that of record number {earlier + 1}; keys must be unique")
         return None
 
     def add(self, number: int, packed: Packed) -> None:
@@ -86,6 +87,7 @@ class EarlierSamples:
         with self._path(shard).open("wb") as stream:
             np.save(stream, np.array(self._unsaved, dtype=np.int64))
             sync_and_close(stream)
+        sync_directory(self.folder)
         self._unsaved = []
 
     def restore(self, shard: str) -> None:

@@ -9,7 +9,8 @@ from rich.table import Table
 from .describe import QUANTILES
 from .languages import UNDETERMINED
 
-_COUNTS = ("shards", "samples", "bytes", "unusable", "without_query", "targets", "samples_sharing_target", "fingerprint")
+_COUNTS = ("shards", "samples", "bytes", "unusable", "without_query", "targets", "samples_sharing_target")
+_FINGERPRINT_SHOWN = 12
 _OVER_SAMPLES = ("samples_per_shard", "bytes_per_shard", "negatives_per_sample")
 _NAMES_SHOWN = 8
 
@@ -18,8 +19,8 @@ def description_tables(description: dict) -> Iterator[Table]:
     """What ``describe_shards`` gave: overview, distributions over shards and samples, duplicates, and one table per side that has items."""
     overview = Table(title="Shards", show_header=False)
     for name in _COUNTS:
-        value = description[name]
-        overview.add_row(_label(name), f"{value:,}" if isinstance(value, int) else value)
+        overview.add_row(_label(name), f"{description[name]:,}")
+    overview.add_row("fingerprint", description["fingerprint"][:_FINGERPRINT_SHOWN])
     yield overview
     distributions = Table("", *QUANTILES, title="Shards and hard negatives")
     _add_quantiles(distributions, {name: description[name] for name in _OVER_SAMPLES})

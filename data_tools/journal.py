@@ -17,7 +17,7 @@ from pdfx.errors import UserError
 from .shard_writer import sync_directory
 
 JOURNAL_NAME = "build.jsonl"
-_FOLDER_NAME = ".build"
+FOLDER_NAME = ".build"
 _VERSION = 1
 _START_OVER = "start over with --overwrite (overwrite=True)"
 
@@ -62,7 +62,7 @@ class Journal:
 
     def __init__(self, out: Path, identity: dict, overwrite: bool = False):
         self.out, self.path = out, out / JOURNAL_NAME
-        self.folder = out / _FOLDER_NAME
+        self.folder = out / FOLDER_NAME
         self.staging = self.folder / "unfinished"
         self._stream = self._open()
         try:

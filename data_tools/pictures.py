@@ -44,20 +44,32 @@ class PictureFolder:
             PictureError: the name leads out of the folder (an absolute path or one with ``..``; links that the folder itself holds are followed), there
                 is no such picture, or it cannot be read.
         """
-        path = self._locate(name)
+        path, start, size = self._find(name)
         try:
-            if os.path.isfile(path):
-                return self._read(path, 0, os.path.getsize(path))
-            tar = self._tar_above(path)
-            if tar is None:
-                raise PictureError("missing image", f"there is no image {path}")
-            return self._read(tar, *_member(tar, os.path.relpath(path, tar)))
+            return self._read(path, start, size)
         except OSError as error:
             raise PictureError("unreadable image", f"the image {path} cannot be read ({error.strerror})") from None
+
+    def require(self, name: str) -> None:
+        """Raises PictureError where ``read`` would, for all that can be told without reading the picture."""
+        self._find(name)
 
     def describe(self, name: str) -> str:
         """The picture's place, for messages."""
         return name if self.root is None else os.path.join(self.root, name)
+
+    def _find(self, name: str) -> tuple[str, int, int]:
+        """The file of a picture, where in it the picture begins, and its size in bytes."""
+        path = self._locate(name)
+        try:
+            if os.path.isfile(path):
+                return path, 0, os.path.getsize(path)
+            tar = self._tar_above(path)
+            if tar is None:
+                raise PictureError("missing image", f"there is no image {path}")
+            return tar, *_member(tar, os.path.relpath(path, tar))
+        except OSError as error:
+            raise PictureError("unreadable image", f"the image {path} cannot be read ({error.strerror})") from None
 
     def _locate(self, name: str) -> str:
         if self.root is None:

@@ -1,4 +1,8 @@
-"""Worker processes that do a job on one request after another, and whose results come back in order."""
+"""Worker processes that do a job on one request after another, and whose results come back in order.
+
+Each worker has a connection of its own. With queues that all workers share, as ``concurrent.futures`` has them, a worker that is killed in the middle of a
+large result leaves half of it behind, and the main process waits forever for the rest.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,19 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from queue import SimpleQueue
 from typing import Any
 
 from pdfx.errors import UserError
 
-_AHEAD = 2
-"""Requests that are waiting or done per worker, besides the one it works on."""
+_HELD = 3
+"""Requests per worker that are read and whose results are not yet taken."""
 
-_job: Callable[[Any], Any] | None = None
-"""The job of this process, where it is a worker."""
+_SENT = 2
+"""Requests that a worker has: one that it works on, and one to go on with at once."""
 
 
 def run_in_order(job: Callable[[Any], Any], requests: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
@@ -39,24 +42,80 @@ def run_in_order(job: Callable[[Any], Any], requests: Iterable[Any], workers: in
         for request in requests:
             yield request, job(request)
         return
-    executor = ProcessPoolExecutor(workers, _context(job), _start, (job,))
-    pending: deque[tuple[Any, Future]] = deque()
+    pool = _Pool(job, workers)
     try:
-        for request in requests:
-            pending.append((request, executor.submit(_run, request)))
-            if len(pending) > (1 + _AHEAD) * workers - 1:
-                yield _next(pending)
-        while pending:
-            yield _next(pending)
-    except BrokenProcessPool:
-        raise UserError("A worker process was killed, most often because memory ran out; use fewer workers. What is finished is kept.") from None
+        yield from pool.run(iter(requests))
     finally:
-        executor.shutdown(cancel_futures=True)
+        pool.close()
 
 
-def _next(pending: deque[tuple[Any, Future]]) -> tuple[Any, Any]:
-    request, future = pending.popleft()
-    return request, future.result()
+class _Pool:
+    def __init__(self, job: Callable[[Any], Any], workers: int):
+        context = _context(job)
+        self._processes = []
+        self._sent: dict[connection.Connection, int] = {}
+        """Per worker's connection, the requests that it has."""
+        for _ in range(workers):
+            own, its = context.Pipe()
+            process = context.Process(target=_work, args=(job, its), daemon=True)
+            process.start()
+            its.close()
+            self._processes.append(process)
+            self._sent[own] = 0
+
+    def run(self, requests: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        held: dict[int, Any] = {}
+        done: dict[int, Any] = {}
+        numbered = enumerate(requests)
+        following = 0
+        is_more = True
+        while is_more or held:
+            while is_more and len(held) < _HELD * len(self._sent) and (free := self._least_busy()) is not None:
+                message = next(numbered, None)
+                if message is None:
+                    is_more = False
+                else:
+                    held[message[0]] = message[1]
+                    self._send(free, message)
+            if held and following not in done:
+                done |= self._receive()
+            while following in done:
+                yield held.pop(following), done.pop(following)
+                following += 1
+
+    def close(self) -> None:
+        for own in self._sent:
+            own.close()
+        for process in self._processes:
+            process.join()
+
+    def _least_busy(self) -> connection.Connection | None:
+        own = min(self._sent, key=self._sent.get)
+        return own if self._sent[own] < _SENT else None
+
+    def _send(self, to: connection.Connection, message: tuple[int, Any]) -> None:
+        try:
+            to.send(message)
+        except OSError:
+            raise _killed() from None
+        self._sent[to] += 1
+
+    def _receive(self) -> dict[int, Any]:
+        results = {}
+        for ready in connection.wait([own for own, sent in self._sent.items() if sent]):
+            try:
+                number, result, error = ready.recv()
+            except (EOFError, OSError):
+                raise _killed() from None
+            if error is not None:
+                raise error[0] from RuntimeError(f"in a worker process:\n{error[1]}")
+            self._sent[ready] -= 1
+            results[number] = result
+        return results
+
+
+def _killed() -> UserError:
+    return UserError("A worker process was killed, most often because memory ran out; use fewer workers. What is finished is kept.")
 
 
 def _context(job: Callable[[Any], Any]) -> multiprocessing.context.BaseContext:
@@ -68,18 +127,27 @@ def _context(job: Callable[[Any], Any]) -> multiprocessing.context.BaseContext:
     return context
 
 
-def _start(job: Callable[[Any], Any]) -> None:
-    global _job
+def _work(job: Callable[[Any], Any], own: connection.Connection) -> None:
     # A terminal's Ctrl-C reaches every process; what to do then is for the main one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _job = job
+    requests: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+    threading.Thread(target=_take_requests, args=(own, requests), daemon=True).start()
+    while True:
+        number, request = requests.get()
+        try:
+            message = number, job(request), None
+        except Exception as error:  # whatever it is, the main process is to have it
+            message = number, None, (error, traceback.format_exc())
+        try:
+            own.send(message)
+        except OSError:
+            os._exit(1)
 
 
-def _run(request: Any) -> Any:
-    return _job(request)
-
-
-def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+def _take_requests(own: connection.Connection, requests: SimpleQueue) -> None:
+    """In a thread, so that the main process never waits to get a request through, and that this one ends as soon as that does."""
+    try:
+        while True:
+            requests.put(own.recv())
+    except (EOFError, OSError):
+        os._exit(0)

@@ -28,7 +28,8 @@ class BuildSettings:
         leaks: which of ``LEAKS`` are compared.
         drop_leaked: leave out the records that an evaluation set shares something with; otherwise they are only reported.
         max_bad_share: the build stops where more than this share of the records cannot be used; a single one is forgiven unless the share is 0.
-        workers: processes that read and pack; with 0 and 1 this process does.
+        workers: processes that read and pack; with 0 and 1 this process does. Each imports the main script, which must guard its entry with
+            ``if __name__ == "__main__":``.
         overwrite: delete an earlier build first.
 
     Raises:

@@ -106,31 +106,3 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def scan_offsets(tar_path: Path) -> tuple[list[str], np.ndarray]:
-    """The keys of a shard's samples and int64 [samples + 1]: where in the tar each begins, and where the last one ends.
-
-    Raises:
-        tarfile.TarError: the file is no sound tar.
-    """
-    keys: list[str] = []
-    offsets: list[int] = []
-    end = 0
-    with tarfile.open(tar_path, mode="r:") as archive:
-        for member in archive:
-            key = member.name.partition(".")[0]
-            if not keys or keys[-1] != key:
-                keys.append(key)
-                offsets.append(member.offset)
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        offsets.append(end)
-    return keys, np.array(offsets, dtype=np.int64)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

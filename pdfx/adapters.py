@@ -36,20 +36,28 @@ def apply_lora(embedder: ParallelEmbedder, lora: LoraSection) -> None:
         inject_adapter_in_model(settings, decoder)
 
 
-def merge_lora(embedder: ParallelEmbedder) -> ParallelEmbedder:
-    """Fold every adapter into its weight and put the plain modules back, in place; without adapters nothing happens.
+def adapted_modules(embedder: ParallelEmbedder) -> dict[str, BaseTunerLayer]:
+    """The decoder's modules with adapters, by their names in the embedder."""
+    return {name: module for name, module in embedder.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def merged_weight(module: BaseTunerLayer) -> torch.Tensor:
+    """The weight of an adapted module with the adapter folded in, in place.
 
     Raises:
-        ValueError: a merged weight is not finite.
+        ValueError: it is not finite.
     """
-    decoder = embedder.decoder
-    adapted = [(name, module) for name, module in decoder.named_modules() if isinstance(module, BaseTunerLayer)]
-    for name, module in adapted:
-        module.merge(safe_merge=True)
+    module.merge(safe_merge=True)
+    return module.get_base_layer().weight.detach()
+
+
+def remove_adapters(embedder: ParallelEmbedder) -> ParallelEmbedder:
+    """Put the plain modules back, in place, with the weights that they have; without adapters nothing happens."""
+    for name, module in adapted_modules(embedder).items():
         parent, _, child = name.rpartition(".")
-        setattr(decoder.get_submodule(parent), child, module.get_base_layer())
-    if adapted:
-        del decoder.peft_config
+        setattr(embedder.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(embedder.decoder, "peft_config"):
+        del embedder.decoder.peft_config
     return embedder
 
 

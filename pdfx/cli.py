@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from pdfx import __version__
+from pdfx.cli_checkpoints import checkpoints, convert
 from pdfx.cli_shards import shards_app
 from pdfx.cli_shared import SHARDS_HELP, example, fail, progress_bar
 from pdfx.config import ConfigError
@@ -35,12 +36,6 @@ BatchOption = Annotated[int, typer.Option(min=1, help=BATCH_HELP)]
 class Side(str, Enum):
     query = "query"
     target = "target"
-
-
-class Dtype(str, Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @app.callback()
@@ -76,18 +71,14 @@ def train(
     run_training(config)
 
 
-@app.command(epilog=example("pdfx convert runs/quickstart --out exported", "pdfx convert runs/quickstart --out exported --checkpoint 500 --dtype bfloat16"))
-def convert(
-    run: Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")],
-    out: Annotated[Path, typer.Option(help="Directory to write the model to.")],
-    checkpoint: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint; the newest whole one by default.")] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Type of the written weights; the trained one by default.")] = None,
-) -> None:
-    """Turn a run's checkpoint into a Hugging Face model directory (LoRA merged, no GPU needed), and check that it embeds as the trainer did."""
-    from pdfx.convert import convert as run_conversion
-
-    run_conversion(run, out, checkpoint=checkpoint, dtype=dtype.value if dtype else None)
-    print(out)
+app.command(
+    epilog=example(
+        "pdfx convert runs/quickstart --out exported",
+        "pdfx convert runs/quickstart --out exported --checkpoint best --dtype bfloat16",
+        "pdfx convert runs/quickstart --out adapter --adapter",
+    )
+)(convert)
+app.command(epilog=example("pdfx checkpoints runs/quickstart", "pdfx checkpoints runs/quickstart --verify --json -"))(checkpoints)
 
 
 @app.command(

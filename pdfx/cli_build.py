@@ -18,6 +18,8 @@ from pdfx.errors import UserError
 
 EXAMPLES = (
     "pdfx shards build records.jsonl --images pictures --out shards/train",
+    "pdfx shards build captions.parquet --format table --option query.text=caption --option target.images=image --out shards/train",
+    "pdfx shards build queries.jsonl --option corpus=corpus.jsonl --out shards/train",
     "pdfx shards build records.jsonl --out shards/train --resize 768 --image-format jpeg --quality 90 --shard-bytes 500MB --workers 16",
     "pdfx shards build records.jsonl --out shards/train --deduplicate --evaluation shards/test --drop-leaked",
 )
@@ -53,8 +55,8 @@ def parse_option(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def one_sentence_when_interrupted() -> Iterator[None]:
-    """Ctrl-C and the signal by which batch systems end a job leave through the same door."""
+def one_sentence_when_interrupted(what_now: str) -> Iterator[None]:
+    """Ctrl-C and the signal by which batch systems end a job leave through the same door. ``what_now`` is the sentence's end."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -63,19 +65,19 @@ def one_sentence_when_interrupted() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        fail("Interrupted; the same command goes on where it stopped.", INTERRUPTED)
+        fail(f"Interrupted; {what_now}.", INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def build(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File or directory of records; docs/data.md has the formats.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File or directory of records, in one of the formats that 'pdfx shards formats' lists.")],
     out: Annotated[Path, typer.Option(help="Directory to write; new, empty, or that of the same build, which then goes on.")],
-    format: Annotated[str, typer.Option(help="Format of SOURCE: jsonl (the project's own) or another one of docs/data.md; 'auto' looks.")] = "auto",
-    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the format; can be given several times.")] = None,
+    format: Annotated[str, typer.Option(help="Format of SOURCE: jsonl (the project's own) or another one; 'auto' tells it from what SOURCE holds.")] = "auto",
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the format that 'pdfx shards formats FORMAT' lists.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder, or tar, that image paths start from; SOURCE's own folder by default.")] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples of one tar file.")] = 10_000,
-    shard_bytes: Annotated[int, typer.Option(parser=parse_bytes, metavar="SIZE", help="Most bytes of one tar file, such as 500MB or 1GiB.")] = "1GB",
+    shard_bytes: Annotated[int, typer.Option(parser=parse_bytes, metavar="SIZE", help="Most bytes of samples of one tar file, as in 500MB or 1GiB.")] = "1GB",
     resize: Annotated[int | None, typer.Option(min=1, help="Shrink pictures whose longer side has more pixels to so many.")] = None,
     image_format: Annotated[ImageFormat | None, typer.Option(help="Encode every picture anew; by default only those that are shrunk are.")] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP pictures that are encoded anew.")] = 90,
@@ -115,7 +117,7 @@ def build(
         workers=worker_count(workers),
         overwrite=overwrite,
     )
-    with one_sentence_when_interrupted(), progress_bar() as bar:
+    with one_sentence_when_interrupted("the same command goes on where it stopped"), progress_bar() as bar:
         records = open_source(format, source, dict(map(parse_option, option or ())))
         folder = images if images is not None else source if source.is_dir() else source.parent
         try:

@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 
 from pdfx.cli_build import EXAMPLES, build
+from pdfx.cli_formats import FORMATS_EXAMPLES, formats
 from pdfx.cli_rearrange import MERGE_EXAMPLES, SPLIT_EXAMPLES, merge, split
 from pdfx.cli_shared import SHARDS_HELP, JsonOption, WorkersOption, example, give_json, prints_json, progress_bar, worker_count
 
 shards_app = typer.Typer(help="Build, check, describe, split and merge directories of samples.", no_args_is_help=True)
 shards_app.command(epilog=example(*EXAMPLES))(build)
+shards_app.command(epilog=example(*FORMATS_EXAMPLES))(formats)
 
 
 @shards_app.command(epilog=example("pdfx shards check shards/train", "pdfx shards check shards/train --full --workers 8 --json problems.json"))

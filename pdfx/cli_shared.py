@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-SHARDS_HELP = "Directory that 'pdfx shards build' wrote."
+SHARDS_HELP = "Directory that 'pdfx shards build' wrote, or the URL of one (s3://..., https://...)."
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file; '-' prints it instead of the rest.")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that share the work; one per core by default, at most 8.")]
 

@@ -7,13 +7,15 @@ was expected. Values can be overridden on the command line as ``section.key=valu
 from __future__ import annotations
 
 import difflib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from pdfx.data_sections import DataSection
 from pdfx.guard_sections import GuardsSection
+from pdfx.saving_section import SavingSection
 from pdfx.section import Section
 
 
@@ -93,61 +95,6 @@ class InputsSection(Section):
     """Resolutions (height, width) that a picture may be tiled to (LLaVA-NeXT)."""
 
 
-class DataSetSection(Section):
-    """One of several data sets to train on."""
-
-    path: str
-    """Directory of shards made by ``pdfx shards build``."""
-    name: str | None = None
-    """For reports and checkpoints; the directory's own name where null."""
-    weight: float | None = Field(None, gt=0)
-    """Its share of an epoch, relative to the other data sets' weights. Set for all data sets or for none."""
-    max_samples: int | None = Field(None, ge=1)
-    """Samples that one epoch takes at most; the next epoch goes on with the others."""
-
-
-class DataSection(Section):
-    train: str | list[str | DataSetSection] = Field(min_length=1)
-    """Directory of shards made by ``pdfx shards build``, or a list of such data sets."""
-    mixture_temperature: float | None = Field(None, gt=0)
-    """Where no weights are set, data sets share an epoch by their sizes to the power of 1 over this; 1 where null: each gives all its samples once."""
-    sub_batch_pairs: int = Field(32, ge=1)
-    """Pairs that come from one data set at a stretch, before another one is drawn."""
-    evaluation: str | list[str] | None = Field(None, min_length=1)
-    """Directory of shards to evaluate on, or a list of them; each is evaluated by itself."""
-    hard_negatives: int = Field(0, ge=0)
-    """Hard negatives used per pair; samples that have fewer are filled and masked."""
-    num_workers: int = Field(2, ge=0)
-    prefetch_batches: int = Field(4, ge=1)
-    span_samples: int = Field(64, ge=1)
-    """Consecutive samples of one shard that are permuted as one unit."""
-    window_spans: int = Field(256, ge=1)
-    """Spans among which single samples are mixed."""
-    max_corrupt_share: float = Field(0.01, ge=0, le=1)
-    """The run stops when more than this share of the samples read so far could not be used."""
-    max_image_pixels: int = Field(89_478_485, ge=1)
-    """Larger pictures are refused as decompression bombs."""
-
-    @model_validator(mode="after")
-    def check(self):
-        names = [data_set.name for data_set in self.training_sets()]
-        repeated = next((name for name in names if names.count(name) > 1), None)
-        if repeated:
-            raise ValueError(f"two data sets of train are called '{repeated}'; give each a name of its own")
-        weighted = [data_set.weight is not None for data_set in self.training_sets()]
-        if any(weighted) and not all(weighted):
-            raise ValueError("some data sets of train have a weight and some have none; set it for all or for none")
-        if any(weighted) and self.mixture_temperature is not None:
-            raise ValueError("mixture_temperature has no effect beside weights; remove one of them")
-        return self
-
-    def training_sets(self) -> list[DataSetSection]:
-        """The data sets of ``train``, each with a name."""
-        listed = [self.train] if isinstance(self.train, str) else self.train
-        sets = [DataSetSection(path=item) if isinstance(item, str) else item for item in listed]
-        return [data_set.model_copy(update={"name": data_set.name or PurePosixPath(data_set.path).name or data_set.path}) for data_set in sets]
-
-
 class MutualInformationSection(Section):
     """vCLUB, per rank, over all ordered pairs of paths. The values are ours; the paper does not give them."""
 
@@ -180,7 +127,7 @@ class ObjectiveSection(Section):
         return self
 
 
-class TrainSection(Section):
+class TrainSection(SavingSection):
     output_dir: str
     deepspeed: str
     """A DeepSpeed JSON, for example ``ds_configs/zero3.json``."""
@@ -210,11 +157,7 @@ class TrainSection(Section):
     bf16: bool = True
     seed: int = Field(42, ge=0)
     logging_steps: int = Field(10, ge=1)
-    save_steps: int = Field(500, ge=1)
-    save_total_limit: int = Field(3, ge=1)
     eval_steps: int | None = Field(None, ge=1)
-    resume: str = "auto"
-    """``auto`` (the newest whole checkpoint of output_dir, if any), ``never``, or a checkpoint's directory."""
     tensorboard: bool = True
     peak_tflops: float | Literal["measure"] = "measure"
     """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM), for the share of it that training uses (MFU); ``measure``:
@@ -228,6 +171,8 @@ class TrainSection(Section):
             raise ValueError("peak_tflops must be more than 0, or 'measure'")
         if (self.max_steps is None) == (self.num_train_epochs is None):
             raise ValueError("set exactly one of max_steps and num_train_epochs")
+        if self.metric_for_best_model is not None and (self.eval_steps is None or self.save_steps % self.eval_steps):
+            raise ValueError("metric_for_best_model needs an evaluation at each checkpoint; set eval_steps to a number that divides save_steps")
         return self
 
 

@@ -18,8 +18,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save as safetensors_bytes
 
-from data_tools.records import ImageFolder
-from pdfx.data.images import MAX_IMAGE_PIXELS, ImageError, decode_image
+from data_tools.pictures import PictureError, PictureFolder
+from pdfx.data.images import ImageError, decode_image
 from pdfx.data.schema import Side, explain
 from pdfx.errors import UserError
 from pdfx.exports import check_export, load_export
@@ -40,7 +40,7 @@ class EmbedJob:
         side: ``query`` or ``target``, which chooses the instruction.
         paths: ``all`` gives [n, K, D], ``fused`` [n, F], and the number of one path [n, D] (only that path is run).
         batch_size: items of one forward pass.
-        images: folder that image paths start from; the input file's own where None.
+        images: folder, or tar, that image paths start from; the input file's own folder where None.
         truncate_dim: leading dimensions to keep, normalised again (Matryoshka); all where None.
         trust_remote_code: run the model code that the export brings, in the place of the installed library's.
     """
@@ -65,8 +65,8 @@ class EmbedJob:
         check_export(self.model)
 
     @property
-    def image_folder(self) -> ImageFolder:
-        return ImageFolder(self.input, self.input.parent if self.images is None else self.images, MAX_IMAGE_PIXELS)
+    def image_folder(self) -> PictureFolder:
+        return PictureFolder(self.input.parent if self.images is None else self.images)
 
     @property
     def parts(self) -> Path:
@@ -92,8 +92,11 @@ def read_lines(job: EmbedJob) -> list[Side]:
             sides.append(Side.model_validate_json(line))
         except ValidationError as error:
             raise UserError(f"{job.input} line {number}: {explain(error).removesuffix('.')}.") from None
-        for name in sides[-1].images:
-            job.image_folder.locate(number, name)
+        try:
+            for name in sides[-1].images:
+                job.image_folder.require(name)
+        except PictureError as error:
+            raise UserError(f"{job.input} line {number}: {error}.") from None
     return sides
 
 
@@ -147,11 +150,12 @@ def write_part(job: EmbedJob, rank: int, world_size: int, device: torch.device, 
 def _item(job: EmbedJob, number: int, side: Side) -> dict:
     pictures = []
     for name in side.images:
-        path = job.image_folder.locate(number, name)
         try:
-            pictures.append(decode_image(path.read_bytes()))
+            pictures.append(decode_image(job.image_folder.read(name)))
+        except PictureError as error:
+            raise UserError(f"{job.input} line {number}: {error}.") from None
         except ImageError as error:
-            raise UserError(f"{job.input} line {number}: the image {path} cannot be used: {error}.") from None
+            raise UserError(f"{job.input} line {number}: the image {job.image_folder.describe(name)} cannot be used: {error}.") from None
     return {"text": side.text, "images": pictures}
 
 

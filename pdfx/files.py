@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,3 +46,34 @@ def write_json(value: Any, path: Path) -> None:
     """Plain values as one JSON file."""
     with write_atomically(path) as stream:
         stream.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def draft_beside(final: Path) -> Iterator[Path]:
+    """A path for a directory that is to become ``final``, on the same file system; whatever the block leaves there is removed at its end.
+
+    What a killed process left for the same ``final`` is removed as well, and what a living one is writing is not.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    prefix, suffix = f".{final.name}.", ".draft"
+    for leftover in final.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        with locked(leftover) as free:
+            if free:
+                shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=final.parent) as scratch, locked(Path(scratch)):
+        yield Path(scratch) / final.name
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[bool]:
+    """Hold a directory's lock, which ends with this process; False where another process holds it."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

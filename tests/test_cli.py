@@ -4,18 +4,20 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run_pdfx, told
 from tiny_exports import HIDDEN, PATHS, tiny_export
 from tiny_runs import tiny_config, tiny_shards
 
 from pdfx import __version__
-from pdfx.cli import main
 from pdfx.config import dump_config
 
-COMMANDS = ["train", "convert", "embed", "evaluate", "report", "shards build", "shards check", "shards describe"]
+COMMANDS = ["train", "convert", "checkpoints", "embed", "evaluate", "report"]
+COMMANDS += ["shards build", "shards check", "shards describe", "shards split", "shards merge"]
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +35,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def pdfx(capfd):
     """Runs a command line; gives its exit code, stdout and stderr."""
-
-    def run(*words) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capfd.readouterr()
-
-    return run
-
-
-def told(result: tuple[int, str, str]) -> str:
-    """The sentence of a command that a user's mistake ended: exit code 2, nothing on stdout, one line on stderr."""
-    code, out, error = result
-    assert (code, out) == (2, "")
-    lines = error.strip().splitlines()
-    assert len(lines) == 1, error
-    assert "Traceback" not in error
-    return lines[0]
+    return partial(run_pdfx, capfd)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -120,20 +120,25 @@ def open_source(name: str, path: Path, options: Mapping[str, str] | None = None)
     """
     if not path.exists():
         raise UserError(f"There is no input {path}; name a file or a directory of records.")
-    if name != "auto" and name not in FORMATS:
-        raise UserError(f"There is no format '{name}'; did you mean '{_nearest(name, FORMATS)}'? There are auto, {', '.join(FORMATS)}.")
     chosen = guess_format(path, list(FORMATS)) if name == "auto" else name
-    known = FORMATS[chosen].options
+    format = find_format(chosen)
     values = {}
     for option, text in (options or {}).items():
-        if option not in known:
-            hint = f"did you mean '{_nearest(option, known)}'? It has {', '.join(known)}." if known else "it has none."
+        if option not in format.options:
+            hint = f"did you mean '{_nearest(option, format.options)}'? It has {', '.join(format.options)}." if format.options else "it has none."
             raise UserError(f"The format {chosen} has no option '{option}'; {hint}")
         try:
-            values[option] = known[option].parse(text)
+            values[option] = format.options[option].parse(text)
         except ValueError as error:
             raise UserError(f"The option {option}={text} of the format {chosen} cannot be used: {error}.") from None
-    return FORMATS[chosen].open(path, values)
+    return format.open(path, values)
+
+
+def find_format(name: str) -> Format:
+    """Raises UserError where there is none of this name."""
+    if name not in FORMATS:
+        raise UserError(f"There is no format '{name}'; did you mean '{_nearest(name, FORMATS)}'? There are auto, {', '.join(FORMATS)}.")
+    return FORMATS[name]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ class Problem:
 
     sentence: str
     kind: str
-    """One of ``shards.KINDS``."""
+    """One of ``samples.KINDS``."""
     data_set: int = 0
     """Number of the data set it belongs to."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from .batch import Problem
-from .shards import KINDS
+from .samples import KINDS
 
 
 class Coverage:

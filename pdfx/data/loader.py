@@ -27,7 +27,7 @@ class BatchReader:
         self.datasets, self.processor, self.chunk_pairs, self.negatives, self.chunk_tokens = datasets, processor, chunk_pairs, negatives, chunk_tokens
 
     def __call__(self, places: list[tuple[int, int]]) -> Batch:
-        samples = [self._read(*place) for place in places]
+        samples = self._read(places)
         if self.chunk_tokens is None:
             batch = collate(samples, self.processor, self.chunk_pairs, self.negatives)
         else:
@@ -36,11 +36,14 @@ class BatchReader:
         batch.problems = [replace(problem, data_set=source) for problem, source in zip(batch.problems, unusable, strict=True)]
         return batch
 
-    def _read(self, source: int, number: int) -> Sample | SampleError:
-        try:
-            return self.datasets[source].read(number)
-        except SampleError as error:
-            return error
+    def _read(self, places: list[tuple[int, int]]) -> list[Sample | SampleError]:
+        """The samples at ``places``; those of one data set are asked for together, so that remote ones are fetched side by side."""
+        samples: list[Sample | SampleError | None] = [None] * len(places)
+        for source in {source for source, _ in places}:
+            own = [slot for slot, place in enumerate(places) if place[0] == source]
+            for slot, sample in zip(own, self.datasets[source].read_many([places[slot][1] for slot in own]), strict=True):
+                samples[slot] = sample
+        return samples
 
 
 class TrainLoader:

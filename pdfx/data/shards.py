@@ -1,233 +1,182 @@
-"""Reading shards: one contiguous byte range per sample, parsed in memory. Nothing is ever unpacked to disk."""
+"""Reading shards: one contiguous byte range per sample, or per span where a cache keeps spans, from a local folder or from wherever fsspec reaches."""
 
 from __future__ import annotations
 
 import bisect
 import io
 import json
-import os
-import tarfile
-from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import ValidationError
 
 from pdfx.errors import UserError
 
-from .images import MAX_IMAGE_PIXELS, ImageError, decode_image
-from .schema import INDEX_NAME, Record, ShardEntry, ShardIndex, Side, explain, identity_number
+from .cache import SpanCache
+from .images import MAX_IMAGE_PIXELS
+from .samples import HEAD_BYTES, Place, Sample, SampleError, decode_side, open_members, parse_head, parse_record, parse_sample
+from .schema import INDEX_NAME, Record, ShardEntry, ShardIndex, explain
+from .storage import Reading, Storage, StorageError, open_storage
 
 _REBUILD = "build it again with 'pdfx shards build'"
-_HEAD_BYTES = 4096
-_OPEN_SHARDS = 64
-
-KINDS = ("unreachable", "damaged", "picture", "processor")
-"""Why samples cannot be used: their bytes could not be fetched; tar or record are no sound ones; a picture is missing or cannot be decoded; the model's
-processor refuses them."""
-
-
-class SampleError(ValueError):
-    """One sample cannot be used; the message is a sentence that names the shard, the key and the reason.
-
-    Attributes:
-        key: empty where the damage hides it.
-        kind: one of ``KINDS``, what coverage reports count.
-    """
-
-    def __init__(self, message: str, key: str = "", kind: str = "damaged"):
-        super().__init__(message)
-        self.key, self.kind = key, kind
-
-
-@dataclass
-class Sample:
-    """One pair with its hard negatives. A side is ``{"text": str, "images": [PIL.Image in RGB, ...]}``."""
-
-    key: str
-    query: dict
-    target: dict
-    negatives: list[dict]
-    target_id: int
-    """Signed 64-bit hash of the target's identity."""
-    negative_ids: list[int]
-    """The same of each hard negative."""
-    shard: str = ""
+_HEADS_AT_ONCE = 1024
 
 
 class Shard:
-    """One tar of samples with its byte offsets. Safe to use after a fork (positioned reads share no file position) and to pickle."""
+    """One tar of samples with its byte offsets. Safe to use after a fork and to pickle.
 
-    def __init__(self, directory: Path, entry: ShardEntry, max_image_pixels: int = MAX_IMAGE_PIXELS):
-        self.path = directory / entry.name
-        self.entry = entry
-        self.max_image_pixels = max_image_pixels
-        self._file: IO[bytes] | None = None
+    Args:
+        place: the folder of shards, or its storage.
+        cache: keeps spans of what is read.
+    """
+
+    def __init__(self, place: str | Path | Storage, entry: ShardEntry, max_image_pixels: int = MAX_IMAGE_PIXELS, cache: SpanCache | None = None):
+        self._storage = open_storage(place)
+        self.entry, self.max_image_pixels, self._cache = entry, max_image_pixels, cache
         self._offsets: np.ndarray | None = None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None, "_offsets": None}
+        return {**self.__dict__, "_offsets": None}
+
+    @property
+    def path(self) -> Path | str:
+        """Where the tar lies."""
+        return self._storage.where(self.entry.name)
 
     def check_sizes(self) -> None:
         """Raises UserError where the tar or its offsets are missing or have another size than the index says."""
-        offsets_path = self.path.with_name(self.entry.offsets_name)
-        for path in (self.path, offsets_path):
-            if not path.is_file():
-                raise UserError(f"The shard file {path} is missing, though {INDEX_NAME} lists it; restore it, or {_REBUILD}.")
-        size = self.path.stat().st_size
+        size = self._size(self.entry.name)
         if size != self.entry.bytes:
             state = "truncated" if size < self.entry.bytes else "longer than it should be"
             raise UserError(f"The shard {self.path} is {state}: it has {size} bytes and {INDEX_NAME} says {self.entry.bytes}; copy it again, or {_REBUILD}.")
-        if offsets_path.stat().st_size < 8 * (self.entry.samples + 1):
-            raise UserError(f"The offsets {offsets_path} are truncated; copy them again, or {_REBUILD}.")
+        if self._size(self.entry.offsets_name) < 8 * (self.entry.samples + 1):
+            raise UserError(f"The offsets {self._storage.where(self.entry.offsets_name)} are truncated; copy them again, or {_REBUILD}.")
 
     @property
     def offsets(self) -> np.ndarray:
         """int64 [samples + 1]: where each sample begins in the tar, in bytes, and where the last one ends.
 
         Raises:
-            UserError: the file of offsets is damaged or does not fit the shard.
+            UserError: the file of offsets is damaged, does not fit the shard, or cannot be reached.
         """
-        if self._offsets is None:
-            path = self.path.with_name(self.entry.offsets_name)
-            try:
-                offsets = np.load(path, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise UserError(f"The offsets {path} cannot be read ({error}); copy them again, or {_REBUILD}.") from None
-            fits = offsets.dtype == np.int64 and offsets.shape == (self.entry.samples + 1,)
-            if not fits or offsets[0] < 0 or offsets[-1] > self.entry.bytes or (np.diff(offsets) <= 0).any():
-                raise UserError(f"The offsets {path} do not fit the shard {self.path.name}; copy both again, or {_REBUILD}.")
-            self._offsets = offsets
-        return self._offsets
+        try:
+            return self._load_offsets()
+        except StorageError as error:
+            raise UserError(f"The offsets {self._storage.where(self.entry.offsets_name)} cannot be read ({error}); copy them again, or {_REBUILD}.") from error
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._storage.close(self.entry.name)
 
-    def record(self, i: int) -> tuple[str, Record]:
+    def fetch(self, i: int, limit: int | None = None) -> bytes:
+        """The bytes of sample ``i`` of this shard, or its first ``limit`` ones at least.
+
+        Raises:
+            SampleError: they cannot be read.
+        """
+        try:
+            if self._cache is not None:
+                return self._fetch_span(i)
+            start, stop = self._load_offsets()[i : i + 2].tolist()
+            return self._storage.read(self.entry.name, start, stop - start if limit is None else min(limit, stop - start))
+        except StorageError as error:
+            raise self.place(i).error("", f"its bytes cannot be read from {self.path}: {error}", "unreachable") from error
+
+    def place(self, i: int) -> Place:
+        """Where sample ``i`` stands, for messages."""
+        return Place(self.entry.name, i)
+
+    def record(self, i: int, head: bytes | None = None) -> tuple[str, Record]:
         """Key and record of sample ``i`` of this shard; reads a few kilobytes, no images.
+
+        Args:
+            head: the sample's first bytes, where they were fetched before.
 
         Raises:
             SampleError: the bytes are damaged.
         """
-        head = self._read(i, _HEAD_BYTES)
-        try:
-            member = tarfile.TarInfo.frombuf(head[:512], "utf-8", "strict")
-        except (tarfile.TarError, UnicodeDecodeError):
-            member = None
-        key, _, suffix = member.name.partition(".") if member else ("", "", "")
-        if suffix == "json" and member.isreg() and 512 + member.size <= len(head):
-            return key, self._parse_record(i, key, head[512 : 512 + member.size])
-        return self.raw(i)[:2]
+        return parse_head(self.fetch(i, HEAD_BYTES) if head is None else head, self.place(i)) or self.raw(i)[:2]
 
-    def raw(self, i: int) -> tuple[str, Record, dict[str, bytes]]:
+    def raw(self, i: int, data: bytes | None = None) -> tuple[str, Record, dict[str, bytes]]:
         """Key, record and members' bytes by suffix of sample ``i`` of this shard. Raises SampleError where the tar or the record is damaged."""
-        key, members = self._members(i)
-        return key, self._parse_record(i, key, members["json"]), members
+        key, members = open_members(self.fetch(i) if data is None else data, self.place(i))
+        return key, parse_record(members["json"], key, self.place(i)), members
 
-    def read(self, i: int) -> Sample:
+    def read(self, i: int, data: bytes | None = None) -> Sample:
         """Sample ``i`` of this shard with decoded images.
+
+        Args:
+            data: its bytes, where they were fetched before.
 
         Raises:
             SampleError: the bytes, the record or an image are damaged.
         """
-        key, record, members = self.raw(i)
-        decoded = {name: self._decode(i, key, side, members) for name, side in record.sides()}
-        return Sample(
-            key=key,
-            query=decoded["query"],
-            target=decoded["target"],
-            negatives=[decoded[f"negatives.{m}"] for m in range(len(record.negatives))],
-            target_id=identity_number(record.target_id),
-            negative_ids=[identity_number(negative.target_id) for negative in record.negatives],
-            shard=self.path.name,
-        )
+        return parse_sample(self.fetch(i) if data is None else data, self.place(i), self.max_image_pixels)
 
-    def read_item(self, i: int, side: str) -> dict:
-        """The query or the target of sample ``i`` alone. Raises SampleError like ``read``."""
-        key, record, members = self.raw(i)
-        return self._decode(i, key, getattr(record, side), members)
+    def read_item(self, i: int, side: str, data: bytes | None = None) -> dict:
+        """The query or the target of sample ``i`` alone. Raises SampleError like ``read``, and where the sample has no such side."""
+        key, record, members = self.raw(i, data)
+        if getattr(record, side) is None:
+            raise self.place(i).error(key, f"it has no {side}")
+        return decode_side(getattr(record, side), members, key, self.place(i), self.max_image_pixels)
 
-    def _members(self, i: int) -> tuple[str, dict[str, bytes]]:
-        data = self._read(i)
-        members, keys = {}, set()
+    def _load_offsets(self) -> np.ndarray:
+        if self._offsets is None:
+            path, data = self._storage.where(self.entry.offsets_name), self._storage.load(self.entry.offsets_name)
+            try:
+                offsets = np.load(io.BytesIO(data), allow_pickle=False)
+            except Exception as error:  # numpy meets damaged headers with many exception types (ValueError, EOFError, SyntaxError, ...)
+                raise UserError(f"The offsets {path} cannot be read ({error}); copy them again, or {_REBUILD}.") from None
+            fits = isinstance(offsets, np.ndarray) and offsets.dtype == np.int64 and offsets.shape == (self.entry.samples + 1,)
+            if not fits or offsets[0] < 0 or offsets[-1] > self.entry.bytes or (np.diff(offsets) <= 0).any():
+                raise UserError(f"The offsets {path} do not fit the shard {self.entry.name}; copy both again, or {_REBUILD}.")
+            self._offsets = offsets
+        return self._offsets
+
+    def _fetch_span(self, i: int) -> bytes:
+        first = i - i % self._cache.span_samples
+        bounds = self._load_offsets()[first : first + self._cache.span_samples + 1]
+        start, stop = int(bounds[0]), int(bounds[-1])
+        name = f"{self.entry.name.removesuffix('.tar')}-{first}-{len(bounds) - 1}"
+        return self._cache.read(name, bounds, i - first, lambda: self._storage.read(self.entry.name, start, stop - start))
+
+    def _size(self, name: str) -> int:
         try:
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-                for member in archive:
-                    key, _, suffix = member.name.partition(".")
-                    content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
-                    if content is None or suffix in members:
-                        raise self._error(i, key, f"the member '{member.name}' is no plain file or there twice")
-                    keys.add(key)
-                    members[suffix] = content.read()
-        except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-            if isinstance(error, SampleError):
-                raise
-            raise self._error(i, "", f"its bytes are no sound tar ({error})") from error
-        if len(keys) != 1 or "json" not in members:
-            raise self._error(i, "", f"it must be the members of one key with a '.json' among them, not {sorted(keys)} with {sorted(members)}")
-        return keys.pop(), members
-
-    def _read(self, i: int, limit: int | None = None) -> bytes:
-        start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
-        length = stop - start if limit is None else min(limit, stop - start)
-        try:
-            if self._file is None:
-                self._file = open(self.path, "rb", buffering=0)
-            data = os.pread(self._file.fileno(), length, start)
-        except OSError as error:
-            raise self._error(i, "", f"its bytes cannot be read ({error.strerror})", "unreachable") from error
-        if len(data) != length:
-            raise self._error(i, "", "the shard ends before the sample does")
-        return data
-
-    def _parse_record(self, i: int, key: str, data: bytes) -> Record:
-        try:
-            record = Record.model_validate_json(data)
-        except ValidationError as error:
-            raise self._error(i, key, f"in its record, {explain(error)}") from None
-        if record.target_id is None or any(negative.target_id is None for negative in record.negatives):
-            raise self._error(i, key, "in its record, 'target_id' is missing")
-        return record
-
-    def _decode(self, i: int, key: str, side: Side, members: dict[str, bytes]) -> dict:
-        return {"text": side.text, "images": [self._image(i, key, name, members) for name in side.images]}
-
-    def _image(self, i: int, key: str, name: str, members: dict[str, bytes]) -> Image.Image:
-        if name not in members:
-            raise self._error(i, key, f"the image '{name}' is missing", "picture")
-        try:
-            return decode_image(members[name], self.max_image_pixels)
-        except ImageError as error:
-            raise self._error(i, key, f"the image '{name}' cannot be used: {error}", "picture") from error
-
-    def _error(self, i: int, key: str, reason: str, kind: str = "damaged") -> SampleError:
-        name = f"sample '{key}' (number {i})" if key else f"sample number {i}"
-        return SampleError(f"In shard {self.path.name}, {name} cannot be used: {reason}.", key, kind)
+            return self._storage.size(name)
+        except StorageError as error:
+            if error.missing:
+                raise UserError(f"The shard file {self._storage.where(name)} is missing, though {INDEX_NAME} lists it; restore it, or {_REBUILD}.") from None
+            raise UserError(f"The shard file {self._storage.where(name)} cannot be examined: {error}.") from error
 
 
 class ShardedDataset:
     """The samples of a directory of shards, by number, in the order of the index.
 
+    Args:
+        path: a local directory, or a URL that fsspec knows.
+        reading: how to read from a URL.
+
     Raises:
-        UserError: the directory, its index or a shard is missing, or a file has not the size that the index says; the message names the file.
+        UserError: the directory, its index or a shard is missing or cannot be reached, or a file has not the size that the index says; the message names
+            the file.
     """
 
-    def __init__(self, path: str | Path, max_image_pixels: int = MAX_IMAGE_PIXELS):
-        self.path = Path(path)
-        self.index = read_index(self.path)
-        self.shards = [Shard(self.path, entry, max_image_pixels) for entry in self.index.shards]
-        for shard in self.shards:
-            shard.check_sizes()
+    def __init__(self, path: str | Path, max_image_pixels: int = MAX_IMAGE_PIXELS, reading: Reading | None = None):
+        reading = reading or Reading()
+        self._storage = open_storage(path, reading)
+        self.path = self._storage.path
+        """For messages."""
+        self.index = read_index(self._storage)
+        cache = None
+        if self._storage.remote and reading.cache_dir is not None:
+            cache = SpanCache(reading.cache_dir, int(reading.cache_gigabytes * 1e9), self.fingerprint, reading.span_samples)
+        self.shards = [Shard(self._storage, entry, max_image_pixels, cache) for entry in self.index.shards]
+        for _ in self._storage.map(Shard.check_sizes, self.shards):
+            pass
         self.shard_sizes = [entry.samples for entry in self.index.shards]
         self._starts = [0, *accumulate(self.shard_sizes)]
-        self._open: OrderedDict[int, None] = OrderedDict()
 
     def __len__(self) -> int:
         return self.index.samples
@@ -237,51 +186,92 @@ class ShardedDataset:
         """Changes with any byte of any shard."""
         return self.index.fingerprint
 
+    def bytes_of(self, samples: int) -> int:
+        """What so many samples take, of average size; no more than all do."""
+        return sum(entry.bytes for entry in self.index.shards) * min(samples, len(self)) // max(len(self), 1)
+
+    @property
+    def remote(self) -> bool:
+        return self._storage.remote
+
+    @property
+    def retries(self) -> int:
+        """How often this process repeated a request, because it or its answer was lost."""
+        return self._storage.retries
+
     def read(self, i: int) -> Sample:
         """Sample ``i`` with decoded images. Raises SampleError where it is damaged, IndexError where there is none."""
         shard, row = self._locate(i)
-        return shard.read(row)
+        return self._with_query(shard, row, shard.read(row))
+
+    def read_many(self, numbers: Iterable[int]) -> list[Sample | SampleError]:
+        """The samples with these numbers, in their order, with an error in the place of each that cannot be used.
+
+        From a URL, several are fetched at a time. Raises IndexError where there is no such sample.
+        """
+        return list(self._each(numbers, lambda shard, row, data: self._with_query(shard, row, shard.read(row, data))))
 
     def read_item(self, i: int, side: str) -> dict:
         """The ``query`` or ``target`` of sample ``i`` alone; only its own images are decoded. Raises like ``read``."""
         shard, row = self._locate(i)
         return shard.read_item(row, side)
 
-    def records(self, numbers: Iterable[int] | None = None) -> Iterable[tuple[str, Record]]:
+    def read_items(self, numbers: Iterable[int], side: str) -> list[dict | SampleError]:
+        """As ``read_many``, of one side alone."""
+        return list(self._each(numbers, lambda shard, row, data: shard.read_item(row, side, data)))
+
+    def records(self, numbers: Iterable[int] | None = None) -> Iterator[tuple[str, Record]]:
         """(key, record) of the samples, without reading images. Raises SampleError where one is damaged."""
-        for i in range(len(self)) if numbers is None else numbers:
-            shard, row = self._locate(i)
-            yield shard.record(row)
+        rest = iter(range(len(self)) if numbers is None else numbers)
+        while some := list(islice(rest, _HEADS_AT_ONCE)):
+            for found in self._each(some, Shard.record, HEAD_BYTES):
+                if isinstance(found, SampleError):
+                    raise found
+                yield found
+
+    def _each(self, numbers: Iterable[int], parse: Callable[[Shard, int, bytes], Any], limit: int | None = None) -> Iterator[Any]:
+        """``parse`` of each sample's shard, number therein and bytes, or the SampleError that comes of it."""
+        places = [self._locate(i) for i in numbers]
+        fetched = self._storage.map(lambda place: _attempt(place[0].fetch, place[1], limit), places)
+        for (shard, row), data in zip(places, fetched, strict=True):
+            yield data if isinstance(data, SampleError) else _attempt(parse, shard, row, data)
+
+    def _with_query(self, shard: Shard, row: int, sample: Sample) -> Sample:
+        if sample.query is None and not self.index.targets_only:
+            raise shard.place(row).error(sample.key, f"it has no query, though {INDEX_NAME} says that all samples have one")
+        return sample
 
     def _locate(self, i: int) -> tuple[Shard, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
         number = bisect.bisect_right(self._starts, i) - 1
-        self._open[number] = None
-        self._open.move_to_end(number)
-        if len(self._open) > _OPEN_SHARDS:
-            oldest, _ = self._open.popitem(last=False)
-            self.shards[oldest].close()
         return self.shards[number], i - self._starts[number]
 
 
-def read_index(directory: Path) -> ShardIndex:
+def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except SampleError as error:
+        return error
+
+
+def read_index(place: str | Path | Storage) -> ShardIndex:
     """The index of a directory of shards.
 
     Raises:
         UserError: it is missing, damaged, or of another version.
     """
-    path = directory / INDEX_NAME
+    storage = open_storage(place)
+    path = storage.where(INDEX_NAME)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        what = "There is no directory of shards at" if not directory.is_dir() else f"There is no {INDEX_NAME}, so no finished shards, in"
-        raise UserError(f"{what} {directory}; make it with 'pdfx shards build'.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+        data = storage.load(INDEX_NAME)
+    except StorageError as error:
+        if error.missing:
+            raise UserError(_no_index(storage)) from None
+        raise UserError(f"{path} cannot be read: {error}.") from None
     try:
         version = json.loads(data).get("version")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         version = 1
     if version != 1:
         raise UserError(f"{path} has version {version!r} and this pdfx reads version 1; {_REBUILD}.")
@@ -289,3 +279,10 @@ def read_index(directory: Path) -> ShardIndex:
         return ShardIndex.model_validate_json(data)
     except ValidationError as error:
         raise UserError(f"{path} is damaged: {explain(error)}; copy it again, or {_REBUILD}.") from None
+
+
+def _no_index(storage: Storage) -> str:
+    if storage.remote:
+        return f"There is no {INDEX_NAME} at {storage.path}, so no finished shards; make them with 'pdfx shards build' and copy the whole folder there."
+    what = f"There is no {INDEX_NAME}, so no finished shards, in" if Path(storage.path).is_dir() else "There is no directory of shards at"
+    return f"{what} {storage.path}; make it with 'pdfx shards build'."

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pdfx.config import DataSection
 from pdfx.errors import UserError
 
+from .cache import CACHE_USE
 from .mixture import Mixture, Start, quotas
 from .order import CanonicalOrder
 from .shards import ShardedDataset
+from .storage import Reading
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ def open_training_sets(data: DataSection) -> list[TrainingSet]:
     """
     sets = []
     for section in data.training_sets():
-        dataset = ShardedDataset(section.path, data.max_image_pixels)
+        dataset = ShardedDataset(section.path, data.max_image_pixels, Reading.of(data))
         if len(dataset) == 0:
             raise UserError(f"The shards in {section.path} hold no samples.")
         if dataset.index.targets_only:
@@ -37,7 +39,20 @@ def open_training_sets(data: DataSection) -> list[TrainingSet]:
                 "train on shards that were built without such records."
             )
         sets.append(TrainingSet(section.name, dataset))
+    _require_room(sets, data)
     return sets
+
+
+def _require_room(sets: list[TrainingSet], data: DataSection) -> None:
+    """A cache that is smaller than the windows, between whose samples the order jumps to and fro, would fetch every span again and again."""
+    if data.cache_dir is None:
+        return
+    needed = sum(own.dataset.bytes_of(data.window_spans * data.span_samples) for own in sets if own.dataset.remote) / CACHE_USE / 1e9
+    if needed > data.cache_gigabytes:
+        raise UserError(
+            f"data.cache_gigabytes is {data.cache_gigabytes:g}, and windows of {data.window_spans} x {data.span_samples} samples (data.window_spans, "
+            f"data.span_samples) need about {needed:.2g}, so that spans would leave the cache before they are read; raise it, or lower one of the two."
+        )
 
 
 class Sequence:

@@ -13,6 +13,7 @@ from pdfx.config import Config, EvaluateSection, dump_config, load_config
 from pdfx.data import SampleError, ShardedDataset
 from pdfx.errors import UserError
 from pdfx.evaluate import figures
+from pdfx.evaluate.data_sets import ALL
 from pdfx.evaluate.examples import Example, find_examples
 from pdfx.evaluate.exported import embed_on
 from pdfx.evaluate.figures import Picture, Points
@@ -103,12 +104,22 @@ def training_pictures(records: list[dict], paths: int) -> list[Picture]:
     for name, label, caption in (
         ("orthogonality", "orthogonality penalty", "Mean squared cosine between the paths of the same input, which training lowers."),
         ("path_cosine", "path cosine", "Mean cosine between the paths of the same training input. Near 1 the paths do the same work."),
-        (f"evaluation/{DIRECTIONS[0]}/fused/recall@10", "recall@10", "Fused recall@10 from query to target on the run's own evaluation data."),
+        *evaluation_curve(records),
     ):
         points = series(records, name)
         if points:
             pictures.append(figures.single_curve(points, label, caption))
     return pictures
+
+
+def evaluation_curve(records: list[dict]) -> list[tuple[str, str, str]]:
+    """Name, label and caption of the figure that tells best how the run's own evaluations went, where there were any."""
+    for prefix, share in (("", ""), ("averages/Overall/", ", mean over MMEB's data sets"), (f"averages/{ALL}/", ", mean over data sets")):
+        for metric in (PRECISION, "recall@10"):
+            name = f"evaluation/{prefix}{DIRECTIONS[0]}/fused/{metric}"
+            if any(name in record for record in records):
+                return [(name, metric, f"Fused {metric} from query to target on the run's own evaluation data{share}.")]
+    return []
 
 
 def similarity_picture(queries: EmbeddedItems, targets: EmbeddedItems) -> Picture | None:

@@ -20,6 +20,7 @@ class ParallelEmbedderConfig(PretrainedConfig):
         matryoshka_dims: leading dimensions trained to work alone.
         attention: ``auto``, ``sdpa`` or ``flash``.
         inputs: how texts and images become tokens (``InputProcessor``'s settings).
+        base_model: ``path`` and ``revision`` of a backbone whose weights are not in the export, which then holds what was trained; None where it holds all.
         modules: Python files beside the weights that register the backbone's own classes; they run only where remote code is trusted.
     """
 
@@ -38,6 +39,7 @@ class ParallelEmbedderConfig(PretrainedConfig):
         matryoshka_dims=(),
         attention="auto",
         inputs=None,
+        base_model=None,
         modules=MODULE_FILES,
         **kwargs,
     ):
@@ -59,6 +61,7 @@ class ParallelEmbedderConfig(PretrainedConfig):
         self.matryoshka_dims = list(matryoshka_dims)
         self.attention = attention
         self.inputs = dict(inputs or {})
+        self.base_model = base_model
         self.modules = list(modules)
         if paths < 1:
             raise ValueError(f"paths must be 1 or more, not {paths}.")

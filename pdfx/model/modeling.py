@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .adapted import load_adapted
 from .attention import ATTENTION_NAME
 from .configuration import ParallelEmbedderConfig
 from .door import packed_decoder
@@ -108,7 +109,11 @@ class ParallelEmbedder(PreTrainedModel):
             ValueError: the export brings code of its own (a vision tower, say) and ``trust_remote_code`` is not set.
         """
         load_export_modules(pretrained_model_name_or_path, trust_remote_code)
-        embedder = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path, revision=kwargs.get("revision"))
+        if config.base_model:
+            embedder = load_adapted(cls, pretrained_model_name_or_path, config, kwargs.get("dtype"), kwargs.get("revision"), trust_remote_code)
+        else:
+            embedder = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = embedder[0] if isinstance(embedder, tuple) else embedder
         # The processor is always one of transformers' own classes; the export's code is never needed for it.
         model.attach_processor(AutoProcessor.from_pretrained(pretrained_model_name_or_path, revision=kwargs.get("revision"), trust_remote_code=False))

@@ -70,6 +70,7 @@ def load_deepspeed_config(path: str | Path, train: TrainSection, world_size: int
     stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
     if stage not in (1, 2, 3):
         raise UserError(f"{path}: 'zero_optimization.stage' is {stage}; pdfx needs ZeRO stage 1, 2 or 3.")
+    check_offload(path, zero)
     for key in ("optimizer", "scheduler"):
         if settings.pop(key, None) is not None:
             raise UserError(f"{path}: remove '{key}'; the recipe's train section sets it.")
@@ -93,6 +94,16 @@ def load_deepspeed_config(path: str | Path, train: TrainSection, world_size: int
         if value == "auto":
             raise UserError(f"{path}: '{key}' is 'auto', which only some trainers fill in; give a value or remove the key.")
     return settings
+
+
+def check_offload(path: str | Path, zero: dict) -> None:
+    """Raises UserError where parameters or optimiser states would be kept where checkpoints do not find them."""
+    for key in ("offload_optimizer", "offload_param"):
+        offload = zero.get(key)
+        if isinstance(offload, dict) and offload.get("device") == "nvme":
+            raise UserError(f"{path}: 'zero_optimization.{key}.device' is 'nvme', which checkpoints cannot read; use 'cpu'.")
+        if isinstance(offload, dict) and offload.get("ratio", 1) != 1:
+            raise UserError(f"{path}: 'zero_optimization.{key}.ratio' is {offload['ratio']}, which checkpoints cannot read; remove it to offload all.")
 
 
 def read_json(path: str | Path) -> dict:

@@ -50,8 +50,8 @@ class Probe:
 
     def write(self, directory: Path, engine: deepspeed.DeepSpeedEngine, world: World) -> None:
         """Embed the items on all ranks together and let rank 0 write them."""
-        # One by one, as whoever checks an export does: nothing then depends on how a batch was padded.
-        outputs = [embed_inputs(engine, self.processor([item], [side])[0], world) for side, item in self.items]
+        sides, items = zip(*self.items, strict=True)
+        output = embed_inputs(engine, self.processor(list(items), list(sides))[0], world)
         if world.rank != 0:
             return
         directory.mkdir()
@@ -62,7 +62,7 @@ class Probe:
                 image.save(directory / name)
             entries.append({"side": side, "text": item["text"], "images": names})
         (directory / "items.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False), encoding="utf-8")
-        tensors = {name: torch.cat([output[name] for output in outputs]).cpu().contiguous() for name in ("paths", "fused")}
+        tensors = {name: output[name].cpu().contiguous() for name in ("paths", "fused")}
         save_file(tensors, directory / "embeddings.safetensors")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, open_verified, remove_checkpoint, step_of
 from pdfx.errors import UserError
-from pdfx.train.checkpoint import MANIFEST, Checkpoint, checkpoint_paths, open_checkpoint
 from pdfx.train.guards import CURE, RollBack
 
 
@@ -18,11 +17,10 @@ def checkpoint_before(run: Path, request: RollBack) -> Checkpoint:
     """
     for path in checkpoint_paths(run):
         try:
-            checkpoint = open_checkpoint(path)
+            if step_of(path) < request.step:
+                return open_verified(path)
         except UserError:
             continue
-        if checkpoint.step < request.step:
-            return checkpoint
     raise UserError(
         f"{request.reason[0].upper()}{request.reason[1:]}, and {run} holds no whole checkpoint from before step {request.step} to go back to; "
         f"lower train.save_steps or raise train.save_total_limit, and {CURE}"
@@ -32,6 +30,5 @@ def checkpoint_before(run: Path, request: RollBack) -> Checkpoint:
 def remove_later_checkpoints(run: Path, step: int) -> None:
     """Remove what was saved after ``step``, so that a resume takes up the stretch that is trained anew and not the one that was taken back."""
     for path in checkpoint_paths(run):
-        if int(path.name.rpartition("-")[2]) > step:
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path)
+        if step_of(path) > step:
+            remove_checkpoint(path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pdfx.checkpoint.directory import DIRECTORY, checkpoint_paths
 from pdfx.config import Config, TrainSection, dump_config
 from pdfx.errors import UserError
 from pdfx.model import ParallelEmbedder
-from pdfx.train.checkpoint import DIRECTORY, checkpoint_paths
 from pdfx.train.run_lock import LOCK
 from pdfx.train.stacks import STACKS
 from pdfx.train.telemetry import METRICS
@@ -45,8 +45,8 @@ def write_config(run: Path, config: Config) -> None:
     (run / CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 
-def identity(embedder: ParallelEmbedder, config: Config, zero_stage: int, ranks: int) -> dict:
-    """What must be equal in a checkpoint and in the run that takes it up: the architecture, what is trained, and how it is sharded."""
+def identity(embedder: ParallelEmbedder, config: Config) -> dict:
+    """What must be equal in a checkpoint and in the run that takes it up: the architecture, and what is trained."""
     model = config.model
     lora = model.lora.model_dump(exclude={"dropout"}) if model.lora else "none"
     tree = {
@@ -55,8 +55,6 @@ def identity(embedder: ParallelEmbedder, config: Config, zero_stage: int, ranks:
         "train_vision": model.train_vision,
         "train_projector": model.train_projector,
         "learn_temperature": config.objective.learn_temperature,
-        "zero_stage": zero_stage,
-        "ranks": ranks,
         "bf16": config.train.bf16,
     }
     # Through JSON, so that it compares equal to what was read back from a file.

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import transformers
 
 from pdfx.build import build_embedder
+from pdfx.checkpoint.choice import retention_of
+from pdfx.checkpoint.directory import Checkpoint
 from pdfx.config import Config, dump_config
 from pdfx.data import TrainLoader
 from pdfx.data.collate import filler
-from pdfx.evaluate.data_sets import evaluate_data_sets, open_evaluation
+from pdfx.errors import UserError
+from pdfx.evaluate.data_sets import evaluate_data_sets, flattened, open_evaluation
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
 from pdfx.stopping import EXIT_STOPPED, STOP_SIGNALS, StopRequest
 from pdfx.train.agreement import require_agreement, settings_of_start, state_of_step
-from pdfx.train.checkpoint import Checkpoint, check_same_model, find_checkpoint, load_checkpoint, save_checkpoint
+from pdfx.train.best import check_metric_name, metric_among
 from pdfx.train.cluster import World, join_world, leave_world
 from pdfx.train.cost import StepCost
+from pdfx.train.elastic import SHARDING, sharding, take_over
 from pdfx.train.ending import watched
 from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
 from pdfx.train.environment import tell_environment
@@ -28,8 +33,10 @@ from pdfx.train.peak import measured_peak_tflops
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.profile import TRACE, profiled
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
+from pdfx.train.resume import agree_on_checkpoint, check_same_model, load_checkpoint
 from pdfx.train.rollback import checkpoint_before, remove_later_checkpoints
 from pdfx.train.run_directory import identity, open_run_directory, write_config
+from pdfx.train.saver import CheckpointSaver, Content
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
 from pdfx.train.step import Stepper, chunk_tokens_per_path, was_skipped
 from pdfx.train.telemetry import StepTimer, Telemetry
@@ -62,6 +69,10 @@ def train(config: Config, stop: StopRequest | None = None) -> None:
         trainer = Trainer(config, world, progress)
         try:
             finished = trainer.run(stop)
+        except (UserError, SystemExit):
+            progress.mark("finish a checkpoint", slow=True)
+            trainer.saver.rescue()
+            raise
         finally:
             trainer.close()
     leave_world()
@@ -82,7 +93,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, world: World, progress: Progress | None = None):
-        self.config, self.world, self.telemetry, self.progress = config, world, None, progress or Progress()
+        self.config, self.world, self.telemetry, self.evaluated, self.progress = config, world, None, {}, progress or Progress()
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
@@ -90,15 +101,18 @@ class Trainer:
         with world.together():
             settings = load_deepspeed_config(config.train.deepspeed, config.train, world.size)
             self.evaluation = open_evaluation(config)
-        checkpoint, passed_over = self._find_checkpoint()
+            check_metric_name(config, self.evaluation)
+        stage = settings["zero_optimization"]["stage"]
+        checkpoint, passed_over = agree_on_checkpoint(self.run_path, config.train.resume, world)
         state = checkpoint.state() if checkpoint else {"step": 0, "truncated": 0, "loader": None}
         self.step = state["step"]
         with world.together():
+            self.notes = take_over(config, state[SHARDING], stage, world.size, checkpoint.path) if checkpoint else []
             # New adapters draw from torch's own generator.
             torch.manual_seed(derived_seed(config.train.seed, "adapters"))
             with sharded_loading(settings) as gathered:
                 embedder = build_embedder(config, torch.bfloat16 if config.train.bf16 else torch.float32, gathered)
-            self.identity = identity(embedder, config, settings["zero_optimization"]["stage"], world.size)
+            self.identity = identity(embedder, config)
             if checkpoint:
                 check_same_model(checkpoint, self.identity)
             self.processor = embedder.processor
@@ -108,20 +122,14 @@ class Trainer:
             self.objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims)
             self.objective.to(world.device)
         self._start_engine(embedder, settings, checkpoint)
-        reduce_once, self.notes = self._choose_reduction(settings["zero_optimization"]["stage"])
+        reduce_once = self._choose_reduction(stage)
         nothing, _ = self.processor([filler()], ["query"])
         self.stepper = Stepper(self.engine, self.objective, world, config.train, nothing, reduce_once)
         self.stepper.phases.enter = self.progress.phase
         self.guards = StepGuards(config.guards, self.objective, self._say, state.get("guards"))
+        self.sharding = sharding(config, stage, world.size)
+        self.saver = CheckpointSaver(self.run_path, self.engine, world, config.train.save_in_background, retention_of(config.train))
         self._open_telemetry(checkpoint, passed_over, plan)
-
-    def _find_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """Rank 0 looks, so that all ranks take the same one."""
-        found = None
-        with self.world.together():
-            if self.world.rank == 0:
-                found = find_checkpoint(self.run_path, self.config.train.resume)
-        return self.world.from_first(found)
 
     def _open_data(self, state: dict, cost: StepCost) -> None:
         config, train = self.config, self.config.train
@@ -137,28 +145,26 @@ class Trainer:
         module = TrainingModule(embedder, config.objective.temperature, config.objective.learn_temperature)
         self.engine = start_engine(module, config, settings)
         if checkpoint:
-            objective_state = load_checkpoint(checkpoint, self.engine)
+            objective_state = load_checkpoint(checkpoint, self.engine, self.world)
             with self.world.together():
                 self.objective.load_state_dict(objective_state)
 
-    def _choose_reduction(self, stage: int) -> tuple[bool, list[str]]:
-        """Whether gradients are reduced once per step, the same on all ranks, and what there is to say about it."""
+    def _choose_reduction(self, stage: int) -> bool:
+        """Whether gradients are reduced once per step, the same on all ranks."""
         train, world = self.config.train, self.world
         smallest = -world.largest([-rank_memory(world.device, world.size)])[0]
         once, sentence = choose_reduction(train.gradient_reduction, stage, gradient_bytes(self.engine.module), smallest)
-        chunked = train.gradient_accumulation_steps > 1 or train.chunk_tokens is not None or train.chunk_paths is not None
-        return once, [sentence] if chunked else []
+        if train.gradient_accumulation_steps > 1 or train.chunk_tokens is not None or train.chunk_paths is not None:
+            self.notes.append(sentence)
+        return once
 
     def _open_telemetry(self, checkpoint: Checkpoint | None, passed_over: list[str], plan: str) -> None:
         if self.world.rank != 0:
             return
         write_config(self.run_path, self.config)
         self.telemetry = Telemetry(self.run_path, self.total_steps, self.step + 1, self.config.train.tensorboard)
-        for sentence in passed_over:
-            self.telemetry.say(f"Passed over: {sentence}")
-        self.telemetry.say(f"Going on from {checkpoint.path} after step {self.step}." if checkpoint else "Starting a new run.")
-        for sentence in (plan, *self.notes):
-            self.telemetry.say(sentence)
+        self._say(*(f"Passed over: {sentence}" for sentence in passed_over))
+        self._say(f"Going on from {checkpoint.path} after step {self.step}." if checkpoint else "Starting a new run.", plan, *self.notes)
 
     def run(self, stop: StopRequest) -> bool:
         """Train to the last step. Returns False where it stopped before, after saving a checkpoint."""
@@ -184,9 +190,11 @@ class Trainer:
             if self.step % train.logging_steps == 0 or last:
                 self._log(metrics, timer)
             self._log_coverage(last)
+            self.evaluated = {}
             if self.evaluation is not None and (self.step % train.eval_steps == 0 or last):
                 self._evaluate()
                 timer.reset()
+            self._say(*self.saver.advance())
             stopping = self.world.any(stop.asked)
             # After a skipped step there is nothing new to save, and what is saved pushes older checkpoints out, which a roll-back may need.
             if (self.step % train.save_steps == 0 and not was_skipped(metrics)) or last or stopping:
@@ -194,8 +202,10 @@ class Trainer:
                 saved = self.step
                 timer.reset()
             if stopping and not last:
+                self._say(*self.saver.finish())
                 self._say(f"Stopped by a signal after step {saved}; the same command goes on from there.")
                 return False
+        self._say(*self.saver.finish())
         self._say(f"Finished after step {self.step}: {self.run_path}")
         return True
 
@@ -231,13 +241,14 @@ class Trainer:
     def _roll_back(self, trouble: RollBack) -> int:
         """Go on from the newest checkpoint from before the trouble; returns its step."""
         self.progress.mark("go back to a checkpoint", slow=True)
+        self._say(*self.saver.finish())
         found = None
         with self.world.together():
             if self.world.rank == 0:
                 found = checkpoint_before(self.run_path, trouble)
         checkpoint = self.world.from_first(found)
         state, repeat = checkpoint.state(), self.guards.take_back(checkpoint.step)
-        objective_state = load_checkpoint(checkpoint, self.engine)
+        objective_state = load_checkpoint(checkpoint, self.engine, self.world)
         with self.world.together():
             self.objective.load_state_dict(objective_state)
             if repeat:
@@ -269,29 +280,22 @@ class Trainer:
 
         config, world = self.config, self.world
         results = evaluate_data_sets(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
+        self.evaluated = flattened(results)
         if self.telemetry:
             self.telemetry.log_evaluation(self.step, results)
 
     def save(self) -> None:
-        """Write a checkpoint of the current step."""
+        """Begin to write a checkpoint of the current step."""
         self.progress.mark("save a checkpoint", slow=True)
-        state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity}
+        state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity, SHARDING: self.sharding}
         state["guards"] = self.guards.state_dict()
-        path = save_checkpoint(
-            self.run_path,
-            self.step,
-            self.engine,
-            state,
-            self.objective.state_dict(),
-            dump_config(self.config),
-            self.world,
-            lambda directory: self.probe.write(directory, self.engine, self.world),
-            self.config.train.save_total_limit,
-        )
-        self._say(f"Saved {path}")
+        with self.world.together():
+            metric = metric_among(self.evaluated, self.config.train)
+        probe = partial(self.probe.write, engine=self.engine, world=self.world)
+        self._say(*self.saver.save(Content(self.step, state, self.objective.state_dict(), dump_config(self.config), probe, metric)))
 
-    def _say(self, sentence: str) -> None:
-        if self.telemetry:
+    def _say(self, *sentences: str) -> None:
+        for sentence in sentences if self.telemetry else ():
             self.telemetry.say(sentence)
 
     def close(self) -> None:

@@ -5,22 +5,34 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from make_model import make_model
+from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import items, tiny_backbone
 from tiny_shards import make_shards
+from transformers import AutoModel
 
-from pdfx.build import build_embedder
+from pdfx.build import build_embedder, build_on_meta
+from pdfx.checkpoint.directory import PARAMETERS, Checkpoint, newest_whole
+from pdfx.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from pdfx.checkpoint.parameters import SavedParameters
+from pdfx.checksums import read_record
 from pdfx.config import parse_config
-from pdfx.convert import chosen_checkpoint, convert, read_run_config, trained_embedder, verify_export, write_export
+from pdfx.convert import convert
+from pdfx.convert.check import verify_export
+from pdfx.convert.conversion import read_run_config
+from pdfx.convert.documents import write_documents
+from pdfx.convert.weights import narrowed
 from pdfx.errors import UserError
+from pdfx.exports import load_export
 from pdfx.model import ParallelEmbedder
-from pdfx.train.checkpoint import DEEPSPEED_CLASSES, Checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,12 +75,23 @@ def export(run) -> Path:
 
 
 def test_the_export_gives_the_trainers_embeddings_in_a_process_that_cannot_import_pdfx(run, export):
-    worst = verify_export(export, chosen_checkpoint(run, None).path / "probe")
+    worst = verify_export(export, newest_whole(run)[0].path / "probe")
     assert 0 <= worst < 1e-4
 
 
+def trained_embedder(run: Path) -> ParallelEmbedder:
+    """The recipe's embedder as a whole with all trained parameters put in, in the plainest way."""
+    embedder = build_embedder(read_run_config(run)).eval()
+    saved = SavedParameters(newest_whole(run)[0].path / PARAMETERS)
+    with torch.no_grad():
+        for name, parameter in embedder.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(saved.read("master", f"embedder.{name}").view(parameter.shape))
+    return embedder
+
+
 def test_the_exported_weights_are_the_trained_ones_with_lora_merged(run, export):
-    embedder = trained_embedder(read_run_config(run), chosen_checkpoint(run, 2))
+    embedder = trained_embedder(run)
     fresh = build_embedder(read_run_config(run))
     batch = items("mixed", 4)
     trained = embedder.embed(batch)
@@ -97,48 +120,94 @@ def test_one_tampered_prefix_tensor_makes_the_check_fail(run, export, tmp_path):
     weights[name][1] += 0.5
     save_file(weights, tampered / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="embeddings differ from the trainer's"):
-        verify_export(tampered, chosen_checkpoint(run, None).path / "probe")
+        verify_export(tampered, newest_whole(run)[0].path / "probe")
 
 
 def test_a_prefix_tampered_in_a_shard_stops_the_conversion_and_leaves_nothing(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    shard = next((chosen_checkpoint(copy, None).path / "zero").glob("*rank_0*optim_states.pt"))
-    with torch.serialization.safe_globals(DEEPSPEED_CLASSES):
-        content = torch.load(shard, weights_only=True)
-    # The first group is that of the prefixes.
-    content["optimizer_state_dict"]["fp32_flat_groups"][0].data.add_(0.5)
-    torch.save(content, shard)
-    size = shard.stat().st_size
-    manifest = chosen_manifest(copy)
-    manifest["files"][f"zero/{shard.name}"] = size
-    (copy / "checkpoints/step-00000002/manifest.json").write_text(json.dumps(manifest))
+    checkpoint = newest_whole(copy)[0].path
+    file = next((checkpoint / PARAMETERS).glob("rank-00000-*"))
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    weights = load_file(file)
+    next(weight for name, weight in weights.items() if name.startswith("master/") and "prefix" in name).add_(0.5)
+    save_file(weights, file, metadata)
+    # With a manifest that agrees, so that only the embeddings can tell.
+    manifest = read_manifest(checkpoint)
+    write_manifest(checkpoint, Manifest(manifest.step, manifest.files | {f"{PARAMETERS}/{file.name}": read_record(file)}))
     with pytest.raises(UserError, match="embeddings differ from the trainer's"):
         convert(copy, tmp_path / "export")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def chosen_manifest(run: Path) -> dict:
-    return json.loads((run / "checkpoints/step-00000002/manifest.json").read_text())
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_exports_in_several_files_hold_the_float32_exports_weights_rounded(run, export, tmp_path, dtype):
+    narrow = convert(run, tmp_path / "narrow", dtype=dtype, max_shard_size="50KB")
+    files = sorted(narrow.glob("model-*.safetensors"))
+    places = json.loads((narrow / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(files) > 2 and {path.name for path in files} == set(places.values())
+    rounded = {name: weight for path in files for name, weight in load_file(path).items()}
+    whole = load_file(export / "model.safetensors")
+    assert rounded.keys() == whole.keys() == places.keys()
+    for name, weight in whole.items():
+        assert torch.equal(rounded[name], weight.to(getattr(torch, dtype))), name
 
 
-def test_bf16_exports_stay_near_the_trainer(run, tmp_path):
-    export = convert(run, tmp_path / "export", dtype="bfloat16")
-    assert {weight.dtype for weight in load_file(export / "model.safetensors").values()} == {torch.bfloat16}
+def test_an_adapter_export_holds_what_was_trained_alone_and_embeds_as_the_whole_one(run, export, tmp_path):
+    adapter = convert(run, tmp_path / "adapter", adapter=True)
+    held = load_file(adapter / "model.safetensors").keys()
+    assert held and all("prefix" in name or name.startswith("fusion.") for name in held)
+    batch = items("mixed", 4)
+    whole, own = (load_export(path).embed(batch) for path in (export, adapter))
+    # One weight instead of two products, as in test_adapters.py.
+    for name in ("paths", "fused"):
+        torch.testing.assert_close(own[name], whole[name], atol=1e-5, rtol=0)
+
+
+def test_peft_alone_reads_the_adapter_and_merges_it_to_the_exported_weights(run, export, tmp_path):
+    adapter = convert(run, tmp_path / "adapter", adapter=True, check=False)
+    backbone = AutoModel.from_pretrained(read_run_config(run).model.path)
+    merged = PeftModel.from_pretrained(backbone, adapter, subfolder="adapter").merge_and_unload().state_dict()
+    whole = load_file(export / "model.safetensors")
+    assert any("q_proj" in name for name in merged)
+    for name, weight in merged.items():
+        torch.testing.assert_close(weight, whole[f"backbone.{name}"], atol=1e-6, rtol=0)
+
+
+def test_a_conversion_that_is_killed_leaves_no_export_and_the_next_one_removes_what_is_left(run, tmp_path):
+    command = [sys.executable, "-m", "pdfx.cli", "convert", str(run), "--out", str(tmp_path / "export")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".export.*.draft/export/*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert [path.name.split(".")[1] for path in tmp_path.iterdir()] == ["export"]
+    assert not (tmp_path / "export").exists()
+    convert(run, tmp_path / "export", check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_value_too_large_for_float16_is_refused_by_name():
+    values = torch.tensor([1.0, 70_000.0])
+    with pytest.raises(UserError, match="fusion.logits holds a value of 7e.04, which float16 has no room for"):
+        narrowed("fusion.logits", values, torch.float16)
+    assert torch.equal(narrowed("fusion.logits", values, torch.bfloat16), values.bfloat16())
 
 
 def test_a_missing_shard_a_used_directory_and_a_folder_that_is_no_run_are_told_in_a_sentence(run, export, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    next((copy / "checkpoints/step-00000002/zero").glob("*rank_1*optim_states.pt")).unlink()
-    with pytest.raises(UserError, match="no whole checkpoint.*rank_1.*is missing"):
+    next((copy / "checkpoints/step-00000002/parameters").glob("rank-00001-*")).unlink()
+    with pytest.raises(UserError, match="no whole checkpoint.*rank-00001-of-00002.safetensors is missing"):
         convert(copy, tmp_path / "export")
     with pytest.raises(UserError, match="exists and is not empty"):
         convert(run, export)
     with pytest.raises(UserError, match="no run directory"):
         convert(tmp_path, tmp_path / "export")
     with pytest.raises(UserError, match="step-00000007 is no whole checkpoint"):
-        convert(run, tmp_path / "export", checkpoint=7)
+        convert(run, tmp_path / "export", checkpoint="7")
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(run, tmp_path):
@@ -170,7 +239,8 @@ def test_a_backbones_own_modules_travel_and_run_only_where_remote_code_is_truste
     config = parse_config(settings)
     embedder = build_embedder(config).eval()
     export, probe = tmp_path / "export", tmp_path / "probe"
-    write_export(embedder, export, config, Checkpoint(tmp_path, 0))
+    write_documents(build_on_meta(config), export, config, Checkpoint(tmp_path, Manifest(0, {})), torch.float32)
+    save_file({name: weight.contiguous() for name, weight in embedder.state_dict().items()}, export / "model.safetensors", {"format": "pt"})
     write_probe(embedder, probe)
     assert verify_export(export, probe) < 1e-4
     printed = subprocess.run([sys.executable, "-c", LOAD_IN_PDFX, str(export)], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -50,7 +50,8 @@ def test_every_query_and_every_distinct_target_comes_once(shards):
 
 
 def test_records_without_a_query_are_searched_in_and_do_not_ask(tmp_path):
-    records = [{"target": {"text": "zero"}}, *({"query": {"text": f"query {i}"}, "target": {"text": f"target {i}"}} for i in range(2)), {"target": {"text": "last"}}]
+    pairs = [{"query": {"text": f"query {i}"}, "target": {"text": f"target {i}"}} for i in range(2)]
+    records = [{"target": {"text": "zero"}}, *pairs, {"target": {"text": "last"}}]
     queries, targets = retrieval_items(built(tmp_path, records))
     assert queries.samples.tolist() == [1, 2] and targets.samples.tolist() == [0, 1, 2, 3]
     assert queries.target_ids.tolist() == targets.target_ids[1:3].tolist()
@@ -71,7 +72,10 @@ def test_candidates_are_the_rows_of_the_targets_that_they_name(tmp_path):
 
 @pytest.mark.parametrize(
     ("candidates", "sentence"),
-    [(["b"], "candidates of sample 'ask-a' lack its own target"), (["a", "x", "y", "b"], "Of the 4 candidates of sample 'ask-a' 2 are the target of no sample")],
+    [
+        (["b"], "candidates of sample 'ask-a' lack its own target"),
+        (["a", "x", "y", "b"], "Of the 4 candidates of sample 'ask-a' 2 are the target of no sample"),
+    ],
 )
 def test_candidates_that_cannot_be_ranked_are_refused_by_key(tmp_path, candidates, sentence):
     records = [record | ({"candidates": candidates} if record["key"] == "ask-a" else {}) for record in CANDIDATE_RECORDS]

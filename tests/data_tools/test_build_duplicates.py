@@ -58,6 +58,12 @@ def test_duplicates_are_not_bad_records(folder):
     assert (summary.samples, summary.rejected) == (1, {"duplicate": 49})
 
 
+def test_a_whole_record_that_is_there_twice_is_a_duplicate_whose_key_is_no_mistake(folder):
+    records = [pair("q", "t", key="a"), pair("q", "t", key="a"), pair("r", "t", key="a")]
+    summary = build_shards(write_records(folder, records), folder, folder / "out", deduplicate=True)
+    assert summary.rejected == {"duplicate": 1, "repeated key": 1}
+
+
 def evaluation(folder: Path, records: list[dict], **settings) -> Path:
     (folder / "evaluation").mkdir()
     build_shards(write_records(folder / "evaluation", records), folder, folder / "evaluation" / "shards", **settings)

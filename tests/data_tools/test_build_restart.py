@@ -3,40 +3,17 @@
 import json
 import multiprocessing
 import os
-import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from tiny_shards import picture, write_records
+from tiny_builds import content, mixed_records
 
 from data_tools.build import BuildSettings, build, build_shards
 from data_tools.encode import Encoding
 from data_tools.quarantine import TooManyBadRecords
 from data_tools.sources.jsonl import JsonlSource
 from pdfx.errors import UserError
-
-KILLS = 20
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """All files; folders fail."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def mixed_records(folder: Path, count: int, pictures: int, **size: int) -> Path:
-    """Of each ten: eight with a picture each, one without its picture, and one that repeats the first."""
-    (folder / "images").mkdir()
-    for i in range(pictures):
-        (folder / "images" / f"{i}.png").write_bytes(picture(i, **size))
-    records = []
-    for i in range(count):
-        target = {"text": f"target {i}", "images": [f"{i % pictures}.png" if i % 10 != 4 else "absent.png"]}
-        records.append({"query": {"text": f"query {i}"}, "target": target} if i % 10 != 7 else {**records[i - 7], "key": f"again-{i}"})
-    return write_records(folder, records)
 
 
 @pytest.fixture
@@ -84,116 +61,6 @@ def test_a_build_that_ends_before_any_of_its_changes_to_files_goes_on_to_the_sam
     assert codes[-1] == 0 and len(codes) > 30
 
 
-class Run:
-    """The command in a session of its own."""
-
-    def __init__(self, command: list[str], log: Path):
-        self.log = log
-        with log.open("wb") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
-
-    def members(self) -> dict[int, int]:
-        """Process number and parent of each process of the session that still runs."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                state, parent, _, session = path.read_text().rpartition(")")[2].split()[:4]
-            except OSError:
-                continue
-            if int(session) == self.process.pid and state != "Z":
-                found[int(path.parent.name)] = int(parent)
-        return found
-
-    def workers(self) -> list[int]:
-        """Those that the server of workers started."""
-        return [number for number, parent in self.members().items() if parent not in (self.process.pid, os.getpid()) and number != self.process.pid]
-
-    def wait_for_work(self, out: Path, before: int, seconds: float = 60) -> None:
-        """Until there is more in the directory than ``before``, in bytes."""
-        end = time.monotonic() + seconds
-        while written(out) < before + 10_000:
-            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
-            time.sleep(0.002)
-
-    def wait_until_all_ended(self) -> None:
-        end = time.monotonic() + 30
-        while self.members():
-            assert time.monotonic() < end, "processes outlive the command"
-            time.sleep(0.01)
-
-
-def written(out: Path) -> int:
-    """Bytes that are there; a file may go while it is looked at."""
-    total = 0
-    for path in out.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
-
-
-def disturb(run: Run, out: Path, before: int, numbers: random.Random) -> None:
-    """Kill the command, one of its workers, or all of its processes, at a random moment of its start or of its work.
-
-    Args:
-        before: bytes in the directory when the command began.
-    """
-    victim, moment = numbers.choice(("command", "worker", "all")), numbers.choice(("start", "work", "work"))
-    if moment == "start" and victim != "worker":
-        time.sleep(numbers.uniform(0, 0.6))
-    else:
-        run.wait_for_work(out, before)
-        time.sleep(numbers.uniform(0, 0.1))
-    if victim == "worker":
-        os.kill(numbers.choice(run.workers()), signal.SIGKILL)
-        assert run.process.wait(timeout=60) == 2
-        assert "A worker process was killed" in run.log.read_text()
-    elif victim == "all":
-        os.killpg(run.process.pid, signal.SIGKILL)
-    else:
-        run.process.kill()
-    run.process.wait(timeout=60)
-    run.wait_until_all_ended()
-
-
-def test_a_build_killed_twenty_times_with_its_workers_is_byte_identical_to_an_undisturbed_one(tmp_path):
-    records = mixed_records(tmp_path, 120, 10, width=1200, height=900)
-    settings = BuildSettings(samples_per_shard=7, encoding=Encoding(resize=512, format="jpeg"), deduplicate=True, max_bad_share=0.2)
-    build(JsonlSource(records), tmp_path / "images", tmp_path / "undisturbed", settings)
-    options = ["--samples-per-shard", "7", "--resize", "512", "--image-format", "jpeg", "--deduplicate", "--max-bad-share", "0.2", "--workers", "2"]
-    out = tmp_path / "disturbed"
-    command = [sys.executable, "-m", "pdfx.cli", "shards", "build", records, "--images", tmp_path / "images", "--out", out, *options]
-    numbers = random.Random(0)
-    for _ in range(KILLS):
-        before = written(out)
-        disturb(Run(command, tmp_path / "log"), out, before, numbers)
-        assert not (out / "index.json").exists()
-    run = Run(command, tmp_path / "log")
-    assert run.process.wait(timeout=120) == 0, run.log.read_text()
-    assert content(out) == content(tmp_path / "undisturbed")
-
-
-def test_ctrl_c_ends_with_one_sentence_and_75_and_the_same_command_goes_on(tmp_path):
-    records = mixed_records(tmp_path, 60, 5, width=1200, height=900)
-    out = tmp_path / "out"
-    options = ["--samples-per-shard", "7", "--resize", "512", "--max-bad-share", "0.2"]
-    command = [sys.executable, "-m", "pdfx.cli", "shards", "build", records, "--images", tmp_path / "images", "--out", out, *options]
-    for stop, workers in ((signal.SIGINT, "2"), (signal.SIGTERM, "1")):
-        before = written(out)
-        run = Run([*command, "--workers", workers], tmp_path / "log")
-        run.wait_for_work(out, before)
-        # A terminal signals all processes, a batch system often the first alone.
-        os.killpg(run.process.pid, stop) if stop == signal.SIGINT else run.process.send_signal(stop)
-        assert run.process.wait(timeout=60) == 75
-        assert run.log.read_text() == "Interrupted; the same command goes on where it stopped.\n"
-        run.wait_until_all_ended()
-    assert Run([*command, "--workers", "1"], tmp_path / "log").process.wait(timeout=60) == 0
-    settings = BuildSettings(samples_per_shard=7, encoding=Encoding(resize=512), max_bad_share=0.2)
-    build(JsonlSource(records), tmp_path / "images", tmp_path / "undisturbed", settings)
-    assert content(out) == content(tmp_path / "undisturbed")
-
-
 def test_finished_shards_are_not_built_again(tmp_path, small):
     source, images, settings = small
     assert stop_at(30, source, images, tmp_path / "out", settings) == 9
@@ -205,6 +72,19 @@ def test_finished_shards_are_not_built_again(tmp_path, small):
     finished = sorted(before)[:-1]
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == before[name] for name in finished)
     assert calls[0][0] >= 6 * len(finished) and calls[-1] == (23, 23)
+
+
+def test_a_line_of_the_journal_that_a_kill_cut_short_does_not_count(tmp_path, small):
+    source, images, settings = small
+    build(source, images, tmp_path / "undisturbed", settings)
+    for cut in (1, 60, 150):
+        out = tmp_path / str(cut)
+        assert stop_at(30, source, images, out, settings) == 9
+        journal = (out / "build.jsonl").read_bytes()
+        assert journal.count(b"\n") > 2
+        (out / "build.jsonl").write_bytes(journal[:-cut])
+        build(source, images, out, settings)
+        assert content(out) == content(tmp_path / "undisturbed")
 
 
 def test_a_finished_build_says_so_and_is_left_alone(tmp_path, small):

@@ -88,6 +88,11 @@ def test_the_description_does_not_depend_on_the_number_of_processes(tmp_path):
     assert calls == [(10, 25), (20, 25), (25, 25)]
 
 
+def test_shards_behind_a_url_are_described_like_local_ones(tmp_path):
+    shards = make_shards(tmp_path)
+    assert describe_shards(shards.as_uri()) == describe_shards(shards)
+
+
 def test_unusable_samples_are_counted_and_do_not_enter_the_rest(tmp_path):
     shards = make_shards(tmp_path)
     tar = (shards / "00000.tar").read_bytes()

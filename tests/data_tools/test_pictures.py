@@ -55,6 +55,18 @@ def test_a_missing_image_names_its_path(folder, name):
     assert caught.value.kind == "missing image"
 
 
+@pytest.mark.parametrize("name", ["../secret.png", "b.png", "all.tar/b.png"])
+def test_what_is_missing_is_told_alike_without_reading(folder, name):
+    write_tar(folder.root / "all.tar", {"a.png": picture(3)})
+    folder.require("a.png")
+    folder.require("all.tar/a.png")
+    with pytest.raises(PictureError) as of_read:
+        folder.read(name)
+    with pytest.raises(PictureError) as of_require:
+        folder.require(name)
+    assert (str(of_require.value), of_require.value.kind) == (str(of_read.value), of_read.value.kind)
+
+
 def test_without_a_folder_every_image_is_missing():
     with pytest.raises(PictureError, match="no image folder is given, and so no image 'a.png'"):
         PictureFolder(None).read("a.png")

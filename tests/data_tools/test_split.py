@@ -109,6 +109,17 @@ def test_a_damaged_sample_is_named_and_nothing_is_left_behind(tmp_path, existed)
     assert not existed or [path.name for path in (tmp_path / "new").rglob("*")] == ["deep", "part-0"]
 
 
+def test_an_interrupted_split_leaves_nothing_behind(tmp_path):
+    def interrupt(done: int, _: int) -> None:
+        if done == 20:
+            raise KeyboardInterrupt
+
+    parts = parts_in(tmp_path / "new", "0.5", "0.5")
+    with pytest.raises(KeyboardInterrupt):
+        split_shards(make_shards(tmp_path), SplitSettings(parts, samples_per_shard=3), interrupt)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_part_without_a_sample_is_refused(tmp_path):
     shards = make_shards(tmp_path, samples=3)
     with pytest.raises(UserError, match=r"No sample of the 3 .* falls to .*part-1; give it a larger share, or another seed"):

@@ -14,7 +14,7 @@ from tiny_runs import tiny_config
 from pdfx.config import EvaluateSection, ObjectiveSection, dump_config
 from pdfx.data import ShardedDataset
 from pdfx.errors import UserError
-from pdfx.evaluate.report import write_report
+from pdfx.evaluate.report import evaluation_curve, write_report
 from pdfx.evaluate.retrieval import DIRECTIONS
 from pdfx.evaluate.tables import metric_rows
 from pdfx.exports import load_export
@@ -160,6 +160,22 @@ def test_texts_of_data_and_run_are_escaped(report):
     assert "b" not in page.tags and "run" not in page.tags
     assert any("<b>query</b> 0" in text for text in page.text)
     assert any("a <run>" in text for text in page.text)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["FUSED/recall@1", "FUSED/recall@10"], "FUSED/recall@10"),
+        (["FUSED/recall@10", "FUSED/precision@1"], "FUSED/precision@1"),
+        (["GQA/FUSED/precision@1", "averages/Overall/FUSED/precision@1"], "averages/Overall/FUSED/precision@1"),
+        (["a/FUSED/recall@10", "averages/All data sets/FUSED/recall@10"], "averages/All data sets/FUSED/recall@10"),
+        (["loss"], None),
+    ],
+)
+def test_the_curve_of_evaluations_is_that_of_the_single_data_set_or_of_the_average(names, chosen):
+    recorded = {f"evaluation/{name}".replace("FUSED", "query_to_target/fused"): 0.5 for name in names}
+    found = evaluation_curve([{"step": 1, "loss": 1.0}, {"step": 2, **recorded}])
+    assert [name.replace("query_to_target/fused", "FUSED") for name, *_ in found] == ([f"evaluation/{chosen}"] if chosen else [])
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl"])

@@ -54,6 +54,8 @@ def test_precision_clipping_and_batch_sizes_come_from_the_recipe(tmp_path):
         ({"gradient_accumulation_steps": 8}, "'gradient_accumulation_steps' is 8"),
         ({"train_batch_size": 64}, "'train_batch_size' is 64"),
         ({"zero_optimization": {"stage": 0}}, "ZeRO stage 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "'zero_optimization.offload_param.device' is 'nvme'"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.3}}}, "'zero_optimization.offload_optimizer.ratio' is 0.3"),
         ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}, "'zero_optimization.reduce_bucket_size' is 'auto'"),
     ],
 )

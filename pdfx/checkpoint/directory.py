@@ -1,0 +1,123 @@
+"""The checkpoints of a run: where they lie, what belongs to one, and which is the newest whole one.
+
+A checkpoint is a transaction: it is written as ``step-00000100.partial``, synced, listed in a manifest, and made current by one rename.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdfx.checkpoint.manifest import MANIFEST, Manifest, read_manifest, wrong_contents, wrong_sizes
+from pdfx.errors import UserError
+
+DIRECTORY = "checkpoints"
+PARTIAL = ".partial"
+REPLACED = ".replaced"
+PARAMETERS = "parameters"
+PROBE = "probe"
+CONFIG = "config.yaml"
+STATE = "state/trainer.json"
+OBJECTIVE = "state/objective.pt"
+BUFFERS = "state/buffers.safetensors"
+OPTIMIZER_STEPS = "optimizer_steps"
+"""Key of ``Checkpoint.state``: steps that the optimiser counts."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose files have the sizes that its manifest says.
+
+    Attributes:
+        path: its directory.
+        manifest: what it consists of.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    def state(self) -> dict:
+        """The trainer's plain values: step, loader counters, model identity, how it was sharded."""
+        return json.loads((self.path / STATE).read_text(encoding="utf-8"))
+
+
+Verify = Callable[[Checkpoint], list[str]]
+"""What is wrong with a checkpoint's contents, each as the end of a sentence."""
+
+
+def verify_contents(checkpoint: Checkpoint) -> list[str]:
+    """Compare all checksums, in this process."""
+    return wrong_contents(checkpoint.path, checkpoint.manifest, checkpoint.manifest.files)
+
+
+def directory_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def checkpoint_paths(run: Path) -> list[Path]:
+    """The run's checkpoint directories, newest first; unfinished ones are none."""
+    return sorted((path for path in (run / DIRECTORY).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint whose every file has the size that its manifest says.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    manifest = read_manifest(path)
+    problems = wrong_sizes(path, manifest)
+    if problems:
+        raise UserError(not_whole(path, problems))
+    return Checkpoint(path, manifest)
+
+
+def not_whole(path: Path, problems: list[str]) -> str:
+    """The sentence about a checkpoint with problems."""
+    more = f" ({len(problems)} files in all)" if len(problems) > 1 else ""
+    return f"{path} is no whole checkpoint: {problems[0]}{more}."
+
+
+def open_verified(path: Path, verify: Verify = verify_contents) -> Checkpoint:
+    """The same, and ``verify`` finds nothing wrong with its contents either."""
+    checkpoint = open_checkpoint(path)
+    problems = verify(checkpoint)
+    if problems:
+        raise UserError(not_whole(path, problems))
+    return checkpoint
+
+
+def newest_whole(run: Path, verify: Verify = verify_contents) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a run, if any, and one sentence per newer one that was passed over."""
+    passed_over = []
+    for path in checkpoint_paths(run):
+        try:
+            return open_verified(path, verify), passed_over
+        except UserError as error:
+            passed_over.append(str(error))
+    return None, passed_over
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint. Its manifest goes first, so that one half removed is not taken for a whole one."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path)
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a save left that was killed."""
+    for suffix in (PARTIAL, REPLACED):
+        for path in (run / DIRECTORY).glob(f"step-*{suffix}"):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""What checkpoints a run has, for people: step, size, age, metric, and whether each is whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from pdfx.checkpoint.directory import DIRECTORY, PARTIAL, Checkpoint, checkpoint_paths, open_verified, step_of, verify_contents
+from pdfx.checkpoint.retention import Retention
+from pdfx.errors import UserError
+
+Progress = Callable[[int, int], None]
+"""Called with (checkpoints done, checkpoints in all)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint.
+
+    Attributes:
+        bytes: of its files on the disk.
+        age: seconds since it was written.
+        problem: the sentence that says why it is not whole; None where it is.
+        finished: False where it is being written, or was when its run was killed.
+        metric: its value of the metric that chooses the best one, where it has it.
+        best: whether it is the best whole one.
+    """
+
+    step: int
+    bytes: int
+    age: float
+    problem: str | None = None
+    finished: bool = True
+    metric: float | None = None
+    best: bool = False
+
+
+def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progress | None = None) -> list[Row]:
+    """The run's checkpoints, newest first, unfinished ones before.
+
+    Args:
+        rule: says which is best.
+        verify: also read every file and compare its checksum.
+
+    Raises:
+        UserError: ``run`` is no run's directory.
+    """
+    if not (run / DIRECTORY).is_dir():
+        raise UserError(f"{run} is no run directory: it has no folder '{DIRECTORY}'; give the train.output_dir of a run.")
+    paths, found = checkpoint_paths(run), []
+    for number, path in enumerate(paths, 1):
+        try:
+            found.append(open_verified(path, verify_contents if verify else lambda _: []))
+        except UserError as error:
+            found.append(str(error))
+        if progress is not None:
+            progress(number, len(paths))
+    best = rule.best([checkpoint for checkpoint in found if isinstance(checkpoint, Checkpoint)])
+    partial = sorted((run / DIRECTORY).glob(f"step-*{PARTIAL}"), reverse=True)
+    unfinished = [Row(step_of(path.with_suffix("")), disk_bytes(path), age_of(path), finished=False) for path in partial]
+    return unfinished + [row_of(path, checkpoint, rule, best) for path, checkpoint in zip(paths, found, strict=True)]
+
+
+def row_of(path: Path, found: Checkpoint | str, rule: Retention, best: Checkpoint | None) -> Row:
+    """The row of a checkpoint that was opened, or of one that was not, for the reason ``found``."""
+    if isinstance(found, str):
+        return Row(step_of(path), disk_bytes(path), age_of(path), problem=found)
+    metric = found.manifest.metric.value if rule.rates(found) else None
+    return Row(found.step, disk_bytes(path), age_of(path), metric=metric, best=found == best)
+
+
+def disk_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def age_of(path: Path) -> float:
+    return max(0.0, time.time() - path.stat().st_mtime)
+
+
+def table_of(rows: list[Row], rule: Retention, verified: bool) -> Table:
+    """The rows for the console."""
+    table = Table("step", "size", "age", *([rule.metric] if rule.metric else []), "state", title="Checkpoints")
+    for row in rows:
+        state = "unfinished" if not row.finished else "not whole" if row.problem else "whole, contents verified" if verified else "whole"
+        metric = [] if not rule.metric else ["" if row.metric is None else f"{row.metric:.4g}"]
+        table.add_row(f"{row.step:,}", size_text(row.bytes), age_text(row.age), *metric, state + (", best" if row.best else ""))
+    return table
+
+
+def size_text(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
+
+
+def age_text(seconds: float) -> str:
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,112 @@
+"""The manifest of a checkpoint: every file's size and checksum, written last, and what a comparison with the files tells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pdfx.checksums import FileRecord, read_record, write_checksummed
+from pdfx.errors import UserError
+
+MANIFEST = "manifest.json"
+VERSION = 2
+THREADS = 4
+"""Files that one process hashes at once."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of the evaluation at a checkpoint's step, which decides whether it is the best one."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint consists of.
+
+    Attributes:
+        step: optimiser steps that it has behind it.
+        files: by path within the checkpoint.
+        metric: of the evaluation at this step, where the run chooses its best checkpoint by one.
+    """
+
+    step: int
+    files: dict[str, FileRecord]
+    metric: Metric | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(record.bytes for record in self.files.values())
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest with a checksum of its own, and wait until it is on the disk."""
+    content = {"version": VERSION, **asdict(manifest)}
+    write_checksummed(directory / MANIFEST, json.dumps({**content, "sha256": digest(content)}, indent=1).encode())
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        UserError: there is none, or it is damaged, or of another version.
+    """
+    try:
+        content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        expected = content.pop("sha256", None)
+        version = content.pop("version")
+        if version != VERSION:
+            raise UserError(f"{directory} cannot be read: its format is version {version} and this pdfx reads version {VERSION}; use the pdfx that wrote it.")
+        if expected != digest({"version": version, **content}):
+            raise UserError(f"{directory} is no whole checkpoint: {MANIFEST} is damaged, because its content does not match its own checksum.")
+        files = {name: FileRecord(**record) for name, record in content["files"].items()}
+        return Manifest(int(content["step"]), files, Metric(**content["metric"]) if content["metric"] else None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{directory} is no whole checkpoint: it has no readable {MANIFEST}.") from None
+
+
+def digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def wrong_sizes(directory: Path, manifest: Manifest) -> list[str]:
+    """What is missing or cut short, each as the end of a sentence. Fast: no file is read."""
+    problems = []
+    for name, record in manifest.files.items():
+        file = directory / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size != record.bytes:
+            problems.append(f"{name} has {file.stat().st_size} bytes instead of {record.bytes}")
+    return problems
+
+
+def wrong_contents(directory: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """Which of the named files do not have their checksums, each as the end of a sentence. Reads them all."""
+
+    def problem(name: str) -> str | None:
+        try:
+            found = read_record(directory / name)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        return None if found == manifest.files[name] else f"{name} is damaged: its content does not match its checksum"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [sentence for sentence in pool.map(problem, names) if sentence]
+
+
+def share_out(manifest: Manifest, parts: int) -> list[list[str]]:
+    """The names of the files in ``parts`` lists of about the same number of bytes."""
+    shares: list[list[str]] = [[] for _ in range(parts)]
+    sizes = [0] * parts
+    for name in sorted(manifest.files, key=lambda name: (-manifest.files[name].bytes, name)):
+        smallest = sizes.index(min(sizes))
+        shares[smallest].append(name)
+        sizes[smallest] += manifest.files[name].bytes
+    return shares

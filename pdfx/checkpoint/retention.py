@@ -1,0 +1,67 @@
+"""Which checkpoints of a run stay: the newest ones, every so many steps one, and the best one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, open_checkpoint, remove_checkpoint, step_of
+from pdfx.errors import UserError
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What a recipe says about it.
+
+    Attributes:
+        newest: so many newest checkpoints stay.
+        every: those of steps that are multiples of it stay; none for that reason where None.
+        metric: name of the evaluation's figure by which the best one is known, which stays; none for that reason where None.
+        greater_is_better: of the metric.
+    """
+
+    newest: int
+    every: int | None = None
+    metric: str | None = None
+    greater_is_better: bool = True
+
+    def best(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
+        """The one with the best value of the metric, the earliest of equals; None where none has any."""
+        rated = [checkpoint for checkpoint in checkpoints if self.rates(checkpoint)]
+        sign = -1 if self.greater_is_better else 1
+        return min(rated, key=lambda checkpoint: (sign * checkpoint.manifest.metric.value, checkpoint.step), default=None)
+
+    def rates(self, checkpoint: Checkpoint) -> bool:
+        metric = checkpoint.manifest.metric
+        return metric is not None and metric.name == self.metric and math.isfinite(metric.value)
+
+    def stays(self, checkpoints: list[Checkpoint]) -> set[Path]:
+        """The paths of those that stay, of whole checkpoints in any order."""
+        newest = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)[-self.newest :]
+        kept = [checkpoint for checkpoint in checkpoints if self.every and checkpoint.step % self.every == 0]
+        best = self.best(checkpoints)
+        return {checkpoint.path for checkpoint in (*newest, *kept, *([best] if best else []))}
+
+
+def prune(run: Path, retention: Retention, step: int) -> None:
+    """Remove what need not stay after the checkpoint of ``step``.
+
+    Damaged ones from before it are removed as well; later ones, which only a run has that went on from an older checkpoint, are left alone.
+    """
+    paths = [path for path in checkpoint_paths(run) if step_of(path) <= step]
+    stays = retention.stays(whole_checkpoints(paths))
+    for path in paths:
+        if path not in stays:
+            remove_checkpoint(path)
+
+
+def whole_checkpoints(paths: list[Path]) -> list[Checkpoint]:
+    """Those whose files are all there in their sizes."""
+    whole = []
+    for path in paths:
+        try:
+            whole.append(open_checkpoint(path))
+        except UserError:
+            continue
+    return whole

@@ -1,0 +1,75 @@
+"""LoRA as a PEFT adapter, for backbones that stay where they are: the export holds what was trained, and the backbone's name."""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+
+from pdfx.adapters import remove_adapters
+from pdfx.checkpoint.directory import Checkpoint
+from pdfx.config import Config, LoraSection
+from pdfx.convert.documents import write_documents
+from pdfx.convert.shards import write_shard
+from pdfx.convert.weights import Weight, WeightSource
+from pdfx.errors import UserError
+from pdfx.model.adapted import ADAPTER_FOLDER, TRAINED_WEIGHTS
+from pdfx.tensor_files import Entry
+
+
+def write_adapter(weights: WeightSource, directory: Path, config: Config, source: Checkpoint, dtype: torch.dtype) -> None:
+    """Write an export whose backbone's weights are those of ``model.path``: prefixes, fusion and whatever else was trained, and in a folder of its own the
+    adapter as PEFT reads it.
+
+    Raises:
+        UserError: the run trained without LoRA.
+    """
+    lora = config.model.lora
+    if lora is None:
+        raise UserError("The run trained without LoRA (model.lora is null), so there is no adapter; convert it without --adapter.")
+    embedder = remove_adapters(copy.deepcopy(weights.embedder))
+    embedder.config.base_model = {"path": base_path(config), "revision": config.model.revision}
+    write_documents(embedder, directory, config, source, dtype)
+    trained = [name for name in weights.shapes if name in weights.trained]
+    write_shard(directory / TRAINED_WEIGHTS, [weight_of(weights, name, name, dtype) for name in trained if "lora_" not in name])
+    folder = directory / ADAPTER_FOLDER
+    folder.mkdir()
+    write_shard(folder / "adapter_model.safetensors", [weight_of(weights, name, peft_name(name), dtype) for name in trained if "lora_" in name])
+    peft_config(lora, embedder.family.decoder, config).save_pretrained(folder)
+
+
+def base_path(config: Config) -> str:
+    """The backbone's name for whoever loads the export: a hub name as it is, a directory from the root on."""
+    path = Path(config.model.path)
+    return str(path.resolve()) if path.is_dir() else config.model.path
+
+
+def weight_of(weights: WeightSource, name: str, exported: str, dtype: torch.dtype) -> Weight:
+    return Weight(Entry(exported, dtype, weights.shapes[name]), partial(weights.pieces, name, dtype))
+
+
+def peft_name(name: str) -> str:
+    """What PEFT calls a weight of the adapter ``default`` in a file."""
+    relative = name.removeprefix("backbone.").replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+    return f"base_model.model.{relative}"
+
+
+def peft_config(lora: LoraSection, decoder: str, config: Config) -> LoraConfig:
+    """The adapter's own configuration; its targets are those of the decoder only, because a vision tower may have modules of the same names."""
+    targets = "|".join(re.escape(target) for target in lora.targets)
+    return LoraConfig(
+        base_model_name_or_path=base_path(config),
+        revision=config.model.revision,
+        task_type="FEATURE_EXTRACTION",
+        inference_mode=True,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        bias="none",
+        target_modules=rf"{re.escape(decoder)}\.(.*\.)?({targets})",
+    )

@@ -1,0 +1,85 @@
+"""The conversion as a whole: which checkpoint, what is written where, and when it counts."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from pdfx.adapters import remove_adapters
+from pdfx.build import build_on_meta
+from pdfx.checkpoint.choice import chosen_checkpoint
+from pdfx.checkpoint.directory import PROBE
+from pdfx.config import Config, load_config
+from pdfx.convert.adapter import write_adapter
+from pdfx.convert.check import verify_export
+from pdfx.convert.documents import write_documents
+from pdfx.convert.shards import parse_size, write_shards
+from pdfx.convert.weights import WeightSource
+from pdfx.errors import UserError
+from pdfx.files import draft_beside
+
+MAX_SHARD_SIZE = "5GB"
+
+
+def convert(
+    run: Path | str,
+    out: Path | str,
+    checkpoint: str = "newest",
+    dtype: str | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
+    adapter: bool = False,
+    check: bool = True,
+) -> Path:
+    """Write a run's embedder as a Hugging Face model directory: LoRA merged, remote code and processor beside the weights. No GPU is needed.
+
+    Weights go from the checkpoint and the backbone's files to the export in pieces. The directory appears only after it gave the trainer's own embeddings
+    again, loaded by a process that cannot import pdfx; only that process holds the whole model.
+
+    Args:
+        run: ``train.output_dir`` of the run.
+        out: a directory that does not exist yet or is empty.
+        checkpoint: ``newest`` (whole one), ``best`` (by ``train.metric_for_best_model``) or a step.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; what the run trained in by default.
+        max_shard_size: of one file of weights.
+        adapter: leave the backbone's weights where they are: write LoRA as a PEFT adapter, and what else was trained.
+        check: whether to re-embed.
+
+    Raises:
+        UserError: there is no such whole checkpoint, weights are missing, ``out`` is in use, or the embeddings differ.
+    """
+    disable_progress_bar()
+    run, out, largest = Path(run), Path(out), parse_size(max_shard_size)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; give another --out or remove it.")
+    config = read_run_config(run)
+    source = chosen_checkpoint(run, checkpoint, config.train)
+    trained_as = torch.bfloat16 if config.train.bf16 else torch.float32
+    target = getattr(torch, dtype) if dtype else trained_as
+    embedder = build_on_meta(config).eval()
+    weights = WeightSource(embedder, config.model, source)
+    with draft_beside(out) as draft:
+        if adapter:
+            write_adapter(weights, draft, config, source, target)
+        else:
+            write_documents(remove_adapters(copy.deepcopy(embedder)), draft, config, source, target)
+            write_shards(draft, weights.merged_weights(target), largest)
+        if check:
+            verify_export(draft, source.path / PROBE, narrow={target, trained_as} != {torch.float32})
+        if out.exists():
+            out.rmdir()
+        draft.rename(out)
+    return out
+
+
+def read_run_config(run: Path) -> Config:
+    """The resolved configuration that a run saved."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run directory: it has no config.yaml; give the train.output_dir of a run.")
+    config = load_config(run / "config.yaml")
+    # Neither changes an embedding, and both only serve training.
+    config.model.cache_vision = False
+    config.model.gradient_checkpointing = False
+    return config

@@ -1,0 +1,62 @@
+"""Weights as one or several safetensors files with the names that transformers expects."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from pdfx.convert.weights import Weight
+from pdfx.errors import UserError
+from pdfx.tensor_files import write_tensors
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``5GB``, ``500MB`` or ``2GiB``. Raises UserError for anything else, and for less than a byte."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
+    size = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
+    if size < 1:
+        raise UserError(f"'{text}' is no size of a file; write it as 5GB, 500MB or 2GiB.")
+    return size
+
+
+def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> list[Path]:
+    """Write all weights, each when its turn comes, in files of at most ``largest`` bytes of weights (more where a single weight is larger).
+
+    Returns:
+        The files.
+    """
+    shards = plan_shards(weights, largest)
+    if len(shards) == 1:
+        write_shard(directory / SAFE_WEIGHTS_NAME, shards[0])
+        return [directory / SAFE_WEIGHTS_NAME]
+    stem, suffix = SAFE_WEIGHTS_NAME.split(".")
+    names = [f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}" for number in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        write_shard(directory / name, shard)
+    totals = {"total_size": sum(weight.entry.bytes for weight in weights), "total_parameters": sum(weight.entry.elements for weight in weights)}
+    places = {weight.entry.name: name for name, shard in zip(names, shards, strict=True) for weight in shard}
+    index = json.dumps({"metadata": totals, "weight_map": dict(sorted(places.items()))}, indent=2)
+    (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(index + "\n", encoding="utf-8")
+    return [directory / name for name in names]
+
+
+def plan_shards(weights: Sequence[Weight], largest: int) -> list[list[Weight]]:
+    """The weights in order, cut where the next one would not fit."""
+    shards, size = [[]], 0
+    for weight in weights:
+        if shards[-1] and size + weight.entry.bytes > largest:
+            shards.append([])
+            size = 0
+        shards[-1].append(weight)
+        size += weight.entry.bytes
+    return shards
+
+
+def write_shard(path: Path, weights: Sequence[Weight]) -> None:
+    write_tensors(path, [(weight.entry, weight.pieces()) for weight in weights], {"format": "pt"})

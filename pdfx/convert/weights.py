@@ -1,0 +1,134 @@
+"""Every weight of an export and where its values come from: the checkpoint, the backbone's files, or both where LoRA is merged."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from pdfx.adapters import adapted_modules, merged_weight, remove_adapters
+from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
+from pdfx.checkpoint.parameters import MASTER, SavedParameters
+from pdfx.config import ModelSection
+from pdfx.convert.backbone import BackboneWeights, open_backbone
+from pdfx.errors import UserError
+from pdfx.model import ParallelEmbedder
+from pdfx.tensor_files import Entry, TensorFile
+
+BLOCK = 2**22
+"""Elements that are read, converted and written at once."""
+MODULE_PREFIX = "embedder."
+"""What stands before an embedder's parameters in the training module."""
+BASE = ".base_layer"
+"""What PEFT puts into the names of an adapted module's own weights."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of the export; ``pieces`` makes the flattened values, block after block."""
+
+    entry: Entry
+    pieces: Callable[[], Iterator[Tensor]]
+
+
+class WeightSource:
+    """The weights of a run's embedder at a checkpoint.
+
+    Args:
+        embedder: the recipe's, without weights, with its adapters.
+        model: the recipe's.
+        checkpoint: where the trained ones are.
+
+    Raises:
+        UserError: a trained weight is missing, unknown or of another shape, or the backbone's weights cannot be read.
+    """
+
+    def __init__(self, embedder: ParallelEmbedder, model: ModelSection, checkpoint: Checkpoint):
+        self.embedder, self.shapes = embedder, {name: tuple(weight.shape) for name, weight in embedder.state_dict().items()}
+        self.saved = SavedParameters(checkpoint.path / PARAMETERS)
+        self.buffers = TensorFile(checkpoint.path / BUFFERS)
+        self.trained = {name.removeprefix(MODULE_PREFIX) for name in self.saved.shapes if name.startswith(MODULE_PREFIX)}
+        self.check(checkpoint)
+        self.backbone = self.open_backbone(model)
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raises UserError where the checkpoint's trained parameters are not the embedder's."""
+        wanted = {name for name, parameter in self.embedder.named_parameters() if parameter.requires_grad and parameter.numel()}
+        misfit = {name for name in wanted & self.trained if self.saved.shapes[MODULE_PREFIX + name] != self.shapes[name]}
+        for problem, names in {"lacks": wanted - self.trained, "has unknown": self.trained - wanted, "has wrongly shaped": misfit}.items():
+            if names:
+                first = sorted(names)[0]
+                raise UserError(f"{checkpoint.path} {problem} {len(names)} weights, {first} among them; it does not belong to the configuration of this run.")
+
+    def open_backbone(self, model: ModelSection) -> BackboneWeights | None:
+        """The backbone's weights, where some were not trained. Raises UserError where one is missing."""
+        frozen = {self.in_backbone(name) for name in self.shapes if not self.is_known(name)}
+        if not frozen:
+            return None
+        backbone = open_backbone(model, remove_adapters(copy.deepcopy(self.embedder)).backbone)
+        missing = sorted(frozen - backbone.names())
+        if missing:
+            raise UserError(f"The files of model.path '{model.path}' lack {len(missing)} weights, {missing[0]} among them.")
+        return backbone
+
+    def is_known(self, name: str) -> bool:
+        """Whether the checkpoint holds it."""
+        return name in self.trained or MODULE_PREFIX + name in self.buffers.entries
+
+    @staticmethod
+    def in_backbone(name: str) -> str:
+        return name.removeprefix("backbone.").replace(BASE, "")
+
+    def read(self, name: str, start: int, count: int) -> Tensor:
+        """``count`` elements from ``start`` on of a flattened weight, by its name in the embedder with adapters, in the type it is stored in."""
+        if name in self.trained:
+            return self.saved.read(MASTER, MODULE_PREFIX + name, start, count)
+        if MODULE_PREFIX + name in self.buffers.entries:
+            return self.buffers.read(MODULE_PREFIX + name, start, count)
+        return self.backbone.read(self.in_backbone(name), start, count)
+
+    def pieces(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The flattened values in ``dtype``, block after block."""
+        elements = math.prod(self.shapes[name])
+        for start in range(0, elements, BLOCK):
+            yield narrowed(name, self.read(name, start, min(BLOCK, elements - start)), dtype)
+
+    def merged(self, name: str, module: BaseTunerLayer, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The flattened weight of the adapted module ``name`` with its adapter folded in, in one piece. Raises UserError where it is not finite."""
+        real = copy.deepcopy(module).to_empty(device="cpu")
+        with torch.no_grad():
+            for own, parameter in real.named_parameters():
+                parameter.copy_(self.read(f"{name}.{own}", 0, parameter.numel()).view(parameter.shape))
+        try:
+            yield narrowed(name, merged_weight(real).reshape(-1), dtype)
+        except ValueError as error:
+            raise UserError(f"The adapter of {name} cannot be merged: {' '.join(str(error).split())}") from error
+
+    def merged_weights(self, target: torch.dtype) -> list[Weight]:
+        """The weights of the embedder without adapters, floating-point ones as ``target``."""
+        adapted, own, weights = adapted_modules(self.embedder), self.embedder.state_dict(), []
+        for name, shape in self.shapes.items():
+            owner = next((module for module in adapted if name.startswith(module + ".")), None)
+            if owner and BASE not in name:
+                continue
+            dtype = target if own[name].is_floating_point() else own[name].dtype
+            entry = Entry(name.replace(BASE, ""), dtype, shape)
+            if owner and name == f"{owner}{BASE}.weight":
+                weights.append(Weight(entry, partial(self.merged, owner, adapted[owner], dtype)))
+            else:
+                weights.append(Weight(entry, partial(self.pieces, name, dtype)))
+        return weights
+
+
+def narrowed(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values in another type. Raises UserError where that has no room for one of them."""
+    result = values.to(dtype)
+    if dtype == torch.float16 and not torch.isfinite(result).all() and torch.isfinite(values).all():
+        raise UserError(f"{name} holds a value of {values.abs().max():.3g}, which float16 has no room for; export in bfloat16 or float32.")
+    return result

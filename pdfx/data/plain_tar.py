@@ -1,0 +1,36 @@
+"""Members of a tar that holds nothing but plain files, read straight from its headers: what a sample's bytes nearly always are.
+
+The standard library's reader knows every kind of tar and takes a fifth of the time that decoding a small picture takes; it remains the judge of all others.
+"""
+
+from __future__ import annotations
+
+BLOCK = 512
+_PLAIN_TYPES = (b"0", b"\0")
+_MAGIC = (b"ustar\x0000", b"ustar  \0")
+"""POSIX and GNU."""
+
+
+def plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
+    """Names and contents of all members, in order; None where a header is not that of a plain file with a short name, or anything is damaged.
+
+    Args:
+        data: whole blocks of 512 bytes, without the empty ones at a tar's end.
+    """
+    members, place = [], 0
+    while place < len(data):
+        header = data[place : place + BLOCK]
+        if len(header) != BLOCK or header[156:157] not in _PLAIN_TYPES or header[257:265] not in _MAGIC or header[345:346] != b"\0":
+            return None
+        try:
+            name = header[:100].rstrip(b"\0").decode("utf-8")
+            size, checksum = (int(field.strip(b" \0"), 8) for field in (header[124:136], header[148:156]))
+        except ValueError:
+            return None
+        start = place + BLOCK
+        place = start + -(-size // BLOCK) * BLOCK
+        # The field of the checksum counts as eight spaces.
+        if checksum != sum(header) - sum(header[148:156]) + 8 * 32 or size < 0 or place > len(data) or "\0" in name:
+            return None
+        members.append((name, data[start : start + size]))
+    return members

@@ -1,0 +1,78 @@
+"""What the errors of remote file systems mean: whether trying again can help, and a few words for a sentence.
+
+Known by their attributes and the names of their classes, so that none of the packages that define them is imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterator
+from http import HTTPStatus
+
+_TIMEOUTS = (TimeoutError, asyncio.TimeoutError)  # one and the same from Python 3.11 on
+_TRANSIENT_STATUS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
+_PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ssl.SSLCertVerificationError)
+_TRANSIENT_NAMES = {
+    "ClientConnectionError",  # aiohttp: refused, reset, ended early
+    "ClientPayloadError",  # aiohttp: the body ended early
+    "HTTPClientError",  # botocore: connections and their time limits
+    "IncompleteReadError",  # botocore: the body ended early
+    "ResponseParserError",  # botocore: a busy server's answer that is no XML
+}
+"""Of aiohttp and botocore, whose classes are no OSErrors throughout."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: time-outs, broken connections, busy or failing servers."""
+    status = status_of(error)
+    if status is not None:
+        return status >= 500 or status in _TRANSIENT_STATUS
+    if any(isinstance(cause, _PERMANENT) for cause in _chain(error)):
+        return False
+    return any(isinstance(cause, (OSError, EOFError, *_TIMEOUTS)) or _TRANSIENT_NAMES & _class_names(cause) for cause in _chain(error))
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the error says that there is no such file."""
+    status = status_of(error)
+    return status == HTTPStatus.NOT_FOUND if status is not None else isinstance(error, FileNotFoundError)
+
+
+def reason_of(error: BaseException, timeout_seconds: float) -> str:
+    """A few words."""
+    if is_missing(error):
+        return "it is not there"
+    status = status_of(error)
+    if status is not None:
+        known = status in HTTPStatus.__members__.values()
+        return f"its server answered with status {status}" + (f", {HTTPStatus(status).phrase}" if known else "")
+    if isinstance(error, _TIMEOUTS) and not error.args:
+        return f"no answer came within {timeout_seconds:g} seconds"
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    return text if isinstance(error, (EOFError, ValueError)) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error, where one is told."""
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else getattr(cause, "status", None)
+        if status is None and cause is error:
+            # gcsfs calls it so; among the causes of aiohttp's errors the same name means something else.
+            status = getattr(cause, "code", None)
+        if isinstance(status, int) and 300 <= status < 600:
+            return status
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(8):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _class_names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}

@@ -1,0 +1,167 @@
+"""From a sample's bytes, untrusted, to the sample, or to one sentence that says why not. Nothing is ever unpacked to disk."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from dataclasses import dataclass
+
+from PIL import Image
+from pydantic import ValidationError
+
+from .images import ImageError, decode_image
+from .plain_tar import plain_members
+from .schema import KEY_PATTERN, Record, Side, explain, identity_number
+
+KINDS = ("unreachable", "damaged", "picture", "processor")
+"""Why samples cannot be used: their bytes could not be fetched; tar or record are no sound ones; a picture is missing or cannot be decoded; the model's
+processor refuses them."""
+
+HEAD_BYTES = 4096
+"""So much of a sample usually holds its record."""
+
+
+class SampleError(ValueError):
+    """One sample cannot be used; the message is a sentence that names the shard, the key and the reason.
+
+    Attributes:
+        key: empty where the damage hides it.
+        kind: one of ``KINDS``, what coverage reports count.
+    """
+
+    def __init__(self, message: str, key: str = "", kind: str = "damaged"):
+        super().__init__(message)
+        self.key, self.kind = key, kind
+
+
+@dataclass
+class Sample:
+    """One pair with its hard negatives. A side is ``{"text": str, "images": [PIL.Image in RGB, ...]}``."""
+
+    key: str
+    query: dict | None
+    """None where the sample only adds its target to what queries are searched in."""
+    target: dict
+    negatives: list[dict]
+    target_id: int
+    """Signed 64-bit hash of the target's identity."""
+    negative_ids: list[int]
+    """The same of each hard negative."""
+    shard: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample stands, for messages: its number within a shard."""
+
+    shard: str
+    number: int
+
+    def error(self, key: str, reason: str, kind: str = "damaged") -> SampleError:
+        name = f"sample '{key}' (number {self.number})" if key else f"sample number {self.number}"
+        return SampleError(f"In shard {self.shard}, {name} cannot be used: {reason}.", key, kind)
+
+
+def open_members(data: bytes, place: Place) -> tuple[str, dict[str, bytes]]:
+    """A sample's key, and its members' bytes by suffix.
+
+    Raises:
+        SampleError: the bytes are no sound tar, or hold something else than plain members of one key.
+    """
+    members, keys = {}, set()
+    for name, content in plain_members(data) or _any_members(data, place):
+        key, _, suffix = name.partition(".")
+        if suffix in members:
+            raise place.error("", f"the member {_shown(name)} is no plain file or there twice")
+        keys.add(key)
+        members[suffix] = content
+    if len(keys) != 1 or "json" not in members:
+        listed = [", ".join(map(_shown, sorted(names)[:8])) or "none" for names in (keys, members)]
+        raise place.error("", f"it must be the members of one key with a '.json' among them, and has the keys {listed[0]} with the members {listed[1]}")
+    return _checked_key(keys.pop(), place), members
+
+
+def _any_members(data: bytes, place: Place) -> list[tuple[str, bytes]]:
+    """Names and contents as the standard library reads them. Raises SampleError like ``open_members``."""
+    members, stop = [], 0
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
+                if content is None:
+                    raise place.error("", f"the member {_shown(member.name)} is no plain file or there twice")
+                members.append((member.name, content.read()))
+                stop = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    except SampleError:
+        raise
+    except Exception as error:  # tarfile meets damaged bytes with many exception types (TarError, OSError, ValueError, RecursionError, ...)
+        raise place.error("", f"its bytes are no sound tar ({' '.join(str(error).split())[:200] or type(error).__name__})") from error
+    if stop != len(data):  # tarfile takes a damaged header for the end
+        raise place.error("", f"its bytes are no sound tar (after {stop} of {len(data)} bytes there is no member)")
+    return members
+
+
+def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
+    """Key and record from a sample's first bytes; None where they do not hold all of it, or nothing that could be told apart from damage."""
+    try:
+        member = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "strict")
+    except Exception:  # see open_members, which will tell
+        return None
+    key, _, suffix = member.name.partition(".")
+    stop = tarfile.BLOCKSIZE + member.size
+    if suffix != "json" or not member.isreg() or not tarfile.BLOCKSIZE <= stop <= len(head):
+        return None
+    return _checked_key(key, place), parse_record(head[tarfile.BLOCKSIZE : stop], key, place)
+
+
+def parse_record(data: bytes, key: str, place: Place) -> Record:
+    """The record of a JSON member. Raises SampleError where it is none of a shard."""
+    try:
+        record = Record.model_validate_json(data)
+    except ValidationError as error:
+        raise place.error(key, f"in its record, {explain(error)}") from None
+    if record.target_id is None or any(negative.target_id is None for negative in record.negatives):
+        raise place.error(key, "in its record, 'target_id' is missing")
+    return record
+
+
+def parse_sample(data: bytes, place: Place, max_image_pixels: int) -> Sample:
+    """A whole sample with decoded images. Raises SampleError where the bytes, the record or an image are damaged."""
+    key, members = open_members(data, place)
+    record = parse_record(members["json"], key, place)
+    decoded = {name: decode_side(side, members, key, place, max_image_pixels) for name, side in record.sides()}
+    return Sample(
+        key=key,
+        query=decoded.get("query"),
+        target=decoded["target"],
+        negatives=[decoded[f"negatives.{m}"] for m in range(len(record.negatives))],
+        target_id=identity_number(record.target_id),
+        negative_ids=[identity_number(negative.target_id) for negative in record.negatives],
+        shard=place.shard,
+    )
+
+
+def decode_side(side: Side, members: dict[str, bytes], key: str, place: Place, max_image_pixels: int) -> dict:
+    """A side's text and decoded images. Raises SampleError where an image is missing or damaged."""
+    return {"text": side.text, "images": [_image(name, members, key, place, max_image_pixels) for name in side.images]}
+
+
+def _image(name: str, members: dict[str, bytes], key: str, place: Place, max_image_pixels: int) -> Image.Image:
+    if name not in members:
+        raise place.error(key, f"the image {_shown(name)} is missing", "picture")
+    try:
+        return decode_image(members[name], max_image_pixels)
+    except ImageError as error:
+        raise place.error(key, f"the image {_shown(name)} cannot be used: {error}", "picture") from error
+
+
+def _checked_key(key: str, place: Place) -> str:
+    if not re.match(KEY_PATTERN, key):
+        raise place.error("", f"its key is {_shown(key)}, and a key is 1 to 64 letters, digits, '_' and '-'")
+    return key
+
+
+def _shown(name: str) -> str:
+    """A name as a message may hold it: short, on one line, and without signs that steer a terminal."""
+    return ascii(name if len(name) <= 80 else name[:77] + "...")

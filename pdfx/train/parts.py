@@ -1,0 +1,146 @@
+"""Where a rank keeps its part of each trained parameter, its float32 master and its optimiser states; alike for ZeRO 1, 2 and 3.
+
+DeepSpeed keeps masters and states in flat tensors, each of which holds the parts of several parameters one after another. Under ZeRO 1 and 2 a group's
+parameters are laid end to end and the whole is cut by ranks; under ZeRO-3 each parameter is cut by ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from torch import Tensor
+
+from pdfx.checkpoint.parameters import MASTER, SavedParameters
+
+STEP = "step"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rank's part of one trained parameter.
+
+    Attributes:
+        name: of the parameter in the engine's module.
+        shape: of the whole parameter.
+        start: the part's first element in the flattened parameter.
+        count: its number of elements.
+        flat: number of the flat tensor that holds it.
+        offset: where in that tensor it begins.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    count: int
+    flat: int
+    offset: int
+
+    def of(self, flats: list[Tensor]) -> Tensor:
+        """Its view in the flat tensors of one kind."""
+        return flats[self.flat].narrow(0, self.offset, self.count)
+
+
+def parts_of(engine: deepspeed.DeepSpeedEngine) -> list[Part]:
+    """This rank's parts in the order of the module's parameters; without the padding that makes parts of ranks equally long."""
+    find = sharded_part if engine.zero_optimization_stage() == 3 else partitioned_part
+    parts = (find(name, parameter, engine.optimizer) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
+    return [part for part in parts if part is not None and part.count > 0]
+
+
+def sharded_part(name: str, parameter: torch.nn.Parameter, optimizer) -> Part:
+    """Under ZeRO-3."""
+    flat, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = dist.get_rank(parameter.ds_process_group) * length
+    count = max(0, min(length, parameter.ds_numel - start))
+    return Part(name, tuple(parameter.ds_shape), start, count, flat, offset)
+
+
+def partitioned_part(name: str, parameter: torch.nn.Parameter, optimizer) -> Part | None:
+    """Under ZeRO 1 and 2; None where the parameter lies on other ranks only."""
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    own, place = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+    return Part(name, tuple(parameter.shape), own.start, own.numel, mapping.param_group_index, place.start)
+
+
+def masters(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
+    """The flat tensors of float32 parameters; the keys of the base optimiser's states."""
+    optimizer = engine.optimizer
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+        if hasattr(optimizer, name):
+            return list(getattr(optimizer, name))
+    raise TypeError(f"{type(optimizer).__name__} keeps its float32 parameters in an unknown place")
+
+
+def flat_tensors(engine: deepspeed.DeepSpeedEngine) -> dict[str, list[Tensor]]:
+    """The flat tensors of masters and of each optimiser state, by kind. The engine must have made a step, which makes the states."""
+    flats = masters(engine)
+    states = engine.optimizer.optimizer.state
+    kinds = [kind for kind, value in states[flats[0]].items() if torch.is_tensor(value) and value.shape == flats[0].shape]
+    return {MASTER: [flat.detach() for flat in flats], **{kind: [states[flat][kind] for flat in flats] for kind in kinds}}
+
+
+def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
+    """How many steps the base optimiser counts, which its bias correction depends on; the same for all flat tensors and ranks."""
+    return int(engine.optimizer.optimizer.state[masters(engine)[0]][STEP])
+
+
+@torch.no_grad()
+def restore_parts(engine: deepspeed.DeepSpeedEngine, saved: SavedParameters, steps: int) -> None:
+    """Read this rank's parts of a checkpoint into masters and states; ``publish`` must follow, on all ranks.
+
+    Args:
+        steps: ``optimizer_steps`` of the checkpoint.
+
+    Raises:
+        UserError: a file ends early or cannot be read.
+    """
+    make_states(engine, steps)
+    parts = parts_of(engine)
+    for kind, flats in flat_tensors(engine).items():
+        for part in parts:
+            part.of(flats).copy_(saved.read(kind, part.name, part.start, part.count))
+
+
+def make_states(engine: deepspeed.DeepSpeedEngine, steps: int) -> None:
+    """The states that the optimiser makes in its first step, where it made none yet, and the number of steps in all of them."""
+    base = engine.optimizer.optimizer
+    for flat in masters(engine):
+        state = base.state[flat]
+        for kind in ("exp_avg", "exp_avg_sq"):
+            if kind not in state:
+                state[kind] = torch.zeros_like(flat)
+        # Its own Adam counts in a plain number, torch's fused one in a tensor on the device.
+        state[STEP] = steps if isinstance(base, DeepSpeedCPUAdam) else torch.tensor(float(steps), device=flat.device)
+
+
+@torch.no_grad()
+def publish(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Round the masters into the parameters that the model computes with. Every rank calls this at the same time."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() < 3:
+        optimizer.update_lp_params()
+        return
+    optimizer.checkpoint_event_prologue()
+    flats = masters(engine)
+    for parameter in engine.module.parameters():
+        if parameter.requires_grad:
+            flat, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            parameter.ds_tensor.data.copy_(flats[flat].narrow(0, offset, length).view(parameter.ds_tensor.shape))
+    # Gathers the small parameters that every rank keeps whole.
+    optimizer.checkpoint_event_epilogue()
+
+
+def persistent_buffers(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Buffers that belong to a module's state, by name; ZeRO keeps them whole on every rank."""
+    return {
+        f"{prefix}{'.' if prefix else ''}{name}": buffer
+        for prefix, child in module.named_modules()
+        for name, buffer in child.named_buffers(recurse=False)
+        if name not in child._non_persistent_buffers_set
+    }

@@ -1,0 +1,120 @@
+"""Taking up a checkpoint: which one, whether it fits, and loading it into the engine, on any number of ranks under any stage of ZeRO."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import deepspeed
+import torch
+
+from pdfx.checkpoint.directory import BUFFERS, OBJECTIVE, OPTIMIZER_STEPS, PARAMETERS, Checkpoint, checkpoint_paths, not_whole, open_checkpoint
+from pdfx.checkpoint.manifest import share_out, wrong_contents
+from pdfx.checkpoint.parameters import SavedParameters
+from pdfx.errors import UserError
+from pdfx.tensor_files import TensorFile
+from pdfx.train.cluster import World
+from pdfx.train.engine import flatten
+from pdfx.train.parts import persistent_buffers, publish, restore_parts
+
+
+def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoint | None, list[str]]:
+    """What ``train.resume`` asks for, the same on all ranks: the checkpoint, if any, and sentences about those that were passed over.
+
+    Rank 0 looks for it; all ranks together read its files and compare their checksums.
+
+    Raises:
+        UserError: a checkpoint named by its directory is not whole.
+    """
+    if resume == "never":
+        return None, []
+    passed_over = []
+    for path in world.from_first(checkpoint_paths(run) if resume == "auto" else [Path(resume)]):
+        checkpoint, problem = open_together(path, world)
+        if problem is None:
+            return checkpoint, passed_over
+        passed_over.append(problem)
+    with world.together():
+        if resume != "auto" and world.rank == 0:
+            raise UserError(passed_over[0])
+    return None, passed_over
+
+
+def open_together(path: Path, world: World) -> tuple[Checkpoint | None, str | None]:
+    """A checkpoint whose contents all ranks found right, each its share of the files; or the sentence about what is wrong."""
+    found = None, None
+    if world.rank == 0:
+        try:
+            found = open_checkpoint(path), None
+        except UserError as error:
+            found = None, str(error)
+    checkpoint, problem = world.from_first(found)
+    if checkpoint is None:
+        return None, problem
+    own = wrong_contents(path, checkpoint.manifest, share_out(checkpoint.manifest, world.size)[world.rank])
+    problems = [sentence for sentences in world.gather(own) for sentence in sentences]
+    return checkpoint, not_whole(path, problems) if problems else None
+
+
+def check_same_model(checkpoint: Checkpoint, identity: dict) -> None:
+    """Raises UserError, naming what differs, where the checkpoint is of another model."""
+    saved, here = flatten(checkpoint.state()["model"]), flatten(identity)
+    for name in sorted(saved.keys() | here.keys()):
+        if name.startswith("embedder.") and not (name in saved and name in here):
+            # Another release of transformers may know more fields, or fewer, of the same architecture.
+            continue
+        there, own = saved.get(name, "absent"), here.get(name, "absent")
+        if there != own:
+            raise UserError(
+                f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there!r} there and {own!r} in this run; "
+                "restore the setting, or start anew in another train.output_dir."
+            )
+
+
+def load_checkpoint(checkpoint: Checkpoint, engine: deepspeed.DeepSpeedEngine, world: World) -> dict:
+    """Give the engine the checkpoint's parameters, buffers and optimiser; returns the objective's state. Hyper-parameters stay those of the recipe.
+
+    Every rank calls this at the same time. The engine may have made steps of its own; nothing of them stays.
+
+    Raises:
+        UserError: the checkpoint's parameters are not the engine's, or a file is damaged.
+    """
+    state = checkpoint.state()
+    with world.together():
+        objective_state = read_objective(checkpoint.path / OBJECTIVE)
+        saved = SavedParameters(checkpoint.path / PARAMETERS)
+        check_same_parameters(checkpoint, saved, engine)
+        restore_parts(engine, saved, state[OPTIMIZER_STEPS])
+        restore_buffers(engine, TensorFile(checkpoint.path / BUFFERS))
+    publish(engine)
+    engine.global_steps, engine.global_samples = state["step"], state["step"] * engine.train_batch_size()
+    return objective_state
+
+
+def read_objective(path: Path) -> dict:
+    """The objective's state in a file. Raises UserError where it is damaged or holds more than tensors and plain values, which might run code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read safely: {' '.join(str(error).split())[:300]}") from error
+
+
+def check_same_parameters(checkpoint: Checkpoint, saved: SavedParameters, engine: deepspeed.DeepSpeedEngine) -> None:
+    """Raises UserError where the checkpoint has other trained parameters than the engine, or of other shapes."""
+    own = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in engine.module.named_parameters() if value.requires_grad and numel(value)}
+    for name in sorted(own.keys() | saved.shapes.keys()):
+        if own.get(name) != saved.shapes.get(name):
+            there, here = (str(list(shapes[name])) if name in shapes else "not trained" for shapes in (saved.shapes, own))
+            raise UserError(f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there} there and {here} in this run.")
+
+
+def numel(parameter: torch.nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+@torch.no_grad()
+def restore_buffers(engine: deepspeed.DeepSpeedEngine, file: TensorFile) -> None:
+    """Buffers that the file does not have stay as they are."""
+    for name, buffer in persistent_buffers(engine.module).items():
+        if name in file.entries:
+            buffer.copy_(file.read_whole(name))

@@ -1,0 +1,23 @@
+"""Checkpoints made of a few bytes, by the code that seals real ones."""
+
+from pathlib import Path
+
+from pdfx.checkpoint.directory import DIRECTORY, directory_name
+from pdfx.checkpoint.manifest import Manifest, Metric, write_manifest
+from pdfx.checksums import write_checksummed
+
+
+def make_checkpoint(run: Path, step: int, metric: float | None = None) -> Path:
+    """A whole checkpoint with two files; ``metric`` is its value of ``score``."""
+    path = run / DIRECTORY / directory_name(step)
+    (path / "parameters").mkdir(parents=True)
+    files = {name: write_checksummed(path / name, bytes([step % 256]) * 100) for name in ("config.yaml", "parameters/rank-00000-of-00001.safetensors")}
+    write_manifest(path, Manifest(step, files, None if metric is None else Metric("score", metric)))
+    return path
+
+
+def flip(path: Path, place: int = -1) -> None:
+    """Change one bit of a file; its size stays."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)

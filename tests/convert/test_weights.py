@@ -1,0 +1,120 @@
+"""Merging weight by weight gives what merging the whole model gives, from checkpoints of any number of ranks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import FAMILIES, items, tiny_backbone
+
+from pdfx.adapters import adapted_modules, merged_weight, remove_adapters
+from pdfx.build import build_embedder, build_on_meta
+from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
+from pdfx.checkpoint.manifest import Manifest
+from pdfx.checkpoint.parameters import MASTER, part_file_name, parts_metadata
+from pdfx.config import Config, parse_config
+from pdfx.convert import weights as weights_module
+from pdfx.convert.adapter import write_adapter
+from pdfx.convert.shards import parse_size, plan_shards
+from pdfx.convert.weights import WeightSource
+from pdfx.errors import UserError
+from pdfx.exports import load_export
+from pdfx.model import ParallelEmbedder
+
+LORA = {"r": 2, "alpha": 8, "targets": ["q_proj", "down_proj"]}
+KINDS = {"lora": {"lora": LORA}, "dora": {"lora": LORA | {"dora": True}}, "full": {"lora": None, "train_vision": True}, "prefixes": {"lora": LORA, "paths": 3}}
+
+
+def recipe(path: Path, **model) -> Config:
+    train = {"output_dir": "run", "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10}
+    settings = {"path": str(path), "paths": 2, "prefix": {"length": 3}, "fusion": "softmax"} | model
+    return parse_config({"model": settings, "data": {"train": "unused"}, "train": train})
+
+
+def trained(config: Config) -> ParallelEmbedder:
+    """The recipe's embedder after its trained parameters moved."""
+    embedder, generator = build_embedder(config).eval(), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in embedder.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return embedder
+
+
+def checkpoint_of(embedder: ParallelEmbedder, folder: Path, ranks: int) -> Checkpoint:
+    """What so many ranks under ZeRO-3 would have saved: each parameter cut into equal parts, the last one shorter or empty."""
+    (folder / PARAMETERS).mkdir(parents=True)
+    (folder / BUFFERS).parent.mkdir()
+    values = {f"embedder.{name}": parameter.detach() for name, parameter in embedder.named_parameters() if parameter.requires_grad}
+    for rank in range(ranks):
+        tensors, starts = {}, {}
+        for name, value in values.items():
+            size = -(-value.numel() // ranks)
+            part = value.reshape(-1)[rank * size : (rank + 1) * size]
+            if len(part):
+                tensors[f"{MASTER}/{name}"], starts[name] = part.clone(), rank * size
+        metadata = parts_metadata(starts, {name: tuple(value.shape) for name, value in values.items()})
+        save_file(tensors, folder / PARAMETERS / part_file_name(rank, ranks), metadata)
+    save_file({}, folder / BUFFERS)
+    return Checkpoint(folder, Manifest(7, {}))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_exported_weight_is_that_of_the_whole_merged_model_bit_for_bit(tmp_path, monkeypatch, family, kind):
+    # Pieces that are smaller than most weights.
+    monkeypatch.setattr(weights_module, "BLOCK", 100)
+    config = recipe(tiny_backbone(family, tmp_path / "backbone"), **KINDS[kind])
+    embedder = trained(config)
+    source = WeightSource(build_on_meta(config).eval(), config.model, checkpoint_of(embedder, tmp_path / "checkpoint", ranks=3))
+    for module in adapted_modules(embedder).values():
+        merged_weight(module)
+    expected = remove_adapters(embedder).state_dict()
+    weights = source.merged_weights(torch.float32)
+    assert [weight.entry.name for weight in weights] == list(expected)
+    for weight in weights:
+        assert weight.entry.shape == expected[weight.entry.name].shape
+        assert torch.equal(torch.cat(list(weight.pieces())).view(weight.entry.shape), expected[weight.entry.name]), weight.entry.name
+
+
+@pytest.mark.parametrize(("family", "kind"), [("qwen2_vl", "dora"), ("llava_next", "lora")])
+def test_an_adapter_export_embeds_as_the_trained_model(tmp_path, family, kind):
+    config = recipe(tiny_backbone(family, tmp_path / "backbone"), train_projector=True, **KINDS[kind])
+    embedder = trained(config)
+    checkpoint = checkpoint_of(embedder, tmp_path / "checkpoint", ranks=2)
+    write_adapter(WeightSource(build_on_meta(config).eval(), config.model, checkpoint), tmp_path / "export", config, checkpoint, torch.float32)
+    batch = items("mixed")
+    own, fresh = load_export(tmp_path / "export").embed(batch), build_embedder(config).eval().embed(batch)
+    expected = embedder.embed(batch)
+    assert (expected.paths - fresh.paths).abs().max() > 1e-2
+    for name in ("paths", "fused"):
+        torch.testing.assert_close(own[name], expected[name], atol=1e-6, rtol=0)
+
+
+def test_full_fine_tuning_has_no_adapter_to_export(tmp_path):
+    config = recipe(tiny_backbone("qwen2_vl", tmp_path / "backbone"), **KINDS["full"])
+    checkpoint = checkpoint_of(trained(config), tmp_path / "checkpoint", ranks=1)
+    with pytest.raises(UserError, match="trained without LoRA"):
+        write_adapter(WeightSource(build_on_meta(config).eval(), config.model, checkpoint), tmp_path / "export", config, checkpoint, torch.float32)
+
+
+def test_shards_are_cut_where_the_next_weight_would_not_fit(tmp_path):
+    config = recipe(tiny_backbone("qwen2_vl", tmp_path / "backbone"), **KINDS["full"])
+    source = WeightSource(build_on_meta(config).eval(), config.model, checkpoint_of(trained(config), tmp_path / "checkpoint", ranks=1))
+    weights = source.merged_weights(torch.bfloat16)
+    shards = plan_shards(weights, 5000)
+    assert [weight for shard in shards for weight in shard] == weights
+    sizes = [sum(weight.entry.bytes for weight in shard) for shard in shards]
+    assert all(size <= 5000 or len(shard) == 1 for size, shard in zip(sizes, shards, strict=True)) and max(sizes) > 5000
+    assert all(size + following[0].entry.bytes > 5000 for size, following in zip(sizes, shards[1:], strict=False))
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("2048", 2048)])
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "0", "5 XB", "-1GB", "1TBx"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UserError, match="is no size of a file; write it as 5GB"):
+        parse_size(text)

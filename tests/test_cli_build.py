@@ -1,0 +1,94 @@
+import json
+import re
+
+import pytest
+import typer
+from command_line import run_pdfx, told
+from tiny_shards import picture, write_records
+
+from pdfx.cli_build import parse_bytes
+from pdfx.data import ShardedDataset
+
+PAIR = {"query": {"text": "q"}, "target": {"text": "t"}}
+BROKEN = {"query": {"images": ["absent.png"]}, "target": {"text": "t"}}
+
+
+@pytest.fixture
+def pdfx(capfd):
+    return lambda *words: run_pdfx(capfd, *words)
+
+
+def test_the_summary_counts_what_was_built_and_what_was_not(pdfx, tmp_path):
+    records = write_records(tmp_path, [PAIR, PAIR, {"query": {"text": "r"}, "target": {"text": "t"}}, BROKEN])
+    (tmp_path / "e").mkdir()
+    assert pdfx("shards", "build", write_records(tmp_path / "e", [PAIR]), "--out", tmp_path / "test", "--workers", "1")[0] == 0
+    out = tmp_path / "train"
+    words = "shards", "build", records, "--out", out, "--deduplicate", "--evaluation", tmp_path / "test", "--leak", "query", "--workers", "1"
+    code, text, _ = pdfx(*words)
+    first, second, third = text.splitlines()
+    assert code == 0
+    assert re.fullmatch(rf"{out}: 2 samples in 1 shards, 10240 bytes, fingerprint [0-9a-f]{{12}}", first)
+    assert second == f"2 records gave no sample (1 duplicate, 1 missing image); {out}/quarantine.jsonl lists them."
+    assert third.startswith(f"1 records share something with an evaluation set (1 query); {out}/leakage.jsonl lists them; they are kept")
+    code, text, _ = pdfx(*words)
+    assert code == 0 and text.splitlines()[0] == first.replace(f"{out}:", f"{out} was complete already:")
+    code, text, _ = pdfx(*words, "--drop-leaked", "--overwrite", "--json", "-")
+    summary = json.loads(text)
+    assert (code, summary["samples"], summary["rejected"]) == (0, 1, {"leaked": 2, "missing image": 1})
+    assert (summary["leaks"], summary["was_finished"]) == ({"records": 2, "query": 2}, False)
+
+
+def test_too_many_bad_records_end_with_1_and_one_sentence_and_a_larger_share_goes_on(pdfx, tmp_path):
+    words = "shards", "build", write_records(tmp_path, [PAIR] * 4 + [BROKEN] * 2), "--out", tmp_path / "out", "--workers", "1"
+    code, text, error = pdfx(*words)
+    assert (code, text) == (1, "")
+    assert len(error.splitlines()) == 1 and "2 of the 6 records read cannot be used" in error and "--max-bad-share" in error
+    assert pdfx(*words, "--max-bad-share", "0.5")[0] == 0
+    assert len(ShardedDataset(tmp_path / "out")) == 4
+
+
+def test_every_setting_reaches_the_build(pdfx, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(picture(0, 40, 20))
+    (tmp_path / "images" / "large.png").write_bytes(picture(1, 60, 60))
+    records = [{"query": {"images": [name]}, "target": {"text": "t"}} for name in ["a.png"] * 5 + ["large.png"]]
+    words = ["--images", tmp_path / "images", "--samples-per-shard", "3", "--shard-bytes", "5KiB", "--resize", "10", "--image-format", "webp"]
+    words += ["--quality", "50", "--max-image-pixels", "1000", "--workers", "0", "--format", "jsonl"]
+    assert pdfx("shards", "build", write_records(tmp_path, records), "--out", tmp_path / "out", *words)[0] == 0
+    dataset = ShardedDataset(tmp_path / "out")
+    # A sample has a record and a small picture, of two blocks each.
+    assert dataset.shard_sizes == [2, 2, 1]
+    assert [image.size for image in dataset.read(0).query["images"]] == [(10, 5)]
+    assert next(iter(dataset.records()))[1].query.images == ["query.0.webp"]
+    settings = json.loads((tmp_path / "out" / "build.jsonl").read_text().splitlines()[0])["identity"]["settings"]
+    assert (settings["quality"], settings["samples_per_shard"]) == (50, 3)
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--option", "corpus"], "The option 'corpus' has no value; write it as NAME=VALUE."),
+        (["--drop-leaked"], "can only be left out where evaluation shards are given"),
+        (["--evaluation", "absent"], "There is no directory of shards at absent"),
+        (["--format", "jsnl"], "did you mean 'jsonl'"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence_and_write_nothing(pdfx, tmp_path, words, sentence):
+    assert sentence in told(pdfx("shards", "build", write_records(tmp_path, [PAIR]), "--out", tmp_path / "out", *words))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text, size", [("1GB", 10**9), ("1GiB", 2**30), ("500 mb", 5 * 10**8), ("1.5k", 1500), ("4096", 4096), ("7B", 7)])
+def test_sizes_are_read_with_their_units(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "1XB", "-1GB", "1 GB 2"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(typer.BadParameter, match="is no size"):
+        parse_bytes(text)
+
+
+def test_help_tells_the_exit_codes(pdfx):
+    _, text, _ = pdfx("shards", "build", "--help")
+    assert "Ends with 0 where the shards are built, 1 where too many" in " ".join(text.split())
