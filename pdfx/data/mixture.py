@@ -111,7 +111,7 @@ class Mixture:
         low = self.start.epoch
         high = low + 1
         while self._first_position(high) <= position:
-            low, high = high, low + 2 * (high - low)
+            low, high = high, high + 2 * (high - low)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._first_position(middle) <= position else (low, middle)

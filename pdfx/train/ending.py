@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 import traceback
@@ -54,6 +56,8 @@ def watched(config: Config, world: World) -> Iterator[Progress]:
         failed = time.time()
         watchdog.stand_down()
         if lifeline is None:
+            if is_disk_full(error):
+                raise UserError(tell_disk_full(error, config.train.output_dir)) from error
             raise
         code = settle(error, lifeline, watchdog, failed)
         if code is None:
@@ -97,7 +101,7 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
     if mistake:
         leave_note(str(error), failed)
         return None
-    text = lifeline.tell_lost(lost) if lost else story(error, lifeline.name(lifeline.rank), watchdog.progress)
+    text = lifeline.tell_lost(lost) if lost else story(error, lifeline.name(lifeline.rank), watchdog.progress, watchdog.run)
     print(text, file=sys.stderr, flush=True)
     leave_note(text, failed)
     return EXIT_LOST if lost else EXIT_FAILED
@@ -123,12 +127,23 @@ def is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and not isinstance(error, UserError) and any(word in str(error) for word in BROKEN_CONNECTION)
 
 
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def tell_disk_full(error: OSError, run: str | Path) -> str:
+    what = error.filename or f"the files of {run}"
+    return f"{os.strerror(error.errno)} for {what}; free some, or lower train.save_total_limit, then the same command goes on from the newest whole checkpoint."
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and any(word in str(error) for word in OUT_OF_MEMORY))
 
 
-def story(error: BaseException, name: str, progress: Progress) -> str:
+def story(error: BaseException, name: str, progress: Progress, run: Path) -> str:
     """An error as the last entry of a log: its stack, and a sentence that says where it happened."""
+    if is_disk_full(error):
+        return f"{name} failed in step {progress.step}: {tell_disk_full(error, run)}"
     stack = "".join(traceback.format_exception(error))
     if is_out_of_memory(error):
         cure = "lower train.chunk_tokens or train.per_device_train_batch_size, set train.chunk_paths or model.gradient_checkpointing, or raise the ZeRO stage."

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
+
+from pdfx.train.cluster import World
 
 SIDES = {"cuda": 8192, "cpu": 512}
 """Sides of the square matrices, large enough that a product is bound by arithmetic."""
 REPEATS = 5
+
+
+def shared_peak_tflops(stated: float | str | None, world: World, dtype: torch.dtype, say: Callable[[str], None]) -> float | None:
+    """``train.peak_tflops``, measured where it is "measure"; the same on every rank, which call this together."""
+    if stated != "measure":
+        return stated
+    # All ranks measure at once: those that share a machine share its power in training as well.
+    world.barrier()
+    peak = world.from_first(measured_peak_tflops(world.device, dtype))
+    say(f"A large matrix product reaches {peak:.3g} TFLOP/s per device; MFU is told against that.")
+    return peak
 
 
 def measured_peak_tflops(device: torch.device, dtype: torch.dtype) -> float:

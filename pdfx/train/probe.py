@@ -11,11 +11,11 @@ from pathlib import Path
 
 import deepspeed
 import torch
-from safetensors.torch import save_file
 
 from pdfx.data import SampleError, ShardedDataset
 from pdfx.errors import UserError
 from pdfx.model import EmbedderOutput, InputProcessor
+from pdfx.tensor_files import Entry, write_tensors
 from pdfx.train.cluster import World
 
 SAMPLES = 3
@@ -63,7 +63,7 @@ class Probe:
             entries.append({"side": side, "text": item["text"], "images": names})
         (directory / "items.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False), encoding="utf-8")
         tensors = {name: output[name].cpu().contiguous() for name in ("paths", "fused")}
-        save_file(tensors, directory / "embeddings.safetensors")
+        write_tensors(directory / "embeddings.safetensors", [(Entry(name, value.dtype, tuple(value.shape)), [value]) for name, value in tensors.items()], {})
 
 
 def embed_inputs(engine: deepspeed.DeepSpeedEngine, inputs: dict[str, torch.Tensor], world: World) -> EmbedderOutput:

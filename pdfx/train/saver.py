@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -112,7 +113,11 @@ class CheckpointSaver:
         told = self.finish()
         self.waited = 0.0
         with self._waiting():
-            self._begin(content, told)
+            try:
+                self._begin(content, told)
+            except (UserError, SystemExit):
+                self._discard(content.step)
+                raise
         return told + ([] if self.background else self.finish())
 
     def _begin(self, content: Content, told: list[str]) -> None:
@@ -163,6 +168,9 @@ class CheckpointSaver:
         running_anywhere, failed = self.world.largest([running, not running and save.job.error is not None])
         if failed:
             self.current = None
+            save.job.wait()
+            self.world.barrier()
+            self._discard(save.content.step)
             with self.world.together():
                 if save.job.error is not None:
                     raise UserError(told_failure(path, save.job.error)) from save.job.error
@@ -174,6 +182,11 @@ class CheckpointSaver:
         records = {name: record for own in self.world.gather(save.job.result) for name, record in own.items()}
         self.current = Save(save.content, Job(lambda: self._seal(save.content, records), self.background), sealing=True)
         return []
+
+    def _discard(self, step: int) -> None:
+        """Remove what was written of a checkpoint that cannot be finished: it may be what filled the disk."""
+        if self.world.rank == 0:
+            shutil.rmtree(self.partial(step), ignore_errors=True)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:

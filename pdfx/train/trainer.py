@@ -29,7 +29,7 @@ from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory
 from pdfx.train.environment import tell_environment
 from pdfx.train.feed import Feed
 from pdfx.train.guards import RollBack, StepGuards
-from pdfx.train.peak import measured_peak_tflops
+from pdfx.train.peak import shared_peak_tflops
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.profile import TRACE, profiled
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
@@ -173,7 +173,7 @@ class Trainer:
 
     def _run(self, stop: StopRequest, advance: Callable[[], None]) -> bool:
         train, saved = self.config.train, self.step
-        timer = StepTimer(self.world.size, self._peak_tflops())
+        timer = StepTimer(self.world.size, shared_peak_tflops(train.peak_tflops, self.world, self.engine.module.embedder.dtype, self._say))
         while self.step < self.total_steps:
             metrics = self._train_step(timer)
             advance()
@@ -208,16 +208,6 @@ class Trainer:
         self._say(*self.saver.finish())
         self._say(f"Finished after step {self.step}: {self.run_path}")
         return True
-
-    def _peak_tflops(self) -> float:
-        stated = self.config.train.peak_tflops
-        if stated != "measure":
-            return stated
-        # All ranks measure at once: those that share a machine share its power in training as well.
-        self.world.barrier()
-        peak = self.world.from_first(measured_peak_tflops(self.world.device, self.engine.module.embedder.dtype))
-        self._say(f"A large matrix product reaches {peak:.3g} TFLOP/s per device; MFU is told against that.")
-        return peak
 
     def _train_step(self, timer: StepTimer) -> dict[str, float]:
         step = self.step + 1
