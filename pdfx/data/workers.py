@@ -19,6 +19,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pdfx.errors import UserError
+from pdfx.host_memory import keep_large_blocks
+
+from .parcel import Parcel
 
 _METHOD = "forkserver"
 """A fork of the trainer would inherit the locks of threads that do not exist in the child (collectives, tokenizers, loggers); a server that was
@@ -33,16 +36,17 @@ class Caught:
 
 
 class CatchingDataset(Dataset):
-    """Turns UserErrors into values. ``job(request)`` does the work."""
+    """Turns UserErrors into values. ``job(request)`` does the work; its result is packed where it is to be sent to another process."""
 
-    def __init__(self, job: Any):
-        self.job = job
+    def __init__(self, job: Any, pack: bool):
+        self.job, self.pack = job, pack
 
     def __getitem__(self, request: Any) -> Any:
         try:
-            return self.job(request)
+            result = self.job(request)
         except UserError as error:
             return Caught(str(error))
+        return Parcel.of(result) if self.pack else result
 
 
 def run_ahead(job: Any, requests: Iterable[Any], num_workers: int, prefetch: int, seed: int, pin_memory: bool = False) -> Iterator[Any]:
@@ -61,7 +65,7 @@ def run_ahead(job: Any, requests: Iterable[Any], num_workers: int, prefetch: int
         context = multiprocessing.get_context(_METHOD)
         context.set_forkserver_preload(["__main__", __name__, *_modules_of(job)])
         options |= {"multiprocessing_context": context, "worker_init_fn": _start_worker, "prefetch_factor": math.ceil(prefetch / num_workers)}
-    loader = DataLoader(CatchingDataset(job), batch_size=None, sampler=requests, generator=torch.Generator().manual_seed(seed), **options)
+    loader = DataLoader(CatchingDataset(job, num_workers > 0), batch_size=None, sampler=requests, generator=torch.Generator().manual_seed(seed), **options)
     return _Results(iter(loader))
 
 
@@ -87,7 +91,7 @@ class _Results:
             ) from error
         if isinstance(result, Caught):
             raise UserError(result.message)
-        return result
+        return result.open() if isinstance(result, Parcel) else result
 
 
 def _start_worker(_: int) -> None:
@@ -96,6 +100,8 @@ def _start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # torch's own watchdog asks for the parent's process number, which is the server's here and outlives a trainer that was killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # A picture is a large block that is soon freed; taken from the system and cleared anew each time, it costs a fifth of a worker's time.
+    keep_large_blocks()
     # torch itself limits its threads to one in workers; the tokenizers library would still start one per core in each.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
