@@ -58,19 +58,19 @@ def peak_of_command(records: Path) -> float:
 
 def main() -> None:
     options = start(__doc__)
-    count = 16 if options.tiny else 400
+    count, small = (16, 16) if options.tiny else (1000, 400)
     with tempfile.TemporaryDirectory() as name:
         timed, few, many = (Path(name) / part for part in ("timed", "few", "many"))
         for folder in (timed, few, many):
             folder.mkdir()
         records = write_records(timed, count, 600, 1600)
         seconds = in_turns({"one": lambda: build_with(1, records), "two": lambda: build_with(2, records)}, options.pairs)
-        memory = {size: peak_of_command(write_records(folder, samples, 200, 500)) for size, folder, samples in (("n", few, count), ("4n", many, 4 * count))}
+        memory = {size: peak_of_command(write_records(folder, samples, 200, 500)) for size, folder, samples in (("n", few, small), ("4n", many, 4 * small))}
         megabytes = {size: sum(path.stat().st_size for path in folder.glob("*.jpg")) / 2**20 for size, folder in (("n", few), ("4n", many))}
     speedup = statistics.median(one / two for one, two in zip(seconds.wall["one"], seconds.wall["two"], strict=True))
     targets = [
         at_least("times faster with two workers than with one", speedup, 1.7),
-        at_most(f"peak memory of the main process at {4 * count} samples over that at {count}", memory["4n"] / memory["n"], 1.1),
+        at_most(f"peak memory of the main process at {4 * small} samples over that at {small}", memory["4n"] / memory["n"], 1.1),
     ]
     details = {f"peak_mib_{size}": round(value, 1) for size, value in memory.items()}
     details |= {f"pictures_mib_{size}": round(value, 1) for size, value in megabytes.items()}

@@ -142,7 +142,7 @@ def evaluate(
 def report(
     run: Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")],
     model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
-    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
+    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
     out: Annotated[Path, typer.Option(help="HTML file to write; it holds everything it shows.")],
     batch_size: BatchOption = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,

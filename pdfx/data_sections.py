@@ -7,13 +7,14 @@ from pathlib import PurePosixPath
 from pydantic import Field, model_validator
 
 from pdfx.section import Section
+from pdfx.urls import without_secrets
 
 
 class DataSetSection(Section):
     """One of several data sets to train on."""
 
     path: str
-    """Directory of shards made by ``pdfx shards build``."""
+    """Directory of shards made by ``pdfx shards build``, or a URL of one."""
     name: str | None = None
     """For reports and checkpoints; the directory's own name where null."""
     weight: float | None = Field(None, gt=0)
@@ -24,13 +25,13 @@ class DataSetSection(Section):
 
 class DataSection(Section):
     train: str | list[str | DataSetSection] = Field(min_length=1)
-    """Directory of shards made by ``pdfx shards build``, or a list of such data sets."""
+    """Directory of shards made by ``pdfx shards build``, or a URL of one, or a list of such data sets."""
     mixture_temperature: float | None = Field(None, gt=0)
     """Where no weights are set, data sets share an epoch by their sizes to the power of 1 over this; 1 where null: each gives all its samples once."""
     sub_batch_pairs: int = Field(32, ge=1)
     """Pairs that come from one data set at a stretch, before another one is drawn."""
     evaluation: str | list[str] | None = Field(None, min_length=1)
-    """Directory of shards to evaluate on, or a list of them; each is evaluated by itself."""
+    """Directory of shards to evaluate on, or a URL of one, or a list of them; each is evaluated by itself."""
     hard_negatives: int = Field(0, ge=0)
     """Hard negatives used per pair; samples that have fewer are filled and masked."""
     num_workers: int = Field(2, ge=0)
@@ -73,4 +74,9 @@ class DataSection(Section):
         """The data sets of ``train``, each with a name."""
         listed = [self.train] if isinstance(self.train, str) else self.train
         sets = [DataSetSection(path=item) if isinstance(item, str) else item for item in listed]
-        return [data_set.model_copy(update={"name": data_set.name or PurePosixPath(data_set.path).name or data_set.path}) for data_set in sets]
+        return [data_set.model_copy(update={"name": data_set.name or _own_name(data_set.path)}) for data_set in sets]
+
+
+def _own_name(path: str) -> str:
+    bare = without_secrets(path)
+    return PurePosixPath(bare).name or bare

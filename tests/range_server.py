@@ -24,6 +24,7 @@ class RangeServer:
         faults: for a file's name, what goes wrong in its next requests, one after another: a status such as ``503``; ``"reset"``, the connection breaks;
             ``"stall"``, no answer comes; ``"early"``, the body ends early; ``"less"``, a smaller range than was asked for is sent, as if it were right.
             A fault in a list that ends with ``...`` goes on for ever.
+        queries, authorizations: of all requests, what stood behind a question mark and in the header of that name.
         sent: bytes of bodies that were sent.
         barrier: what each answer waits at.
         peak: requests that were under way at once.
@@ -34,6 +35,7 @@ class RangeServer:
         self.requests: list[tuple[str, int | None, int | None]] = []
         self.faults: defaultdict[str, list] = defaultdict(list)
         self.queries: set[str] = set()
+        self.authorizations: set[str | None] = set()
         self.sent: Counter[str] = Counter()
         self.barrier: threading.Barrier | None = None
         self.busy = self.peak = 0
@@ -81,6 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.owner.lock:
             self.owner.requests.append((name, first, last))
             self.owner.queries.add(parts.query)
+            self.owner.authorizations.add(self.headers.get("Authorization"))
             self.owner.busy += 1
             self.owner.peak = max(self.owner.peak, self.owner.busy)
         if self.owner.barrier is not None:

@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.asyn import sync
 
 from pdfx.errors import UserError
+from pdfx.urls import HTTP, protocol_of, split_query, without_secrets
 
 from .remote_errors import is_missing, is_transient, reason_of
 from .storage import Reading, StorageError
 
 _LONGEST_DELAY = 60.0
-_HTTP = ("http", "https")
 _S3 = ("s3", "s3a")
 
 
@@ -57,9 +56,9 @@ class RemoteFolder:
 
     def __init__(self, url: str, reading: Reading):
         self.url, self.reading = url, reading
-        base, question, query = url.partition("?") if _protocol(url) in _HTTP else (url, "", "")
-        self._base, self._query = base.rstrip("/"), question + query
-        self.path = _without_secrets(self._base)
+        base, self._query = split_query(url)
+        self._base = base.rstrip("/")
+        self.path = without_secrets(self._base)
         self._connection: _Connection | None = None
         self._connect()
 
@@ -146,9 +145,9 @@ class RemoteFolder:
         return self._connection
 
     def _open(self) -> tuple[Any, str]:
-        protocol = _protocol(self.url)
+        protocol = protocol_of(self.url)
         try:
-            if protocol in _HTTP:
+            if protocol in HTTP:
                 from .http_ranges import RangedHTTP
 
                 return RangedHTTP(skip_instance_cache=True), self._base
@@ -165,15 +164,3 @@ class RemoteFolder:
             filesystem.retries = 1
             filesystem.config_kwargs = {**filesystem.config_kwargs, "retries": {"max_attempts": 0}, "max_pool_connections": self.reading.threads}
         return filesystem, root
-
-
-def _protocol(url: str) -> str:
-    return url.partition("://")[0].lower()
-
-
-def _without_secrets(url: str) -> str:
-    """A URL without the name and password that may stand in it."""
-    if "@" not in urlsplit(url).netloc:
-        return url
-    head, _, rest = url.partition("://")
-    return f"{head}://{rest.partition('@')[2]}"

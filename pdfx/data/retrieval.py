@@ -137,10 +137,11 @@ class SideReader:
         self.dataset, self.side, self.processor = dataset, side, processor
 
     def __call__(self, numbers: list[int]) -> dict[str, Tensor]:
-        try:
-            items = [filler() if number == FILLER else self.dataset.read_item(number, self.side) for number in numbers]
-        except SampleError as error:
-            raise _refusal(self.dataset, str(error)) from None
+        found = iter(self.dataset.read_items([number for number in numbers if number != FILLER], self.side))
+        items = [filler() if number == FILLER else next(found) for number in numbers]
+        error = next((item for item in items if isinstance(item, SampleError)), None)
+        if error is not None:
+            raise _refusal(self.dataset, str(error))
         inputs, _ = self.processor(items, [self.side] * len(items))
         return inputs
 

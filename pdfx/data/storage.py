@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from pdfx.config import DataSection
+from pdfx.urls import is_url
 
 _OPEN_FILES = 64
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 
 
 class StorageError(Exception):
@@ -96,11 +95,6 @@ def open_storage(place: str | Path | Storage, reading: Reading | None = None) ->
     from .remote import RemoteFolder
 
     return RemoteFolder(str(place), reading or Reading())
-
-
-def is_url(place: str | Path) -> bool:
-    """Whether a place is for fsspec."""
-    return isinstance(place, str) and _URL.match(place) is not None
 
 
 class LocalFolder:

@@ -9,9 +9,11 @@ from pathlib import Path, PurePosixPath
 from pdfx.config import Config, EvaluateSection
 from pdfx.data import ShardedDataset
 from pdfx.data.images import MAX_IMAGE_PIXELS
+from pdfx.data.storage import Reading
 from pdfx.errors import UserError
 from pdfx.evaluate.mmeb import GROUPS, present_sets
 from pdfx.evaluate.retrieval import EmbedInputs, Progress, evaluate_shards
+from pdfx.urls import without_secrets
 
 Results = dict[str, dict[str, float]]
 """The metrics of ``retrieval.evaluate_shards`` by the name of the data set."""
@@ -38,15 +40,17 @@ class Average:
     metrics: dict[str, float]
 
 
-def open_data_sets(paths: Sequence[str | Path], max_image_pixels: int = MAX_IMAGE_PIXELS) -> dict[str, ShardedDataset]:
-    """The directories of shards by name: the directory's own, with as many of its parents' as tell all of them apart.
+def open_data_sets(
+    paths: Sequence[str | Path], max_image_pixels: int = MAX_IMAGE_PIXELS, reading: Reading | None = None
+) -> dict[str, ShardedDataset]:
+    """The directories of shards, local ones or URLs, by name: the directory's own, with as many of its parents' as tell all of them apart.
 
     Raises:
         UserError: one is no complete directory of shards, is given twice, or is a data set of MMEB that another one is as well.
     """
-    names = _distinct_names([str(path).rstrip("/") for path in paths])
+    names = _distinct_names([without_secrets(str(path)).rstrip("/") for path in paths])
     present_sets(names)
-    return {name: ShardedDataset(path, max_image_pixels) for name, path in zip(names, paths, strict=True)}
+    return {name: ShardedDataset(path, max_image_pixels, reading) for name, path in zip(names, paths, strict=True)}
 
 
 def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
@@ -56,7 +60,7 @@ def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
     if config.data.evaluation is None:
         raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
     named = config.data.evaluation
-    return open_data_sets([named] if isinstance(named, str) else named, config.data.max_image_pixels)
+    return open_data_sets([named] if isinstance(named, str) else named, config.data.max_image_pixels, Reading.of(config.data))
 
 
 def _distinct_names(paths: list[str]) -> list[str]:

@@ -31,7 +31,7 @@ CONFIG = "config.yaml"
 def write_report(
     run: Path,
     model: Path,
-    shards: Path,
+    shards: str | Path,
     out: Path,
     settings: EvaluateSection,
     num_workers: int = 0,
@@ -52,7 +52,7 @@ def write_report(
     try:
         examples = find_examples(dataset, queries, targets)
     except SampleError as error:
-        raise UserError(f"The evaluation data {shards} changed while it was read. {error}") from None
+        raise UserError(f"The evaluation data {dataset.path} changed while it was read. {error}") from None
     page = render(
         title=run.resolve().name,
         config=config,
