@@ -12,7 +12,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from multiprocessing import connection
+from contextlib import contextmanager
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ from .parcel import Parcel
 _METHOD = "forkserver"
 """A fork of the trainer would inherit the locks of threads that do not exist in the child (collectives, tokenizers, loggers); a server that was
 started clean and forks itself has no such threads. Measured on two cores: 1.2 s for the first start, 0.03 s after it; "spawn" takes 1.2 s always."""
+
+
+JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+"""Launchers send them to every process of a job; what to do then (save a checkpoint, say) is for the main process, which needs its workers meanwhile."""
 
 
 class Caught:
@@ -66,7 +71,8 @@ def run_ahead(job: Any, requests: Iterable[Any], num_workers: int, prefetch: int
         context.set_forkserver_preload(["__main__", __name__, *_modules_of(job)])
         options |= {"multiprocessing_context": context, "worker_init_fn": _start_worker, "prefetch_factor": math.ceil(prefetch / num_workers)}
     loader = DataLoader(CatchingDataset(job, num_workers > 0), batch_size=None, sampler=requests, generator=torch.Generator().manual_seed(seed), **options)
-    return _Results(iter(loader))
+    with _deaf_children():
+        return _Results(iter(loader))
 
 
 class _Results:
@@ -94,9 +100,22 @@ class _Results:
         return result.open() if isinstance(result, Parcel) else result
 
 
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that start in the block never hear ``JOB_SIGNALS``. The server that workers are forked from would end at them, and with it the workers count as
+    dead."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    try:
+        # It comes with the first worker, and lets go of some signals again while it starts.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(_: int) -> None:
-    # Launchers signal every process of a job; what to do then (save a checkpoint, say) is for the main process, which needs its workers meanwhile.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # torch's own watchdog asks for the parent's process number, which is the server's here and outlives a trainer that was killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -12,8 +12,8 @@ from types import FrameType
 STACKS = "stacks"
 OTHERS = "All threads:"
 
-COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
-"""Code that waits for other ranks."""
+COLLECTIVES = ("torch/distributed/", "deepspeed/comm/", "torch/cuda/")
+"""Code that waits for other ranks, or for the GPU, which then does."""
 
 PACKAGE = str(Path(__file__).parents[1])
 

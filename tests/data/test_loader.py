@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import islice
 
+import psutil
 import pytest
 import torch
 from tiny_shards import ByteProcessor, damage_image, make_shards
@@ -151,9 +152,13 @@ def test_damage_that_appears_during_a_run_is_one_sentence(tmp_path, num_workers)
 def test_signals_to_the_whole_job_leave_the_workers_reading(shards):
     train = loader(shards, num_workers=1, prefetch_batches=1)
     next(train)
-    for worker in multiprocessing.active_children():
+    # The server that workers are forked from is among them.
+    processes = psutil.Process().children(recursive=True)
+    assert len(processes) > 1
+    for process in processes:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            os.kill(worker.pid, number)
+            process.send_signal(number)
+    assert not psutil.wait_procs(processes, timeout=0.5)[0]
     assert [batch.keys for batch in islice(train, 6)] == [batch.keys for batch in islice(loader(shards), 1, 7)]
 
 

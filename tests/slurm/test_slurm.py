@@ -120,13 +120,19 @@ def test_a_rank_that_hangs_on_another_node_ends_the_step_and_is_named_at_the_bot
     assert re.match(r"Rank 1 \(.*\) holds the others up: in step 3 it had to embed a chunk; it is at .*, in hang", bottom), done.stderr
 
 
-def test_each_task_of_a_sweep_takes_its_own_line_and_directory_and_a_line_that_is_not_there_is_told(lab, recipe, tmp_path):
+def test_each_task_of_a_sweep_takes_its_own_line_and_directory_and_a_line_that_is_not_there_is_told(lab, recipe, tmp_path, monkeypatch):
     sweep = tmp_path / "study.txt"
     sweep.write_text("# The first line counts as none.\nmodel.paths=2\n\nmodel.paths=3 objective.diversity=none\n")
     options = ("--nodes", "1", "--ntasks-per-node", "1", "--array", "0-2")
+    # A container's command would stand in the wrapper's place.
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(f'#!/bin/sh\necho "$SLURM_ARRAY_TASK_ID" >> {tmp_path}/wrapped\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setitem(lab.variables, "PDFX_WRAPPER", str(wrapper))
     job = lab.submit("sweep.sbatch", Path(f"{tmp_path}/%a.log"), str(recipe), str(sweep), "--dry-run", options=options)
     lab.wait_until(lambda: not lab.ask("squeue", "-h", "-j", job), 150)
     first, second, third = ((tmp_path / f"{task}.log").read_text() for task in range(3))
     assert "paths: 2" in first and "output_dir: runs/study/0" in first
     assert "paths: 3" in second and "diversity: none" in second and "output_dir: runs/study/1" in second
     assert "has no line 2; give --array a range that it has, 0 to 1." in third
+    assert sorted((tmp_path / "wrapped").read_text().split()) == ["0", "1"]
