@@ -71,7 +71,11 @@ def steps() -> list[Step]:
             f"Training on {ranks} {'GPUs' if devices else 'CPU ranks'} with ZeRO-3",
             (*launcher, f"train.per_device_train_batch_size={GLOBAL_BATCH // ranks}"),
             "run",
-            (RECIPE, "ds_configs/zero3.json", "launch/train.py", "pdfx/build.py", "pdfx/adapters.py", "pdfx/data", "pdfx/objective", "pdfx/train", *MODEL_CODE),
+            (
+                *(RECIPE, "ds_configs/zero3.json", "launch/train.py", "pdfx/build.py", "pdfx/adapters.py"),
+                *("pdfx/data", "pdfx/objective", "pdfx/checkpoint", "pdfx/train"),
+                *MODEL_CODE,
+            ),
             resumes=True,
             environment=(*QUIET.items(), *host),
         ),
@@ -79,7 +83,7 @@ def steps() -> list[Step]:
             "Converting the checkpoint",
             (pdfx, "convert", str(BUILD / "run"), "--out", export),
             "export",
-            ("pdfx/convert.py", "pdfx/export_check.py", *MODEL_CODE),
+            ("pdfx/convert", "pdfx/checkpoint", "pdfx/export_check.py", *MODEL_CODE),
         ),
         Step(
             "Embedding the unseen pictures",

@@ -129,7 +129,7 @@ def test_a_build_killed_twenty_times_with_its_workers_is_byte_identical_to_an_un
 
 
 def test_ctrl_c_ends_with_one_sentence_and_75_and_the_same_command_goes_on(tmp_path):
-    records = mixed_records(tmp_path, 60, 5, width=1200, height=900)
+    records = mixed_records(tmp_path, 240, 5, width=1200, height=900)
     out = tmp_path / "out"
     options = ["--samples-per-shard", "7", "--resize", "512", "--max-bad-share", "0.2"]
     command = [sys.executable, "-m", "pdfx.cli", "shards", "build", records, "--images", tmp_path / "images", "--out", out, *options]

@@ -36,8 +36,9 @@ def run_with_fault(recipe: Path, launched_by: str, fault: str) -> tuple[int, flo
         code = process.wait(timeout=200)
     finally:
         process.kill()
-    saved = (run / "checkpoints/step-00000002/manifest.json").stat().st_mtime
-    return code, time.time() - saved, log.read_text()
+    # The last record is that of the step before the fault.
+    recorded = (run / "metrics.jsonl").stat().st_mtime
+    return code, time.time() - recorded, log.read_text()
 
 
 def last_entry(log: str, launched_by: str) -> str:
