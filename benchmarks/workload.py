@@ -9,6 +9,7 @@ import importlib.util
 import json
 import random
 import re
+import sys
 import tempfile
 from pathlib import Path
 from pydoc_data import topics
@@ -54,7 +55,10 @@ def paragraphs() -> list[str]:
 
 
 def photographs() -> list[Image.Image]:
-    folder = Path(importlib.util.find_spec("skimage").origin).parent / "data"
+    package = importlib.util.find_spec("skimage")
+    if package is None:
+        sys.exit("The photographs come with scikit-image, which is not installed: .venv/bin/python -m pip install -c constraints.txt -e '.[benchmarks]'")
+    folder = Path(package.origin).parent / "data"
     return [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ import torch
 from pdfx.config import Config, ConfigError
 from pdfx.errors import UserError
 from pdfx.train.cluster import EXIT_USER_ERROR, World
-from pdfx.train.lifeline import EXIT_LOST, Failure, Lifeline, Unreachable
+from pdfx.train.lifeline import DEPARTURE, EXIT_LOST, Failure, Lifeline, Unreachable
 from pdfx.train.notes import leave_note
 from pdfx.train.run_directory import open_run_directory
 from pdfx.train.run_lock import RunLock
@@ -59,6 +60,8 @@ def watched(config: Config, world: World) -> Iterator[Progress]:
             if is_disk_full(error):
                 raise UserError(tell_disk_full(error, config.train.output_dir)) from error
             raise
+        # What the ranks tell one another must not become the next thing that a rank hangs in.
+        faulthandler.dump_traceback_later(4 * DEPARTURE, exit=True)
         code = settle(error, lifeline, watchdog, failed)
         if code is None:
             raise
@@ -69,6 +72,7 @@ def watched(config: Config, world: World) -> Iterator[Progress]:
         watchdog.stop()
         if lifeline:
             lifeline.depart()
+            faulthandler.cancel_dump_traceback_later()
 
 
 def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed: float) -> int | None:
@@ -89,9 +93,11 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
         if lost:
             failure = Failure(lifeline.rank, "lost", EXIT_LOST, len(lost))
         if known or not lifeline.claim(failure):
+            known = known or lifeline.failure()
+            watchdog.leave_to(known)
             # Launchers that name the first rank to end should find the one that failed.
             time.sleep(INTERVAL)
-            return (known or lifeline.failure()).code
+            return known.code
         lifeline.wait_to_tell()
     except Unreachable:
         # Rank 0 is gone, and with it the way to agree.

@@ -6,6 +6,7 @@ A small key-value store of the run's own (torch's ``TCPStore``), held by rank 0;
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -95,6 +96,7 @@ class Lifeline:
 
     def __init__(self, world: World, patience: float):
         self.rank, self.size, self.patience, self.broken, self.missing = world.rank, world.size, patience, False, 0
+        self._deadline = math.inf
         self.members = world.gather(f"host {socket.gethostname()}, process {os.getpid()}")
         # Rank 0's address is known to be reachable: the process group met there.
         host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=max(60.0, patience))
@@ -126,7 +128,7 @@ class Lifeline:
 
     def final_signs(self) -> list[Sign]:
         """The same as soon as each says where the rank is, or after a while."""
-        deadline, signs = time.monotonic() + DEPARTURE, self.signs()
+        deadline, signs = self._end_of_departure(), self.signs()
         while not all(sign.place for sign in signs) and time.monotonic() < deadline:
             time.sleep(0.05)
             signs = self.signs()
@@ -134,7 +136,7 @@ class Lifeline:
 
     def claim(self, failure: Failure) -> bool:
         """Tell all ranks that the job ends; False where another rank was first, whose failure then counts."""
-        text, self.missing = json.dumps(asdict(failure)), failure.missing
+        text, self.missing, self._deadline = json.dumps(asdict(failure)), failure.missing, time.monotonic() + DEPARTURE
         return self._ask(lambda: self._store.compare_set(FAILURE, "", text)).decode() == text
 
     def failure(self) -> Failure | None:
@@ -159,8 +161,12 @@ class Lifeline:
         except Unreachable:
             return
 
+    def _end_of_departure(self) -> float:
+        """Until when this rank waits for others: what waits after a failure was claimed adds up to no more than one departure."""
+        return min(self._deadline, time.monotonic() + DEPARTURE)
+
     def _wait_for_departures(self, count: int) -> None:
-        deadline = time.monotonic() + DEPARTURE
+        deadline = self._end_of_departure()
         try:
             while self._ask(lambda: self._store.add(LEFT, 0)) < count - self.missing and time.monotonic() < deadline:
                 time.sleep(0.05)

@@ -125,6 +125,12 @@ class Watchdog:
             self._decides = False
             faulthandler.cancel_dump_traceback_later()
 
+    def leave_to(self, failure: Failure) -> None:
+        """For the main thread, which learnt that the job ends with this failure: where this watchdog claimed it, it is the one to tell and to end the process;
+        returns only should it not get to it."""
+        if failure.rank == self.rank and threading.current_thread() is not self.thread:
+            self.thread.join(2 * DEPARTURE)
+
     def stop(self) -> None:
         self.stand_down()
         self._ended.set()
@@ -160,6 +166,9 @@ class Watchdog:
                     faulthandler.dump_traceback_later(self.settings.lost_seconds)
             try:
                 self._look(passed)
+            except Unreachable:
+                # The next look finds out whether rank 0 is gone for good.
+                continue
             except Exception:
                 traceback.print_exc()
 
@@ -187,13 +196,14 @@ class Watchdog:
             return
         if failure:
             self._follow(failure)
-        if lost:
+        elif lost:
             self._end(Failure(self.rank, "lost", EXIT_LOST, len(lost)), self.lifeline.tell_lost(lost))
 
     def _end(self, failure: Failure, sentence: str = "") -> None:
         """End all ranks; this one tells why, unless another was first."""
         if self.lifeline and not self.lifeline.claim(failure):
             self._follow(self.lifeline.failure())
+            return
         self.claimed = time.time()
         if failure.kind == "stall":
             self._write_stacks()
@@ -202,7 +212,9 @@ class Watchdog:
         self._exit(failure.code, self._tell_stall() if failure.kind == "stall" else sentence)
 
     def _follow(self, failure: Failure) -> None:
-        """Leave silently, since another rank tells why."""
+        """Leave silently, since another rank tells why; nothing where the main thread leaves by itself meanwhile."""
+        if not self._decides:
+            return
         if failure.kind == "stall":
             self._write_stacks()
         # Launchers that name the first rank to end should find the one that failed.

@@ -1,11 +1,13 @@
 """What two real ranks tell one another beside collectives, and what they find where they differ."""
 
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from distributed.ranks import RankFailure, Ranks
 from tiny_runs import tiny_config
 
 from pdfx.config import Config
@@ -37,6 +39,31 @@ def test_signs_reach_every_rank_and_only_one_failure_counts(two_ranks):
     assert sorted([first_claim[0], second_claim[0]]) == [False, True]
     assert first_claim[1] == second_claim[1] == [first_claim[0], second_claim[0]].index(True)
     assert first_left >= second_left
+
+
+def fail_while_the_watchdog_waits_to_tell(folder: Path) -> None:
+    """In a rank: rank 0's watchdog has claimed the end of the job and waits for rank 1, which does not leave, when rank 0's main thread fails as well."""
+    from pdfx.guard_sections import GuardsSection
+    from pdfx.train.cluster import join_world
+    from pdfx.train.ending import settle
+    from pdfx.train.lifeline import Lifeline
+    from pdfx.train.watchdog import Progress, Watchdog
+
+    lifeline = Lifeline(join_world(), 10.0)
+    if dist.get_rank() == 1:
+        return
+    sys.stderr = (folder / "log").open("w", encoding="utf-8")
+    watchdog = Watchdog(GuardsSection(), Progress(), folder, 0, lifeline, lambda: "Another run took the directory.")
+    while lifeline.failure() is None:
+        time.sleep(0.01)
+    watchdog.stand_down()
+    settle(RuntimeError("gloo: connection closed by peer"), lifeline, watchdog, time.time())
+
+
+def test_what_the_watchdog_has_to_tell_is_told_although_the_main_thread_fails_meanwhile(tmp_path):
+    with Ranks(2) as ranks, pytest.raises(RankFailure, match="rank 0: the process died with exit code 76"):
+        ranks.run(fail_while_the_watchdog_waits_to_tell, tmp_path)
+    assert (tmp_path / "log").read_text() == "Another run took the directory.\n"
 
 
 def compare(change: str | None) -> str:
