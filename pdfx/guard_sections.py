@@ -30,11 +30,11 @@ class NonFiniteSection(Section):
 
 
 class CollapsedPathsSection(Section):
-    """Paths that stay, or become, the same function."""
+    """Two paths that stay, or become, the same function."""
 
     action: Literal["warn", "stop", "off"] = "warn"
     cosine: float = Field(0.98, gt=-1, le=1)
-    """Bound of the mean cosine between the paths of an input (``path_cosine`` in the metrics)."""
+    """Bound of the mean cosine between those two paths that are most alike (``path_cosine_max`` in the metrics)."""
     steps: int = Field(200, ge=1)
     """Steps one after another above it."""
 
@@ -61,7 +61,7 @@ class GuardsSection(Section):
     stall_seconds: float | None = Field(40.0, gt=0)
     """Within a step, longest time without any progress on a rank (a batch, a pass, an update). A run that was ever slower gets five times its longest such
     time. Null: never stops for that."""
-    pause_seconds: float = Field(1800.0, gt=0)
+    pause_seconds: float = Field(1800.0, gt=0, le=86_400)
     """The same outside of steps: starting and the first step, writing a checkpoint, a batch of an evaluation."""
     lost_seconds: float = Field(20.0, gt=0)
     """Longest time without a sign of life from a rank's process."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pdfx.checkpoint.directory import DIRECTORY, Checkpoint, checkpoint_paths, directory_name, newest_whole, open_verified
-from pdfx.checkpoint.retention import Retention, whole_checkpoints
+from pdfx.checkpoint.directory import DIRECTORY, Checkpoint, checkpoint_paths, directory_name, newest_whole, open_checkpoint, open_verified
+from pdfx.checkpoint.retention import Retention
 from pdfx.config import TrainSection
 from pdfx.errors import UserError
 
@@ -31,6 +31,17 @@ def chosen_checkpoint(run: Path, choice: str, train: TrainSection) -> Checkpoint
     if checkpoint is None:
         raise UserError(" ".join([f"{run} has no whole checkpoint; train until train.save_steps first.", *passed_over]))
     return checkpoint
+
+
+def whole_checkpoints(paths: list[Path]) -> list[Checkpoint]:
+    """Those whose files are all there in their sizes."""
+    whole = []
+    for path in paths:
+        try:
+            whole.append(open_checkpoint(path))
+        except UserError:
+            continue
+    return whole
 
 
 def best_checkpoint(run: Path, rule: Retention) -> Checkpoint:

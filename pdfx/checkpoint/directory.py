@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdfx.checkpoint.manifest import MANIFEST, Manifest, read_manifest, wrong_contents, wrong_sizes
+from pdfx.checkpoint.manifest import MANIFEST, DamagedError, Manifest, read_manifest, wrong_contents, wrong_sizes
 from pdfx.errors import UserError
 
 DIRECTORY = "checkpoints"
@@ -75,12 +75,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint whose every file has the size that its manifest says.
 
     Raises:
-        UserError: it is not whole.
+        DamagedError: it is not whole.
+        UserError: it is of another version, or cannot be read.
     """
     manifest = read_manifest(path)
-    problems = wrong_sizes(path, manifest)
+    try:
+        problems = wrong_sizes(path, manifest)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror} ({error.filename}).") from None
     if problems:
-        raise UserError(not_whole(path, problems))
+        raise DamagedError(not_whole(path, problems))
     return Checkpoint(path, manifest)
 
 

@@ -51,18 +51,20 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progres
     """
     if not (run / DIRECTORY).is_dir():
         raise UserError(f"{run} is no run directory: it has no folder '{DIRECTORY}'; give the train.output_dir of a run.")
-    paths, found = checkpoint_paths(run), []
+    paths, found = checkpoint_paths(run), {}
     for number, path in enumerate(paths, 1):
         try:
-            found.append(open_verified(path, verify_contents if verify else lambda _: []))
+            found[path] = open_verified(path, verify_contents if verify else lambda _: [])
         except UserError as error:
-            found.append(str(error))
+            found[path] = str(error)
         if progress is not None:
             progress(number, len(paths))
-    best = rule.best([checkpoint for checkpoint in found if isinstance(checkpoint, Checkpoint)])
+    # A run that goes on meanwhile removes old ones.
+    found = {path: checkpoint for path, checkpoint in found.items() if path.is_dir()}
+    best = rule.best([checkpoint for checkpoint in found.values() if isinstance(checkpoint, Checkpoint)])
     partial = sorted((run / DIRECTORY).glob(f"step-*{PARTIAL}"), reverse=True)
     unfinished = [Row(step_of(path.with_suffix("")), disk_bytes(path), age_of(path), finished=False) for path in partial]
-    return unfinished + [row_of(path, checkpoint, rule, best) for path, checkpoint in zip(paths, found, strict=True)]
+    return unfinished + [row_of(path, checkpoint, rule, best) for path, checkpoint in found.items()]
 
 
 def row_of(path: Path, found: Checkpoint | str, rule: Retention, best: Checkpoint | None) -> Row:

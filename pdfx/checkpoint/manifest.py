@@ -18,6 +18,10 @@ THREADS = 4
 """Files that one process hashes at once."""
 
 
+class DamagedError(UserError):
+    """A checkpoint that is not whole and never will be; one that merely cannot be read now, or by this pdfx, is none."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A figure of the evaluation at a checkpoint's step, which decides whether it is the best one."""
@@ -55,7 +59,8 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of a checkpoint.
 
     Raises:
-        UserError: there is none, or it is damaged, or of another version.
+        DamagedError: there is none, or it is damaged.
+        UserError: it is of another version, or cannot be read.
     """
     try:
         content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
@@ -64,11 +69,13 @@ def read_manifest(directory: Path) -> Manifest:
         if version != VERSION:
             raise UserError(f"{directory} cannot be read: its format is version {version} and this pdfx reads version {VERSION}; use the pdfx that wrote it.")
         if expected != digest({"version": version, **content}):
-            raise UserError(f"{directory} is no whole checkpoint: {MANIFEST} is damaged, because its content does not match its own checksum.")
+            raise DamagedError(f"{directory} is no whole checkpoint: {MANIFEST} is damaged, because its content does not match its own checksum.")
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
         return Manifest(int(content["step"]), files, Metric(**content["metric"]) if content["metric"] else None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{directory} is no whole checkpoint: it has no readable {MANIFEST}.") from None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{directory} is no whole checkpoint: it has no readable {MANIFEST}.") from None
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror} ({MANIFEST}).") from None
 
 
 def digest(content: dict) -> str:
@@ -76,14 +83,16 @@ def digest(content: dict) -> str:
 
 
 def wrong_sizes(directory: Path, manifest: Manifest) -> list[str]:
-    """What is missing or cut short, each as the end of a sentence. Fast: no file is read."""
+    """What is missing or cut short, each as the end of a sentence. Fast: no file is read. Raises OSError where that cannot be told."""
     problems = []
     for name, record in manifest.files.items():
-        file = directory / name
-        if not file.is_file():
+        try:
+            size = (directory / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
             problems.append(f"{name} is missing")
-        elif file.stat().st_size != record.bytes:
-            problems.append(f"{name} has {file.stat().st_size} bytes instead of {record.bytes}")
+            continue
+        if size != record.bytes:
+            problems.append(f"{name} has {size} bytes instead of {record.bytes}")
     return problems
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, open_checkpoint, remove_checkpoint, step_of
+from pdfx.checkpoint.manifest import DamagedError
 from pdfx.errors import UserError
 
 
@@ -44,24 +45,25 @@ class Retention:
         return {checkpoint.path for checkpoint in (*newest, *kept, *([best] if best else []))}
 
 
-def prune(run: Path, retention: Retention, step: int) -> None:
-    """Remove what need not stay after the checkpoint of ``step``.
+def prune(run: Path, retention: Retention, step: int) -> list[str]:
+    """Remove what need not stay after the checkpoint of ``step``; returns sentences about what stays although it could not be read or removed.
 
     Damaged ones from before it are removed as well; later ones, which only a run has that went on from an older checkpoint, are left alone.
     """
-    paths = [path for path in checkpoint_paths(run) if step_of(path) <= step]
-    stays = retention.stays(whole_checkpoints(paths))
-    for path in paths:
-        if path not in stays:
-            remove_checkpoint(path)
-
-
-def whole_checkpoints(paths: list[Path]) -> list[Checkpoint]:
-    """Those whose files are all there in their sizes."""
-    whole = []
-    for path in paths:
+    whole, damaged, told = [], [], []
+    for path in checkpoint_paths(run):
+        if step_of(path) > step:
+            continue
         try:
             whole.append(open_checkpoint(path))
-        except UserError:
-            continue
-    return whole
+        except DamagedError:
+            damaged.append(path)
+        except UserError as error:
+            told.append(f"Warning: an older checkpoint stays for now: {error}")
+    stays = retention.stays(whole)
+    for path in (*damaged, *(checkpoint.path for checkpoint in whole if checkpoint.path not in stays)):
+        try:
+            remove_checkpoint(path)
+        except OSError as error:
+            told.append(f"Warning: the older checkpoint {path} cannot be removed: {error.strerror} ({error.filename}).")
+    return told

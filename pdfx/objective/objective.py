@@ -115,6 +115,9 @@ class Objective:
         if self.variational is not None:
             self.variational.load_state_dict(state["variational"])
             self.optimizer.load_state_dict(state["optimizer"])
+            # The state brings the learning rate that it was saved with, and hyper-parameters are the settings'.
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.mutual_information.learning_rate
             self.resets, self.fitted_since = state.get("resets", 0), state.get("fitted_since", 0)
 
     def diversity_weight(self, step: int) -> float:
@@ -172,7 +175,8 @@ class Objective:
             The scalar loss (float32, or float64 where the embeddings are), differentiable in every embedding and ``log_temperature``, and detached
             scalars that are alike on every rank: ``loss`` and its parts ``loss_path_k``, ``loss_fused``, ``mutual_information`` (nats, and per side),
             ``orthogonality``; ``mi_r2`` and ``mi_log_likelihood_gap`` (nats per pair of paths), the quality of q; ``diversity_weight``; ``path_cosine``,
-            the mean over pairs of paths and both sides; ``accuracy``, how often the fused target beats all the query's negatives strictly; ``temperature``.
+            the mean over pairs of paths and both sides, and ``path_cosine_max``, that of the two paths that are most alike; ``accuracy``, how often the
+            fused target beats all the query's negatives strictly; ``temperature``.
 
         Raises:
             UserError: no pair of any rank is valid.
@@ -184,17 +188,17 @@ class Objective:
             fused = _local(query_fused[:, None], target_fused[:, None], negatives_fused[:, :, None], valid, negative_valid, dtype)
             pairs = self._pairs(target_ids, negative_ids, valid, negative_valid)
             terms, metrics = self._contrast(path, fused, pairs, log_temperature.to(dtype))
-            pooled = {}
+            pooled, cosines = {}, path.query.new_zeros(0)
             if self.paths > 1:
                 both = torch.stack([path.query, path.target])
-                metrics["path_cosine"] = _average(pair_cosines(both.detach().flatten(0, 1)).mean(1).view(2, -1).mean(0), pairs)
+                cosines = _average(pair_cosines(both.detach().flatten(0, 1)).unflatten(0, (2, -1)).mean(0), pairs)
             if self.diversity != "none":
                 weight = self.diversity_weight(step)
                 diversity, parts, pooled = self._diversity(both, pairs)
                 terms.append(weight * diversity)
                 metrics |= parts | {"diversity_weight": both.new_tensor(weight)}
             loss = torch.stack(terms).sum()
-            metrics = _reduce({"loss": loss, **metrics, "temperature": log_temperature.exp().to(dtype)}, pooled)
+            metrics = _reduce({"loss": loss, **metrics, "temperature": log_temperature.exp().to(dtype)}, pooled, cosines)
         return loss, metrics
 
     def _pairs(self, target_ids: Tensor, negative_ids: Tensor, valid: Tensor, negative_valid: Tensor) -> Pairs:
@@ -287,14 +291,17 @@ def _require_valid(count: int) -> int:
     return count
 
 
-def _reduce(metrics: dict[str, Tensor], pooled: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Means of ``metrics`` over ranks, and q's quality from the sums ``pooled``, in one all-reduce."""
+def _reduce(metrics: dict[str, Tensor], pooled: dict[str, Tensor], cosines: Tensor) -> dict[str, Tensor]:
+    """Means of ``metrics`` over ranks, q's quality from the sums ``pooled``, and mean and maximum of the ``cosines`` [K(K-1)/2], in one all-reduce."""
     _, world_size = rank_and_world_size()
-    everything = all_reduce_sum(torch.stack([*metrics.values(), *pooled.values()]).detach())
+    everything = all_reduce_sum(torch.cat([torch.stack([*metrics.values(), *pooled.values()]).detach(), cosines]))
+    everything, cosines = everything.tensor_split([len(metrics) + len(pooled)])
     reduced = dict(zip(metrics, everything / world_size, strict=False))
     if pooled:
         residual, variation, gap, rows = everything[len(metrics) :]
         # Without two valid rows on any rank nothing varies, so q has explained nothing.
         reduced["mi_r2"] = torch.where(variation > 0, 1 - residual / variation, 0)
         reduced["mi_log_likelihood_gap"] = gap / rows
+    if len(cosines):
+        reduced |= {"path_cosine": cosines.mean() / world_size, "path_cosine_max": cosines.max() / world_size}
     return reduced

@@ -22,7 +22,10 @@ EXIT_USER_ERROR = 2
 """Exit code after a mistake that was told in a sentence."""
 
 TIMEOUT = timedelta(minutes=30)
-"""Longest wait for a rank that loads weights or writes a checkpoint."""
+"""Longest wait for a rank to start, and in the model's own collectives."""
+
+CONTROL_TIMEOUT = timedelta(days=1)
+"""Longest wait in agreements; the run's guards end it long before, ``guards.pause_seconds`` where a rank loads weights or writes a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def join_world(environment: MutableMapping[str, str] = os.environ) -> World:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     join_deepspeed()
-    control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     return World(dist.get_rank(), dist.get_world_size(), device, control)
 
 

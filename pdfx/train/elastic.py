@@ -24,15 +24,18 @@ def sharding(config: Config, stage: int, ranks: int) -> dict[str, int]:
 def take_over(config: Config, saved: dict[str, int], stage: int, ranks: int, path: Path) -> list[str]:
     """Let the recipe go on from a checkpoint that was shared out as ``saved`` says, with its global batch; returns what there is to tell.
 
-    Where number of ranks or stage differ, ``train.gradient_accumulation_steps`` follows from the checkpoint's global batch.
+    With ``train.resume_elastic``, ``train.gradient_accumulation_steps`` follows from the checkpoint's global batch: also where ranks and stage are those of the
+    checkpoint, which an earlier elastic resume may have written.
 
     Raises:
         UserError: they differ and ``train.resume_elastic`` is not set, or the batch cannot be made of this run's ranks.
     """
-    train, pairs = config.train, saved["global_batch"]
-    if (saved["ranks"], saved["zero_stage"]) == (ranks, stage):
-        here = global_batch(train, ranks)
-        return [] if here == pairs else [f"The global batch was {pairs} pairs up to the checkpoint and is {here} from here on."]
+    train, pairs, here = config.train, saved["global_batch"], global_batch(config.train, ranks)
+    same = (saved["ranks"], saved["zero_stage"]) == (ranks, stage)
+    if same and here == pairs:
+        return []
+    if same and not train.resume_elastic:
+        return [f"The global batch was {pairs} pairs up to the checkpoint and is {here} from here on."]
     change = f"{path} was saved by {count(saved['ranks'])} under ZeRO-{saved['zero_stage']}, and this run has {count(ranks)} under ZeRO-{stage}"
     if not train.resume_elastic:
         raise UserError(f"The checkpoint {change}; set train.resume_elastic=true to go on like this, or start the run as it was.")
@@ -43,7 +46,7 @@ def take_over(config: Config, saved: dict[str, int], stage: int, ranks: int, pat
         raise UserError(
             f"The checkpoint {change}; its global batch of {pairs} pairs cannot be made of {count(ranks)} x {train.per_device_train_batch_size} pairs: {cure}."
         )
-    told = [f"The checkpoint {change}: its parameters and optimiser states are shared out anew."]
+    told = [] if same else [f"The checkpoint {change}: its parameters and optimiser states are shared out anew."]
     if train.gradient_accumulation_steps != pairs // chunk:
         before = train.gradient_accumulation_steps
         told.append(f"train.gradient_accumulation_steps is {pairs // chunk} instead of {before}, so that the global batch stays {pairs} pairs.")

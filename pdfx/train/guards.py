@@ -38,7 +38,7 @@ class StepGuards:
         self.skipped, self.roll_backs, self.resets, self.collapsed, self.returned_to = 0, 0, 0, 0, -1
         self.recent: list[int] = []
         """Skipped steps of the window."""
-        self.told_zero = False
+        self.told_zero, self.told_collapsed = False, False
         for name in COUNTERS & (state or {}).keys():
             setattr(self, name, state[name])
 
@@ -59,8 +59,8 @@ class StepGuards:
         Raises:
             UserError: the run must stop.
         """
-        self._check_zero_loss(step, metrics["loss"])
-        self._check_paths(step, metrics.get("path_cosine"))
+        self._check_zero_loss(step, metrics)
+        self._check_paths(step, metrics.get("path_cosine_max"))
         diverged = self._check_variational(step, metrics.get("mi_negative_log_likelihood"))
         if not was_skipped(metrics):
             return None
@@ -78,12 +78,15 @@ class StepGuards:
         self.roll_backs, self.returned_to, self.recent = self.roll_backs + 1, checkpoint_step, []
         return repeat
 
-    def _check_zero_loss(self, step: int, loss: float) -> None:
-        if loss != 0 or self.told_zero:
+    def _check_zero_loss(self, step: int, metrics: dict[str, float]) -> None:
+        # The contrastive terms that count; the diversity term would hide that they are all 0.
+        weights = {"loss_path_": self.objective.settings.path_weight, "loss_fused": self.objective.settings.fused_weight}
+        terms = [value for name, value in metrics.items() for prefix, weight in weights.items() if weight and name.startswith(prefix)]
+        if any(terms) or self.told_zero:
             return
         self.told_zero = True
         sentence = (
-            f"The loss of step {step} is exactly 0, so nothing would be learned: no pair has a negative that counts, or all pairs are told apart "
+            f"The contrastive loss of step {step} is exactly 0, so nothing would be learned: no pair has a negative that counts, or all pairs are told apart "
             "perfectly; check that the data has distinct targets and that the global batch holds more than one pair."
         )
         if self.settings.zero_loss == "stop":
@@ -95,10 +98,14 @@ class StepGuards:
         if settings.action == "off" or cosine is None or not math.isfinite(cosine):
             return
         self.collapsed = self.collapsed + 1 if cosine > settings.cosine else 0
-        if self.collapsed != settings.steps:
+        if self.collapsed < settings.steps:
+            self.told_collapsed = False
             return
+        if self.told_collapsed:
+            return
+        self.told_collapsed = True
         sentence = (
-            f"The paths are nearly the same function: their mean cosine was above {settings.cosine:g} (guards.collapsed_paths.cosine) in the {settings.steps} "
+            f"Two paths are nearly the same function: their mean cosine was above {settings.cosine:g} (guards.collapsed_paths.cosine) in the {self.collapsed} "
             f"steps up to step {step} and is {cosine:.4f} now; raise objective.diversity_weight or model.prefix.learning_rate, or start the prefixes further "
             "apart (model.prefix.init: normal with a larger model.prefix.init_std)."
         )

@@ -78,9 +78,11 @@ def masters(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
 
 
 def flat_tensors(engine: deepspeed.DeepSpeedEngine) -> dict[str, list[Tensor]]:
-    """The flat tensors of masters and of each optimiser state, by kind. The engine must have made a step, which makes the states."""
-    flats = masters(engine)
-    states = engine.optimizer.optimizer.state
+    """The flat tensors of masters and of each optimiser state, by kind."""
+    flats, states = masters(engine), engine.optimizer.optimizer.state
+    if STEP not in states[flats[0]]:
+        # No step was made yet, or all were skipped.
+        make_states(engine, 0)
     kinds = [kind for kind, value in states[flats[0]].items() if torch.is_tensor(value) and value.shape == flats[0].shape]
     return {MASTER: [flat.detach() for flat in flats], **{kind: [states[flat][kind] for flat in flats] for kind in kinds}}
 

@@ -15,29 +15,42 @@ from pdfx.errors import UserError
 from pdfx.tensor_files import TensorFile
 from pdfx.train.cluster import World
 from pdfx.train.engine import flatten
+from pdfx.train.lineage import descendants
 from pdfx.train.parts import persistent_buffers, publish, restore_parts
 
 
 def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoint | None, list[str]]:
     """What ``train.resume`` asks for, the same on all ranks: the checkpoint, if any, and sentences about those that were passed over.
 
-    Rank 0 looks for it; all ranks together read its files and compare their checksums.
+    Rank 0 looks for it; all ranks together read its files and compare their checksums. A run that was started from a checkpoint's directory goes on from the
+    newest of the checkpoints that it has written since.
 
     Raises:
-        UserError: a checkpoint named by its directory is not whole.
+        UserError: a checkpoint named by its directory is not whole, or none of those that the run has is.
+        SystemExit: the same, on ranks whose peer tells it.
     """
     if resume == "never":
         return None, []
     passed_over = []
-    for path in world.from_first(checkpoint_paths(run) if resume == "auto" else [Path(resume)]):
+    for path in world.from_first(candidates(run, resume) if world.rank == 0 else None):
         checkpoint, problem = open_together(path, world)
         if problem is None:
             return checkpoint, passed_over
         passed_over.append(problem)
     with world.together():
         if resume != "auto" and world.rank == 0:
-            raise UserError(passed_over[0])
+            raise UserError(passed_over[-1])
+        if passed_over and world.rank == 0:
+            raise UserError(
+                f"None of the {len(passed_over)} checkpoints in {run} can be taken up, and a new run there would write over this one. {passed_over[0]} "
+                "Mend them, or choose another train.output_dir."
+            )
     return None, passed_over
+
+
+def candidates(run: Path, resume: str) -> list[Path]:
+    """Checkpoints in the order in which they are tried."""
+    return checkpoint_paths(run) if resume == "auto" else [*descendants(run, Path(resume)), Path(resume)]
 
 
 def open_together(path: Path, world: World) -> tuple[Checkpoint | None, str | None]:

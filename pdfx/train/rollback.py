@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, open_verified, remove_checkpoint, step_of
+from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, remove_checkpoint, step_of
 from pdfx.errors import UserError
+from pdfx.train.cluster import World
 from pdfx.train.guards import CURE, RollBack
+from pdfx.train.resume import open_together
 
 
-def checkpoint_before(run: Path, request: RollBack) -> Checkpoint:
-    """The newest whole checkpoint from before ``request.step``.
+def checkpoint_before(run: Path, request: RollBack, world: World) -> Checkpoint:
+    """The newest whole checkpoint from before ``request.step``; all ranks look at its files together.
 
     Raises:
         UserError: there is none.
+        SystemExit: the same, on ranks whose peer tells it.
     """
-    for path in checkpoint_paths(run):
-        try:
-            if step_of(path) < request.step:
-                return open_verified(path)
-        except UserError:
-            continue
-    raise UserError(
-        f"{request.reason[0].upper()}{request.reason[1:]}, and {run} holds no whole checkpoint from before step {request.step} to go back to; "
-        f"lower train.save_steps or raise train.save_total_limit, and {CURE}"
-    )
+    for path in world.from_first([path for path in checkpoint_paths(run) if step_of(path) < request.step]):
+        checkpoint, problem = open_together(path, world)
+        if problem is None:
+            return checkpoint
+    with world.together():
+        raise UserError(
+            f"{request.reason[0].upper()}{request.reason[1:]}, and {run} holds no whole checkpoint from before step {request.step} to go back to; "
+            f"lower train.save_steps or raise train.save_total_limit, and {CURE}"
+        )
 
 
 def remove_later_checkpoints(run: Path, step: int) -> None:

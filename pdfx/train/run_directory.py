@@ -8,6 +8,7 @@ from pathlib import Path
 from pdfx.checkpoint.directory import DIRECTORY, checkpoint_paths
 from pdfx.config import Config, TrainSection, dump_config
 from pdfx.errors import UserError
+from pdfx.files import write_atomically
 from pdfx.model import ParallelEmbedder
 from pdfx.train.run_lock import LOCK
 from pdfx.train.stacks import STACKS
@@ -42,7 +43,8 @@ def open_run_directory(train: TrainSection) -> Path:
 
 def write_config(run: Path, config: Config) -> None:
     """Keep the resolved configuration with the run."""
-    (run / CONFIG).write_text(dump_config(config), encoding="utf-8")
+    with write_atomically(run / CONFIG) as stream:
+        stream.write(dump_config(config).encode())
 
 
 def identity(embedder: ParallelEmbedder, config: Config) -> dict:

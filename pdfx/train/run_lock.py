@@ -34,7 +34,7 @@ class Holder:
         host: for people; containers and clouds give several machines the same name.
         machine: one start of one machine, and the process numbers that count there.
         process: its number.
-        started: when the process began, since numbers are used again.
+        started: when the process began, since numbers are used again: ticks since the machine's start, which no setting of the clock changes.
         job: SLURM's number, or "".
         restart: how often SLURM has requeued the job.
         since: seconds of the clock.
@@ -52,8 +52,16 @@ class Holder:
 
 def this_process() -> Holder:
     job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
-    started = psutil.Process().create_time()
-    return Holder(uuid.uuid4().hex, socket.gethostname(), machine(), os.getpid(), started, job, restart, time.time())
+    return Holder(uuid.uuid4().hex, socket.gethostname(), machine(), os.getpid(), start_of(os.getpid()), job, restart, time.time())
+
+
+def start_of(process: int) -> float:
+    """When a process began. Raises psutil.NoSuchProcess where it is gone."""
+    try:
+        # The name, in brackets, may hold spaces and brackets; the start is the 22nd field.
+        return float(Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
+    except OSError:
+        return psutil.Process(process).create_time()
 
 
 def machine() -> str:
@@ -163,8 +171,7 @@ def is_alive(holder: Holder, own: Holder, path: Path) -> bool:
 
 def is_running(holder: Holder) -> bool:
     try:
-        process = psutil.Process(holder.process)
-        return process.create_time() == holder.started and process.status() != psutil.STATUS_ZOMBIE
+        return start_of(holder.process) == holder.started and psutil.Process(holder.process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -43,7 +43,7 @@ from pdfx.checkpoint.retention import Retention, prune
 from pdfx.checksums import FileRecord, read_record, sync, write_checksummed
 from pdfx.errors import UserError
 from pdfx.tensor_files import Entry, write_tensors
-from pdfx.train.cluster import TIMEOUT, World
+from pdfx.train.cluster import CONTROL_TIMEOUT, World
 from pdfx.train.host_copy import Flats, HostCopy, choose_background
 from pdfx.train.job import Job
 from pdfx.train.parts import Part, flat_tensors, optimizer_steps, parts_of, persistent_buffers
@@ -98,7 +98,7 @@ class CheckpointSaver:
     def __init__(self, run: Path, engine: deepspeed.DeepSpeedEngine, world: World, background: bool | str, retention: Retention):
         self.run, self.engine, self.setting, self.retention = run, engine, background, retention
         # A group of its own, so that a rank that waits here after a failure meets no rank that waits for something else.
-        self.world = replace(world, control=dist.new_group(backend="gloo", timeout=TIMEOUT))
+        self.world = replace(world, control=dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
         self.background: bool | None = None
         self.copy = HostCopy()
         self.current: Save | None = None
@@ -178,7 +178,7 @@ class CheckpointSaver:
             return []
         if save.sealing:
             self.current = None
-            return [f"Saved {path}; training waited for {self.waited:.1f} s."]
+            return [f"Saved {path}; training waited for {self.waited:.1f} s.", *save.job.result]
         records = {name: record for own in self.world.gather(save.job.result) for name, record in own.items()}
         self.current = Save(save.content, Job(lambda: self._seal(save.content, records), self.background), sealing=True)
         return []
@@ -201,10 +201,10 @@ class CheckpointSaver:
         parts, name = parts_of(self.engine), f"{PARAMETERS}/{part_file_name(self.world.rank, self.world.size)}"
         return lambda: {name: write_parts(partial / name, parts, flats)}
 
-    def _seal(self, content: Content, records: Records) -> None:
-        """On rank 0: write the manifest, make the checkpoint current, and remove what need not stay."""
+    def _seal(self, content: Content, records: Records) -> list[str]:
+        """On rank 0: write the manifest, make the checkpoint current, and remove what need not stay. Returns what there is to tell."""
         if self.world.rank != 0:
-            return
+            return []
         partial, final = self.partial(content.step), self.final(content.step)
         write_manifest(partial, Manifest(content.step, records, content.metric))
         for path in [*(path for path in partial.rglob("*") if path.is_dir()), partial]:
@@ -217,7 +217,7 @@ class CheckpointSaver:
         sync(final.parent)
         if replaced.exists():
             remove_checkpoint(replaced)
-        prune(self.run, self.retention, content.step)
+        return prune(self.run, self.retention, content.step)
 
     def final(self, step: int) -> Path:
         return self.run / DIRECTORY / directory_name(step)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pdfx.data.coverage import coverage_table
 from pdfx.evaluate.data_set_tables import print_tables, result_tables
 from pdfx.evaluate.data_sets import Results, flattened
+from pdfx.files import write_atomically
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -182,4 +183,5 @@ def drop_records(path: Path, first_step: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    with write_atomically(path) as stream:
+        stream.write("".join(kept).encode())

@@ -29,6 +29,7 @@ from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory
 from pdfx.train.environment import tell_environment
 from pdfx.train.feed import Feed
 from pdfx.train.guards import RollBack, StepGuards
+from pdfx.train.lineage import ORIGIN, origin, set_aside
 from pdfx.train.peak import shared_peak_tflops
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.profile import TRACE, profiled
@@ -105,7 +106,7 @@ class Trainer:
         stage = settings["zero_optimization"]["stage"]
         checkpoint, passed_over = agree_on_checkpoint(self.run_path, config.train.resume, world)
         state = checkpoint.state() if checkpoint else {"step": 0, "truncated": 0, "loader": None}
-        self.step = state["step"]
+        self.step, self.origin = state["step"], origin(config.train.resume, state)
         with world.together():
             self.notes = take_over(config, state[SHARDING], stage, world.size, checkpoint.path) if checkpoint else []
             # New adapters draw from torch's own generator.
@@ -129,6 +130,9 @@ class Trainer:
         self.guards = StepGuards(config.guards, self.objective, self._say, state.get("guards"))
         self.sharding = sharding(config, stage, world.size)
         self.saver = CheckpointSaver(self.run_path, self.engine, world, config.train.save_in_background, retention_of(config.train))
+        with world.together():
+            if checkpoint and config.train.resume != "auto" and self.origin != state.get(ORIGIN) and world.rank == 0:
+                self.notes += set_aside(self.run_path, checkpoint)
         self._open_telemetry(checkpoint, passed_over, plan)
 
     def _open_data(self, state: dict, cost: StepCost) -> None:
@@ -172,7 +176,7 @@ class Trainer:
             return self._run(stop, advance)
 
     def _run(self, stop: StopRequest, advance: Callable[[], None]) -> bool:
-        train, saved = self.config.train, self.step
+        train, saved, due = self.config.train, self.step, False
         timer = StepTimer(self.world.size, shared_peak_tflops(train.peak_tflops, self.world, self.engine.module.embedder.dtype, self._say))
         while self.step < self.total_steps:
             metrics = self._train_step(timer)
@@ -181,7 +185,7 @@ class Trainer:
                 trouble = self.guards.check(self.step, metrics)
                 self._compare_ranks(metrics)
             if trouble:
-                saved = self._roll_back(trouble)
+                saved, due = self._roll_back(trouble), False
                 timer.reset()
                 continue
             last = self.step == self.total_steps
@@ -196,10 +200,11 @@ class Trainer:
                 timer.reset()
             self._say(*self.saver.advance())
             stopping = self.world.any(stop.asked)
-            # After a skipped step there is nothing new to save, and what is saved pushes older checkpoints out, which a roll-back may need.
-            if (self.step % train.save_steps == 0 and not was_skipped(metrics)) or last or stopping:
+            # After a skipped step there is nothing new to save, and what is saved pushes older checkpoints out, which a roll-back may need; so it waits.
+            due = due or self.step % train.save_steps == 0
+            if (due and not was_skipped(metrics)) or last or stopping:
                 self.save()
-                saved = self.step
+                saved, due = self.step, False
                 timer.reset()
             if stopping and not last:
                 self._say(*self.saver.finish())
@@ -232,11 +237,7 @@ class Trainer:
         """Go on from the newest checkpoint from before the trouble; returns its step."""
         self.progress.mark("go back to a checkpoint", slow=True)
         self._say(*self.saver.finish())
-        found = None
-        with self.world.together():
-            if self.world.rank == 0:
-                found = checkpoint_before(self.run_path, trouble)
-        checkpoint = self.world.from_first(found)
+        checkpoint = checkpoint_before(self.run_path, trouble, self.world)
         state, repeat = checkpoint.state(), self.guards.take_back(checkpoint.step)
         objective_state = load_checkpoint(checkpoint, self.engine, self.world)
         with self.world.together():
@@ -278,7 +279,7 @@ class Trainer:
         """Begin to write a checkpoint of the current step."""
         self.progress.mark("save a checkpoint", slow=True)
         state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity, SHARDING: self.sharding}
-        state["guards"] = self.guards.state_dict()
+        state |= {"guards": self.guards.state_dict(), ORIGIN: self.origin}
         with self.world.together():
             metric = metric_among(self.evaluated, self.config.train)
         probe = partial(self.probe.write, engine=self.engine, world=self.world)

@@ -7,11 +7,13 @@ from pdfx.checkpoint.manifest import Manifest, Metric, write_manifest
 from pdfx.checksums import write_checksummed
 
 
-def make_checkpoint(run: Path, step: int, metric: float | None = None) -> Path:
-    """A whole checkpoint with two files; ``metric`` is its value of ``score``."""
+def make_checkpoint(run: Path, step: int, metric: float | None = None, files: dict[str, bytes] | None = None) -> Path:
+    """A whole checkpoint with two files and those of ``files``; ``metric`` is its value of ``score``."""
     path = run / DIRECTORY / directory_name(step)
-    (path / "parameters").mkdir(parents=True)
-    files = {name: write_checksummed(path / name, bytes([step % 256]) * 100) for name in ("config.yaml", "parameters/rank-00000-of-00001.safetensors")}
+    for folder in ("parameters", "state"):
+        (path / folder).mkdir(parents=True)
+    contents = dict.fromkeys(("config.yaml", "parameters/rank-00000-of-00001.safetensors"), bytes([step % 256]) * 100) | (files or {})
+    files = {name: write_checksummed(path / name, data) for name, data in contents.items()}
     write_manifest(path, Manifest(step, files, None if metric is None else Metric("score", metric)))
     return path
 

@@ -1,11 +1,14 @@
 """Which checkpoints stay."""
 
+import json
+import subprocess
+
 import pytest
 from checkpoint.made import flip, make_checkpoint
 
 from pdfx.checkpoint.choice import chosen_checkpoint
 from pdfx.checkpoint.directory import DIRECTORY
-from pdfx.checkpoint.manifest import MANIFEST
+from pdfx.checkpoint.manifest import MANIFEST, VERSION
 from pdfx.checkpoint.retention import Retention, prune
 from pdfx.config import TrainSection
 from pdfx.errors import UserError
@@ -42,6 +45,29 @@ def test_a_damaged_checkpoint_takes_no_whole_ones_place(tmp_path):
     (paths[2] / MANIFEST).unlink()
     prune(tmp_path, Retention(2), 4)
     assert left(tmp_path) == [2, 4]
+
+
+def test_what_another_release_wrote_stays_and_is_told(tmp_path):
+    paths = [make_checkpoint(tmp_path, step) for step in (1, 2, 3, 4)]
+    (paths[1] / MANIFEST).write_text(json.dumps(json.loads((paths[1] / MANIFEST).read_text()) | {"version": VERSION + 1}))
+    (told,) = prune(tmp_path, Retention(1), 4)
+    assert left(tmp_path) == [2, 4]
+    assert f"{paths[1]} cannot be read: its format is version {VERSION + 1}" in told
+
+
+def test_one_that_cannot_be_removed_is_told_and_ends_nothing(tmp_path):
+    for step in (1, 2, 3):
+        make_checkpoint(tmp_path, step)
+    # Owners may not remove what is marked so, root included.
+    kept = tmp_path / DIRECTORY / "step-00000001/config.yaml"
+    if subprocess.run(["chattr", "+i", kept], capture_output=True, check=False).returncode:
+        pytest.skip("files cannot be made immutable here")
+    try:
+        (told,) = prune(tmp_path, Retention(1), 3)
+    finally:
+        subprocess.run(["chattr", "-i", kept], check=True)
+    assert left(tmp_path) == [1, 3]
+    assert "step-00000001 cannot be removed: Operation not permitted" in told
 
 
 def test_later_checkpoints_of_a_run_that_went_back_are_left_alone(tmp_path):

@@ -54,8 +54,9 @@ def run_telling(config: Config) -> str:
     return printed.getvalue()
 
 
-def steps(run: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+def steps(run: Path, suffix: str = "") -> list[int]:
+    names = (path.name.removeprefix("step-") for path in (run / "checkpoints").iterdir())
+    return sorted(int(name.removesuffix(suffix)) for name in names if name.removesuffix(suffix).isdecimal() and name.endswith(suffix))
 
 
 def test_flipped_truncated_and_missing_files_are_named_and_passed_over_for_the_one_before(folder, two_ranks):
@@ -90,6 +91,34 @@ def test_a_checkpoint_that_is_named_must_be_whole(folder, two_ranks):
     told, other = two_ranks.run(run_telling, recipe(folder, "other", resume=str(copy)))
     assert told == f"{copy} is no whole checkpoint: parameters/rank-00000-of-00002.safetensors is damaged: its content does not match its checksum."
     assert other == "exit code 2"
+
+
+def test_where_no_checkpoint_can_be_taken_up_no_new_run_takes_the_place_of_the_old_one(folder, two_ranks):
+    two_ranks.run(run_telling, recipe(folder, "lost", max_steps=2))
+    run = folder / "lost"
+    before = (run / "metrics.jsonl").read_text()
+    for path in (run / "checkpoints").iterdir():
+        flip(path / "state/objective.pt")
+    told, other = two_ranks.run(run_telling, recipe(folder, "lost", max_steps=2))
+    assert told.startswith(f"None of the 2 checkpoints in {run} can be taken up")
+    assert "step-00000002 is no whole checkpoint: state/objective.pt is damaged" in told
+    assert other == "exit code 2"
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_started_from_a_named_checkpoint_goes_on_from_its_own_when_the_same_command_is_given_again(folder, two_ranks):
+    # The number of steps changes, and must not change the learning rate.
+    run, constant = folder / "named", {"lr_scheduler_type": "constant"}
+    two_ranks.run(run_telling, recipe(folder, "named", **constant))
+    before = (run / "metrics.jsonl").read_text()
+    start = run / "checkpoints/step-00000002"
+    told, _ = two_ranks.run(run_telling, recipe(folder, "named", resume=str(start), max_steps=4, **constant))
+    assert f"Going on from {start} after step 2." in " ".join(told.split())
+    assert steps(run, ".aside") == [3, 4, 5]
+    told, _ = two_ranks.run(run_telling, recipe(folder, "named", resume=str(start), **constant))
+    assert f"Going on from {run}/checkpoints/step-00000004 after step 4." in " ".join(told.split())
+    assert (steps(run), steps(run, ".aside")) == ([1, 2, 3, 4, 5], [3, 4, 5])
+    assert (run / "metrics.jsonl").read_text() == before
 
 
 def save_while_training(config: Config, harm: bool) -> tuple[list[bool], str]:

@@ -140,6 +140,10 @@ def without_counts(lines: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in ("skipped", "roll_backs")} for line in lines]
 
 
+def saved_steps(folder: Path, run: str) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / run / "checkpoints").iterdir())
+
+
 ROLLING = {"train": {"max_steps": 7, "save_steps": 2}, "guards": {"non_finite": {"in_a_row": 2, "roll_backs": 2}}}
 
 
@@ -171,6 +175,15 @@ def test_a_run_that_would_go_back_too_often_or_has_nothing_to_go_back_to_stops_o
     told, other = two_ranks.run(train_spoiled, recipe(folder, "nowhere", "zero2", **ROLLING), [{1, 2}])
     assert "holds no whole checkpoint from before step 1 to go back to; lower train.save_steps" in told
     assert other == "exit code 2"
+
+
+def test_a_save_that_meets_a_skipped_step_waits_for_the_next_one_and_a_run_may_begin_with_skipped_steps(folder, two_ranks):
+    settings = {"train": {"max_steps": 4, "save_steps": 2, "save_total_limit": 5}, "guards": {"non_finite": {"in_a_row": 3}}}
+    assert two_ranks.run(train_spoiled, recipe(folder, "waits", "zero2", **settings), [{2}]) == ["finished", "finished"]
+    assert saved_steps(folder, "waits") == [3, 4]
+    settings["train"] |= {"max_steps": 2, "save_steps": 5}
+    assert two_ranks.run(train_spoiled, recipe(folder, "begins", "zero3", **settings), [{1, 2}]) == ["finished", "finished"]
+    assert saved_steps(folder, "begins") == [2]
 
 
 def test_the_action_stop_ends_both_ranks_at_the_first_spoiled_step_and_names_it(folder, two_ranks):

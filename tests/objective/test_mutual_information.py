@@ -252,6 +252,12 @@ def test_restored_state_continues_bit_for_bit(tmp_path):
     assert torch.isfinite(metrics["mi_negative_log_likelihood"])
 
 
+def test_the_learning_rate_is_that_of_the_settings_after_a_resume():
+    resumed = objective_of(learning_rate=1e-5)
+    resumed.load_state_dict(objective_of(learning_rate=1e-3).state_dict())
+    assert [group["lr"] for group in resumed.optimizer.param_groups] == [1e-5]
+
+
 def test_state_of_other_settings_is_refused():
     with pytest.raises(UserError, match="variational networks have the shapes .* but these settings need"):
         objective_of(side="both").load_state_dict(objective_of(side="query").state_dict())

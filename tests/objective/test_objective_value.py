@@ -169,6 +169,9 @@ def test_accuracy_and_path_cosine_are_counted_over_valid_rows():
     assert metrics["accuracy"] == pytest.approx((valid.sum().item() - 1) / valid.sum().item(), rel=1e-12)
     cosines = [(data[side][valid][:, i] * data[side][valid][:, j]).sum(-1).mean().item() for side in ("query", "target") for i, j in ((0, 1), (0, 2), (1, 2))]
     assert metrics["path_cosine"].item() == pytest.approx(sum(cosines) / 6, rel=1e-12)
+    # On the target's side paths 0 and 1 are the same.
+    assert metrics["path_cosine_max"].item() == pytest.approx((cosines[0] + cosines[3]) / 2, rel=1e-12)
+    assert metrics["path_cosine_max"] > 2 * metrics["path_cosine"]
 
 
 def test_half_precision_embeddings_are_contrasted_in_float32():
@@ -186,7 +189,7 @@ def test_one_path_has_no_diversity_term():
     plain, _ = objective_of(paths=1, diversity="none")(**data)
     assert torch.equal(loss, plain)
     assert objective_of(paths=1).variational is None and objective_of(paths=1).state_dict() == {}
-    assert not {"mutual_information", "path_cosine", "diversity_weight"} & set(metrics)
+    assert not {"mutual_information", "path_cosine", "path_cosine_max", "diversity_weight"} & set(metrics)
     assert objective_of(paths=1).fit_variational(data["query"], data["target"], data["valid"]) == {}
 
 
@@ -199,6 +202,6 @@ def test_metrics_are_detached_scalars():
     _, metrics = objective_of()(**batch())
     assert all(value.dim() == 0 and not value.requires_grad for value in metrics.values())
     expected = {"loss", "loss_path_0", "loss_path_1", "loss_path_2", "loss_fused", "mutual_information", "mutual_information_query"}
-    expected |= {"mutual_information_target", "mi_r2", "mi_log_likelihood_gap", "diversity_weight", "path_cosine", "accuracy", "temperature"}
+    expected |= {"mutual_information_target", "mi_r2", "mi_log_likelihood_gap", "diversity_weight", "path_cosine", "path_cosine_max", "accuracy", "temperature"}
     assert set(metrics) == expected
     assert metrics["temperature"].item() == pytest.approx(2.718281828459045**-1.2, rel=1e-12)

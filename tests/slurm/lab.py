@@ -1,6 +1,7 @@
 """The two-node SLURM of ``lab.sh`` for tests: jobs, their states and logs."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,9 @@ from launching import environment
 from tiny_runs import ROOT
 
 SCRIPT = Path(__file__).with_name("lab.sh")
+
+SETTLING = 5.0
+"""Seconds for an answer of a node to arrive."""
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "runuser")
 
@@ -75,9 +79,26 @@ class Lab:
         self.ask("scancel", f"--signal={number.name[3:]}", "--batch", job)
 
     def start_again(self, job: str, seconds: float = 90) -> None:
-        """Wait until the job is back in the queue, and let it start at once instead of after SLURM's two minutes."""
+        """Wait until the job is back in the queue, and let it start soon instead of after SLURM's two minutes.
+
+        Those are there so that what the controller still has to tell the nodes about the job's last start, and they it, does not meet the next one.
+        """
         self.wait_until(lambda: self.state(job) == "PENDING", seconds)
+        self.wait_until(self.is_quiet, seconds)
+        time.sleep(SETTLING)
         self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def is_quiet(self) -> bool:
+        """Both nodes wait for jobs, and the controller has nothing more to tell them."""
+        states = self.ask("sinfo", "--noheader", "--Node", "--format", "%T").split()
+        return states == ["idle", "idle"] and re.search(r"Agent queue size:\s+0\b", self.ask("sdiag")) is not None
+
+    def report(self) -> str:
+        """What there is to know when something takes too long: the nodes, the jobs, and the ends of all logs."""
+        parts = [self.ask("sinfo", "--Node", "--long"), *(self.ask("scontrol", "show", "job", job) for job in self.jobs[-1:])]
+        logs = [*self.folder.glob("*.log"), *map(Path, {self.field(job, "StdOut") for job in self.jobs[-1:]})]
+        parts += [f"{log}:\n{log.read_text(errors='replace')[-6000:]}" for log in logs if log.is_file()]
+        return "\n\n".join(parts)
 
     def lose_node(self, node: str) -> None:
         """All processes of a node go at once, as if its power did: its daemon, the steps' daemons, and the tasks with all that they started."""
@@ -96,5 +117,5 @@ class Lab:
     def wait_until(self, condition, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"it took longer than {seconds} s"
+            assert time.monotonic() < deadline, f"it took longer than {seconds} s\n{self.report()}"
             time.sleep(0.1)

@@ -43,10 +43,17 @@ def test_without_the_setting_a_change_is_refused_and_the_setting_is_named():
 
 
 def test_where_nothing_is_shared_out_anew_the_recipe_stays_and_another_batch_is_told():
-    config = recipe(4, 5)
+    config = recipe(4, 5, elastic=False)
     assert take_over(config, SAVED, 3, 2, PATH) == ["The global batch was 24 pairs up to the checkpoint and is 40 from here on."]
     assert config.train.gradient_accumulation_steps == 5
     assert take_over(recipe(4, 3), SAVED, 3, 2, PATH) == []
+
+
+def test_a_batch_that_an_elastic_resume_kept_stays_where_the_run_is_started_once_more_as_it_was():
+    config = recipe(4, 5)
+    told = ["train.gradient_accumulation_steps is 3 instead of 5, so that the global batch stays 24 pairs."]
+    assert take_over(config, SAVED, 3, 2, PATH) == told
+    assert config.train.gradient_accumulation_steps == 3
 
 
 def test_only_another_number_of_ranks_changes_the_estimate_of_mutual_information():

@@ -12,13 +12,15 @@ from pdfx.objective import Objective
 from pdfx.train.guards import RollBack, StepGuards
 
 NAN = math.nan
-SOUND = {"loss": 1.0, "grad_norm": 1.0}
-BROKEN = {"loss": NAN, "grad_norm": NAN}
+SOUND = {"loss": 2.0, "loss_path_0": 0.5, "loss_path_1": 0.5, "loss_fused": 1.0, "grad_norm": 1.0}
+BROKEN = dict.fromkeys(SOUND, NAN)
+ZERO = SOUND | {"loss_path_0": 0.0, "loss_path_1": 0.0, "loss_fused": 0.0}
+"""The diversity term is what is left of the loss."""
 
 
-def guards_of(state: dict | None = None, **sections) -> StepGuards:
+def guards_of(state: dict | None = None, objective: dict | None = None, **sections) -> StepGuards:
     told = []
-    settings = ObjectiveSection(mutual_information={"hidden": 4, "warmup_steps": 10})
+    settings = ObjectiveSection(mutual_information={"hidden": 4, "warmup_steps": 10}, **(objective or {}))
     guards = StepGuards(GuardsSection.model_validate(sections), Objective(settings, 2, 6, 0, []), told.append, state)
     guards.told = told
     return guards
@@ -41,7 +43,7 @@ def test_single_steps_that_are_not_finite_are_skipped_counted_and_told():
 
 def test_a_gradient_alone_that_is_not_finite_is_told_as_one():
     guards = guards_of()
-    guards.check(7, {"loss": 1.5, "grad_norm": math.inf})
+    guards.check(7, SOUND | {"loss": 1.5, "grad_norm": math.inf})
     assert "The gradient's norm in step 7 is not finite, though the loss was 1.5" in guards.told[0]
 
 
@@ -85,12 +87,18 @@ def test_counters_go_on_after_a_resume():
 
 
 def test_a_loss_of_exactly_zero_stops_or_is_told_once():
-    with pytest.raises(UserError, match="The loss of step 3 is exactly 0.*distinct targets"):
-        guards_of().check(3, SOUND | {"loss": 0.0})
+    with pytest.raises(UserError, match="The contrastive loss of step 3 is exactly 0.*distinct targets"):
+        guards_of().check(3, ZERO)
     guards = guards_of(zero_loss="warn")
     for step in (3, 4):
-        guards.check(step, SOUND | {"loss": 0.0})
+        guards.check(step, ZERO)
     assert len(guards.told) == 1
+
+
+def test_only_terms_that_count_are_looked_at_for_a_loss_of_zero():
+    guards_of().check(3, ZERO | {"loss_path_1": 0.1})
+    with pytest.raises(UserError, match="exactly 0"):
+        guards_of(objective={"path_weight": 0.0}).check(3, ZERO | {"loss_path_1": 0.1})
 
 
 @pytest.mark.parametrize("action", ["warn", "stop", "off"])
@@ -98,15 +106,23 @@ def test_paths_that_stay_alike_for_the_set_number_of_steps_are_told_once_or_stop
     guards = guards_of(collapsed_paths={"cosine": 0.9, "steps": 3, "action": action})
     cosines = [0.95, 0.95, 0.8, 0.95, 0.95, NAN, 0.95]
     for step, cosine in enumerate(cosines[:-1], start=1):
-        guards.check(step, SOUND | {"path_cosine": cosine})
+        guards.check(step, SOUND | {"path_cosine_max": cosine})
     assert not guards.told
     if action == "stop":
-        with pytest.raises(UserError, match="The paths are nearly the same function.*raise objective.diversity_weight"):
-            guards.check(7, SOUND | {"path_cosine": 0.95})
+        with pytest.raises(UserError, match="Two paths are nearly the same function.*raise objective.diversity_weight"):
+            guards.check(7, SOUND | {"path_cosine_max": 0.95})
         return
     for step in (7, 8, 9, 10):
-        guards.check(step, SOUND | {"path_cosine": 0.95})
+        guards.check(step, SOUND | {"path_cosine_max": 0.95})
     assert len(guards.told) == (action == "warn")
+
+
+def test_paths_that_were_alike_for_longer_than_the_recipe_now_allows_stop_a_resumed_run():
+    before = guards_of(collapsed_paths={"cosine": 0.9, "steps": 8})
+    for step in range(1, 6):
+        before.check(step, SOUND | {"path_cosine_max": 0.95})
+    with pytest.raises(UserError, match="in the 6 steps up to step 6"):
+        guards_of(before.state_dict(), collapsed_paths={"cosine": 0.9, "steps": 3, "action": "stop"}).check(6, SOUND | {"path_cosine_max": 0.95})
 
 
 @pytest.mark.parametrize("likelihood", [NAN, math.inf, 10.5])

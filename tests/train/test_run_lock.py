@@ -7,11 +7,12 @@ import os
 import threading
 import time
 
+import psutil
 import pytest
 
 from pdfx.errors import UserError
 from pdfx.train import run_lock
-from pdfx.train.run_lock import LOCK, RunLock, read_holder, this_process
+from pdfx.train.run_lock import LOCK, RunLock, read_holder, start_of, this_process
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,14 @@ def test_a_second_run_is_refused_with_the_holder_and_the_cure_until_the_first_on
 def test_a_process_number_that_was_used_again_is_not_the_holder(tmp_path, other_run):
     write(tmp_path, process=other_run.pid, started=1.0)
     RunLock(tmp_path).release()
+
+
+def test_a_process_began_when_the_kernel_says_in_ticks_which_no_clock_changes(other_run):
+    assert 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - start_of(other_run.pid) / os.sysconf("SC_CLK_TCK") < 60
+    other_run.kill()
+    other_run.join()
+    with pytest.raises(psutil.NoSuchProcess):
+        start_of(other_run.pid)
 
 
 def test_a_requeued_job_takes_its_own_lock_over_at_once_wherever_it_was(tmp_path, monkeypatch):
