@@ -135,9 +135,11 @@ def measure_check(folder: Path, kind: str, dtype: str, shard: str) -> dict:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    difference = verify_export(folder / f"{kind}-{dtype}-{shard}", newest_whole(folder / kind)[0].path / PROBE, narrow=dtype != "float32")
-    done.set()
-    watcher.join()
+    try:
+        difference = verify_export(folder / f"{kind}-{dtype}-{shard}", newest_whole(folder / kind)[0].path / PROBE, narrow=dtype != "float32")
+    finally:
+        done.set()
+        watcher.join()
     return {**most, "difference": difference}
 
 

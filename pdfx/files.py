@@ -57,17 +57,21 @@ def draft_beside(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{final.name}.", ".draft"
     for leftover in final.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-        with locked(leftover) as free:
-            if free:
-                shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=final.parent) as scratch, locked(Path(scratch)):
+        lock = leftover / "lock"
+        # One without a lock is just being made, or was left in that moment, and is empty.
+        if lock.exists():
+            with locked(lock) as free:
+                if free:
+                    shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=final.parent) as scratch, locked(Path(scratch) / "lock"):
         yield Path(scratch) / final.name
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[bool]:
-    """Hold a directory's lock, which ends with this process; False where another process holds it."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def locked(file: Path) -> Iterator[bool]:
+    """Hold a file's lock, which ends with this process; False where another process holds it."""
+    # Open for writing: network file systems lock a file that is only read on one machine alone.
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

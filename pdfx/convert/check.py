@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,9 @@ def verify_export(export: Path, probe: Path, narrow: bool = False) -> float:
         script = str(Path(pdfx.__file__).with_name("export_check.py"))
         command = [sys.executable, "-P", script, str(export.resolve()), str(probe.resolve()), str(result)]
         process = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True)
+        if process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            raise UserError(f"The process that re-embeds with the export was ended by {name}, most often because memory ran out; free some, or --skip-check.")
         if process.returncode:
             raise UserError(f"The export does not load without pdfx; its process ended with: {process.stderr.strip()[-2000:]}")
         ours, expected = load_file(result), load_file(probe / "embeddings.safetensors")

@@ -12,6 +12,7 @@ from pdfx.adapters import remove_adapters
 from pdfx.build import build_on_meta
 from pdfx.checkpoint.choice import chosen_checkpoint
 from pdfx.checkpoint.directory import PROBE
+from pdfx.checksums import sync
 from pdfx.config import Config, load_config
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.check import verify_export
@@ -68,9 +69,13 @@ def convert(
             write_shards(draft, weights.merged_weights(target), largest)
         if check:
             verify_export(draft, source.path / PROBE, narrow={target, trained_as} != {torch.float32})
+        # A rename may reach the disk before what it names.
+        for path in (*draft.rglob("*"), draft):
+            sync(path)
         if out.exists():
             out.rmdir()
         draft.rename(out)
+        sync(out.parent)
     return out
 
 

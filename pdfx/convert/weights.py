@@ -101,7 +101,8 @@ class WeightSource:
 
     def merged(self, name: str, module: BaseTunerLayer, dtype: torch.dtype) -> Iterator[Tensor]:
         """The flattened weight of the adapted module ``name`` with its adapter folded in, in one piece. Raises UserError where it is not finite."""
-        real = copy.deepcopy(module).to_empty(device="cpu")
+        # In the masters' type: the backbone's own may be too narrow for the adapter's part of a sum.
+        real = copy.deepcopy(module).to(torch.float32).to_empty(device="cpu")
         with torch.no_grad():
             for own, parameter in real.named_parameters():
                 parameter.copy_(self.read(f"{name}.{own}", 0, parameter.numel()).view(parameter.shape))

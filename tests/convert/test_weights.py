@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from tiny_models import FAMILIES, items, tiny_backbone
 
@@ -64,9 +65,19 @@ def checkpoint_of(embedder: ParallelEmbedder, folder: Path, ranks: int) -> Check
 def test_every_exported_weight_is_that_of_the_whole_merged_model_bit_for_bit(tmp_path, monkeypatch, family, kind):
     # Pieces that are smaller than most weights.
     monkeypatch.setattr(weights_module, "BLOCK", 100)
-    config = recipe(tiny_backbone(family, tmp_path / "backbone"), **KINDS[kind])
+    check_against_whole_model(recipe(tiny_backbone(family, tmp_path / "backbone"), **KINDS[kind]), tmp_path)
+
+
+def test_a_backbone_in_bfloat16_is_merged_in_float32(tmp_path):
+    path = tiny_backbone("qwen2_vl", tmp_path / "backbone")
+    transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.bfloat16).save_pretrained(path)
+    assert transformers.AutoConfig.from_pretrained(path).dtype == torch.bfloat16
+    check_against_whole_model(recipe(path, **KINDS["lora"]), tmp_path)
+
+
+def check_against_whole_model(config: Config, folder: Path) -> None:
     embedder = trained(config)
-    source = WeightSource(build_on_meta(config).eval(), config.model, checkpoint_of(embedder, tmp_path / "checkpoint", ranks=3))
+    source = WeightSource(build_on_meta(config).eval(), config.model, checkpoint_of(embedder, folder / "checkpoint", ranks=3))
     for module in adapted_modules(embedder).values():
         merged_weight(module)
     expected = remove_adapters(embedder).state_dict()
