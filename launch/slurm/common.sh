@@ -12,9 +12,9 @@ if [ -z "${PDFX_PYTHON:-}" ]; then
     if [ -x .venv/bin/python ]; then PDFX_PYTHON=.venv/bin/python; fi
 fi
 
-STOPPED=75 # the run saved a checkpoint because it was asked to stop
-LOST=76    # a rank hung or vanished
-KILLED=137 # srun's code for a task that was killed, mostly because memory ran out; DeepSpeed's launcher makes it 247
+STOPPED=75     # the run saved a checkpoint because it was asked to stop
+UNPREPARED=138 # it was asked to stop before it listened, and so had nothing to save
+LOST="76|13[4579]|24[579]|250" # a rank hung or vanished, or a signal ended it (SIGABRT, SIGBUS, SIGKILL mostly for want of memory, SIGSEGV), as srun or DeepSpeed tells it
 
 # Where rank 0 will be: an address and not a name, which need not resolve inside of jobs and containers.
 master_address() {
@@ -34,29 +34,43 @@ announce() {
     echo "GPUs of a node: ${SLURM_GPUS_ON_NODE:-0}. Rank 0 at $MASTER_ADDR:$MASTER_PORT. Interpreter: ${PDFX_WRAPPER:+$PDFX_WRAPPER }$PDFX_PYTHON"
 }
 
-# Run the given srun command to its end and end with its code. SIGUSR1, which SLURM sends to the job script before the time is up
-# (--signal=B:USR1@SECONDS), is handed on to the ranks: they save a checkpoint and stop, and the job goes back into the queue. So it does where a rank hung or
-# vanished, but not for ever.
-run_and_requeue() {
-    local asked=0 signalled=1 code=127 step result
-    "$@" &
-    step=$!
-    trap 'asked=1; signalled=1; echo "Asked to stop by SIGUSR1; the ranks save a checkpoint."; kill -USR1 $step' USR1
+# Wait until a process has ended, whatever signals this shell handles meanwhile, each of which sets "signalled"; "code" is the process's then.
+wait_through_signals() {
+    local result
+    signalled=1 code=127
     while [ "$signalled" = 1 ]; do
         signalled=0
-        wait "$step"
+        wait "$1"
         result=$?
         # 127: there is nothing to wait for, because the signal came after the end.
         if [ "$result" != 127 ]; then code=$result; fi
     done
+}
+
+# Run the given srun command to its end and end with its code. SIGUSR1, which SLURM sends to the job script before the time is up
+# (--signal=B:USR1@SECONDS), is handed on to the ranks: they save a checkpoint and stop, and the job goes back into the queue. So it does where SLURM itself asked
+# the ranks to stop, to give their nodes to another job; and where a rank hung or vanished, but not for ever.
+run_and_requeue() {
+    local asked=0 step losses=lost-$SLURM_JOB_ID count
+    "$@" &
+    step=$!
+    trap 'asked=1; signalled=1; echo "Asked to stop by SIGUSR1; the ranks save a checkpoint."; kill -USR1 $step' USR1
+    wait_through_signals $step
     trap - USR1
     echo "The ranks ended with code $code, $(date '+%Y-%m-%d %H:%M:%S')."
-    if [ "$code" = "$STOPPED" ] && [ "$asked" = 1 ]; then
+    count=$(cat "$losses" 2> /dev/null || echo 0)
+    if [[ "$code" =~ ^($STOPPED|$UNPREPARED)$ ]] && { [ "$asked" = 1 ] || is_preempted; }; then
         requeue
-    elif [[ "$code" =~ ^($LOST|$KILLED|247)$ ]] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${PDFX_RESTARTS:-3}" ]; then
+    elif [[ "$code" =~ ^($LOST)$ ]] && [ "$count" -lt "${PDFX_RESTARTS:-3}" ]; then
+        echo $((count + 1)) > "$losses"
         requeue
     fi
+    rm -f "$losses"
     exit "$code"
+}
+
+is_preempted() {
+    scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q " PreemptTime=[0-9]"
 }
 
 # SLURM ends this job in the course of it, and starts it anew with the same number.

@@ -1,7 +1,25 @@
 # What deepspeed.sbatch runs on each node: DeepSpeed's launcher for the ranks of this node.
-#
-# The launcher would be killed by the SIGUSR1 that reaches all processes of the job; ignored here, the signal still reaches the ranks, which listen to it.
-trap '' USR1
+
+source launch/slurm/common.sh || exit 2
+
+# The launcher numbers GPUs from 0, whichever ones SLURM gave.
+if [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$CUDA_VISIBLE_DEVICES" != "$(seq -s, 0 "$(tr -cd , <<< "$CUDA_VISIBLE_DEVICES" | wc -c)")" ]; then
+    echo "Node $SLURM_NODEID got the GPUs $CUDA_VISIBLE_DEVICES, but DeepSpeed's launcher would take the first ones of the node;" \
+        "use launch/slurm/srun.sbatch, which takes those that it gets." >&2
+    exit 2
+fi
+
+# SLURM signals this shell, and mostly nothing that it starts. The launcher and the ranks are of its process group: the launcher does not listen, the ranks do.
+pass_on() {
+    signalled=1
+    trap '' USR1
+    kill -USR1 0
+    trap pass_on USR1
+}
+
 # shellcheck disable=SC2086  # the wrapper may be several words
-exec ${PDFX_WRAPPER:-} "$PDFX_PYTHON" -m deepspeed.launcher.runner --hostfile "$HOSTFILE" --no_ssh --node_rank "$SLURM_NODEID" \
-    --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" launch/train.py "$@"
+(trap '' USR1 && exec ${PDFX_WRAPPER:-} "$PDFX_PYTHON" -m deepspeed.launcher.runner --hostfile "$HOSTFILE" --no_ssh --node_rank "$SLURM_NODEID" \
+    --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" launch/train.py "$@") &
+trap pass_on USR1 TERM
+wait_through_signals $!
+exit "$code"
