@@ -59,7 +59,9 @@ run_and_requeue() {
     trap - USR1
     echo "The ranks ended with code $code, $(date '+%Y-%m-%d %H:%M:%S')."
     count=$(cat "$losses" 2> /dev/null || echo 0)
-    if [[ "$code" =~ ^($STOPPED|$UNPREPARED)$ ]] && { [ "$asked" = 1 ] || is_preempted; }; then
+    if [[ "$code" =~ ^($STOPPED|$UNPREPARED)$ ]] && [ "$asked" = 1 ]; then
+        requeue
+    elif [ "$code" != 0 ] && is_preempted; then
         requeue
     elif [[ "$code" =~ ^($LOST)$ ]] && [ "$count" -lt "${PDFX_RESTARTS:-3}" ]; then
         echo $((count + 1)) > "$losses"

@@ -1,7 +1,7 @@
 """One run, killed again and again with kill -9: at random moments, random ranks, saves in flight included. It ends as if nothing had happened.
 
-``PDFX_CHAOS_KILLS`` says how often (few by default, to keep the test short), ``PDFX_CHAOS_LAUNCHER`` how it is started: ``torchrun``, whose start takes half as
-long, or ``deepspeed``. What was hit is printed: ``pytest -s``.
+``PDFX_CHAOS_KILLS`` says how often (few by default, to keep the test short), ``PDFX_CHAOS_LAUNCHER`` how it is started: ``deepspeed`` or ``torchrun``. What was
+hit is printed: ``pytest -s``.
 """
 
 import json
@@ -19,8 +19,8 @@ from tiny_runs import tiny_tree
 
 from pdfx.config import Config, parse_config
 
-KILLS = int(os.environ.get("PDFX_CHAOS_KILLS", "4"))
-LAUNCHER = os.environ.get("PDFX_CHAOS_LAUNCHER", "torchrun")
+KILLS = int(os.environ.get("PDFX_CHAOS_KILLS", "3"))
+LAUNCHER = os.environ.get("PDFX_CHAOS_LAUNCHER", "deepspeed")
 STEPS = 3 * KILLS + 6
 SEED = 20
 
@@ -106,7 +106,8 @@ def content(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.timeout(240 + 90 * KILLS)
 def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_metrics_and_coverage_of_an_undisturbed_one_bit_for_bit(tmp_path, two_ranks):
-    train = {"max_steps": STEPS, "save_steps": 2, "save_total_limit": 3, "warmup_steps": 4, "peak_tflops": 1.0}
+    # Dropout, mutual information, chunks, workers and prefetching all have states of their own that must be found again.
+    train = {"max_steps": STEPS, "save_steps": 2, "save_total_limit": 3, "warmup_steps": 4, "peak_tflops": 1.0, "gradient_accumulation_steps": 2}
     model = {"lora": {"r": 2, "alpha": 4, "dropout": 0.2, "targets": ["q_proj", "v_proj"]}}
     tree = tiny_tree(tmp_path, "qwen2_vl", "zero3", train=train, model=model, data={"num_workers": 1}, objective={"learn_temperature": True})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))

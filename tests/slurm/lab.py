@@ -90,8 +90,8 @@ class Lab:
 
     def is_quiet(self) -> bool:
         """Both nodes wait for jobs, and the controller has nothing more to tell them."""
-        states = self.ask("sinfo", "--noheader", "--Node", "--format", "%T").split()
-        return states == ["idle", "idle"] and re.search(r"Agent queue size:\s+0\b", self.ask("sdiag")) is not None
+        states = set(self.ask("sinfo", "--noheader", "--Node", "--format", "%T").split())
+        return states == {"idle"} and re.search(r"Agent queue size:\s+0\b", self.ask("sdiag")) is not None
 
     def report(self) -> str:
         """What there is to know when something takes too long: the nodes, the jobs, and the ends of all logs."""
@@ -99,6 +99,10 @@ class Lab:
         logs = [*self.folder.glob("*.log"), *map(Path, {self.field(job, "StdOut") for job in self.jobs[-1:]})]
         parts += [f"{log}:\n{log.read_text(errors='replace')[-6000:]}" for log in logs if log.is_file()]
         return "\n\n".join(parts)
+
+    def preempt(self) -> None:
+        """Let a job of the other partition, which goes first, take both nodes from whatever runs there."""
+        self.jobs.append(self.ask("sbatch", "--parsable", "--partition", "urgent", "--nodes", "2", "--exclusive", "--output", "/dev/null", "--wrap", "true"))
 
     def lose_node(self, node: str) -> None:
         """All processes of a node go at once, as if its power did: its daemon, the steps' daemons, and the tasks with all that they started."""
