@@ -15,10 +15,8 @@ install: .venv/installed
 quickstart: .venv/installed
 	.venv/bin/python launch/quickstart/run.py
 
-# Two workers, each with whole files; most tests are processes that compute with a thread each.
-test: export OMP_NUM_THREADS ?= 1
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest
 
 lint: .venv/installed
 	.venv/bin/ruff check .
