@@ -65,7 +65,7 @@ class _Pool:
 
     def run(self, requests: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         held: dict[int, Any] = {}
-        done: dict[int, Any] = {}
+        done: dict[int, tuple[Any, Any]] = {}
         numbered = enumerate(requests)
         following = 0
         is_more = True
@@ -80,7 +80,10 @@ class _Pool:
             if held and following not in done:
                 done |= self._receive()
             while following in done:
-                yield held.pop(following), done.pop(following)
+                result, error = done.pop(following)
+                if error is not None:
+                    raise error[0] from RuntimeError(f"in a worker process:\n{error[1]}")
+                yield held.pop(following), result
                 following += 1
 
     def close(self) -> None:
@@ -100,17 +103,16 @@ class _Pool:
             raise _killed() from None
         self._sent[to] += 1
 
-    def _receive(self) -> dict[int, Any]:
+    def _receive(self) -> dict[int, tuple[Any, Any]]:
+        """(result, error) by number: errors are raised in their turn, so that what is told does not depend on which worker is faster."""
         results = {}
         for ready in connection.wait([own for own, sent in self._sent.items() if sent]):
             try:
                 number, result, error = ready.recv()
             except (EOFError, OSError):
                 raise _killed() from None
-            if error is not None:
-                raise error[0] from RuntimeError(f"in a worker process:\n{error[1]}")
             self._sent[ready] -= 1
-            results[number] = result
+            results[number] = result, error
         return results
 
 

@@ -72,13 +72,13 @@ def run_ahead(job: Any, requests: Iterable[Any], num_workers: int, prefetch: int
         options |= {"multiprocessing_context": context, "worker_init_fn": _start_worker, "prefetch_factor": math.ceil(prefetch / num_workers)}
     loader = DataLoader(CatchingDataset(job, num_workers > 0), batch_size=None, sampler=requests, generator=torch.Generator().manual_seed(seed), **options)
     with _deaf_children():
-        return _Results(iter(loader))
+        return _Results(iter(loader), num_workers > 0)
 
 
 class _Results:
-    def __init__(self, iterator: Iterator[Any]):
+    def __init__(self, iterator: Iterator[Any], has_workers: bool):
         holder = [iterator]
-        self._holder = holder
+        self._holder, self._has_workers = holder, has_workers
         # Dropped at the latest when the interpreter ends, before multiprocessing waits for its children: dropping it is what tells workers to stop.
         self._finalizer = weakref.finalize(self, holder.clear)
 
@@ -88,8 +88,10 @@ class _Results:
     def __next__(self) -> Any:
         try:
             result = next(self._holder[0])
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "Original Traceback" in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A worker that dies while its batch is handed over breaks the connection that the batch comes through.
+            of_worker = not isinstance(error, RuntimeError) or ("DataLoader worker" in str(error) and "Original Traceback" not in str(error))
+            if not (self._has_workers and of_worker):
                 raise
             raise UserError(
                 "A data worker was killed, most often because memory or /dev/shm ran out; lower data.num_workers or data.prefetch_batches. "

@@ -72,9 +72,10 @@ class Progress:
     def bytes(self) -> int:
         """Roughly those that it has written."""
         sizes = []
-        for path in self.unfinished.glob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                sizes.append(path.stat().st_size)
+        with contextlib.suppress(FileNotFoundError):
+            for path in self.unfinished.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    sizes.append(path.stat().st_size)
         return (self._count_shards() - self._shards) * SHARD_BYTES + sum(sizes) if self.has_begun() else 0
 
     def _count_shards(self) -> int:

@@ -37,6 +37,8 @@ class FatalWhileSending:
 
 class Wrong:
     def __call__(self, number: int) -> int:
+        # The first one fails last.
+        time.sleep(0.3 * (number == 0))
         raise UserError(f"number {number} is wrong")
 
 
