@@ -9,17 +9,21 @@ if [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$CUDA_VISIBLE_DEVICES" != "$(seq -s,
     exit 2
 fi
 
-# SLURM signals this shell, and on some clusters all that it starts. The launcher and the ranks are of its process group: the launcher does not listen, the ranks do.
+# SLURM signals this shell, and on some clusters all that it starts. The launcher and the ranks are of its process group: the launcher does not listen, the ranks do,
+# once they are up; so they are told until they end.
 pass_on() {
     signalled=1
-    trap '' USR1
-    kill -USR1 0
-    trap pass_on USR1
+    trap '' USR1 TERM
+    while kill -0 "$launcher" 2> /dev/null; do
+        kill -USR1 0
+        sleep 2
+    done
 }
 
 # shellcheck disable=SC2086  # the wrapper may be several words
 (trap '' USR1 TERM && exec ${PDFX_WRAPPER:-} "$PDFX_PYTHON" -m deepspeed.launcher.runner --hostfile "$HOSTFILE" --no_ssh --node_rank "$SLURM_NODEID" \
     --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" launch/train.py "$@") &
+launcher=$!
 trap pass_on USR1 TERM
-wait_through_signals $!
+wait_through_signals $launcher
 exit "$code"
