@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,22 +56,25 @@ def draft_beside(final: Path) -> Iterator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{final.name}.", ".draft"
-    for leftover in final.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-        lock = leftover / "lock"
-        # One without a lock is just being made, or was left in that moment, and is empty.
-        if lock.exists():
-            with locked(lock) as free:
-                if free:
-                    shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=final.parent) as scratch, locked(Path(scratch) / "lock"):
-        yield Path(scratch) / final.name
+    for lock in final.parent.glob(f"{glob.escape(prefix)}*{suffix}/lock"):
+        # The one that writes there, or another that clears up, may remove it first.
+        with suppress(FileNotFoundError), locked(lock) as free:
+            if free:
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=final.parent) as scratch:
+        unnamed = Path(scratch) / "unnamed-lock"
+        unnamed.touch()
+        with locked(unnamed):
+            # It gets its name only now, so that nobody finds it free while this process lives. A process that is killed before leaves an empty file, no more.
+            unnamed.rename(Path(scratch) / "lock")
+            yield Path(scratch) / final.name
 
 
 @contextmanager
 def locked(file: Path) -> Iterator[bool]:
-    """Hold a file's lock, which ends with this process; False where another process holds it."""
+    """Hold the lock of a file that exists, which ends with this process; False where another process holds it."""
     # Open for writing: network file systems lock a file that is only read on one machine alone.
-    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+    descriptor = os.open(file, os.O_RDWR)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,57 @@
+"""Drafts of directories: what a killed process left is removed, what a living one writes is not, however many begin at once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from pdfx.files import draft_beside
+
+ROOT = Path(__file__).parents[1]
+HOLD = """
+import sys
+from pathlib import Path
+from pdfx.files import draft_beside
+with draft_beside(Path(sys.argv[1])) as draft:
+    draft.mkdir()
+    print(draft, flush=True)
+    sys.stdin.read()
+"""
+AGAIN_AND_AGAIN = """
+import sys
+import time
+from pathlib import Path
+from pdfx.files import draft_beside
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    with draft_beside(Path(sys.argv[1])) as draft:
+        draft.mkdir()
+        (draft / "file").write_text("whole")
+        assert (draft / "file").read_text() == "whole"
+"""
+
+
+def start(script: str, final: Path) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", script, str(final)], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_a_living_processs_draft_stays_and_a_killed_ones_is_removed(tmp_path):
+    # A name in which glob would see a pattern.
+    final = tmp_path / "export[1]"
+    with start(HOLD, final) as process:
+        draft = Path(process.stdout.readline().strip())
+        with draft_beside(final) as own:
+            assert draft.is_dir() and own != draft
+        assert draft.is_dir()
+        process.kill()
+        process.wait()
+        assert draft.is_dir()
+        with draft_beside(final):
+            assert not draft.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_begin_and_end_at_once_leave_one_anothers_drafts_alone(tmp_path):
+    processes = [start(AGAIN_AND_AGAIN, tmp_path / "export") for _ in range(3)]
+    errors = [process.communicate()[1] for process in processes]
+    assert errors == ["", "", ""] and not list(tmp_path.iterdir())
