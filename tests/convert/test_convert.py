@@ -123,6 +123,15 @@ def test_one_tampered_prefix_tensor_makes_the_check_fail(run, export, tmp_path):
         verify_export(tampered, newest_whole(run)[0].path / "probe")
 
 
+def test_a_check_that_was_killed_names_the_signal_and_what_to_do(tmp_path):
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "config.json").write_text(json.dumps({"model_type": "killed", "auto_map": {"AutoConfig": "modeling.Config", "AutoModel": "modeling.Model"}}))
+    (export / "modeling.py").write_text("import os\nimport signal\n\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(UserError, match="was ended by SIGKILL, most often because memory ran out; free some, or --skip-check"):
+        verify_export(export, tmp_path / "probe")
+
+
 def test_a_prefix_tampered_in_a_shard_stops_the_conversion_and_leaves_nothing(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
