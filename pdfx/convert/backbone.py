@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
@@ -72,7 +73,7 @@ def open_backbone(model: ModelSection, backbone: PreTrainedModel) -> BackboneWei
         places = files and weight_places([TensorFile(path) for path in files], backbone)
         if places:
             return BackboneFiles(places)
-        return LoadedBackbone(AutoModel.from_pretrained(model.path, dtype="auto", revision=model.revision, trust_remote_code=model.trust_remote_code))
+        return LoadedBackbone(AutoModel.from_pretrained(model.path, dtype=torch.float32, revision=model.revision, trust_remote_code=model.trust_remote_code))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"The weights of model.path '{model.path}' cannot be read: {' '.join(str(error).split())}") from error
 
