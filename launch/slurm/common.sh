@@ -14,7 +14,8 @@ fi
 
 STOPPED=75     # the run saved a checkpoint because it was asked to stop
 UNPREPARED=138 # it was asked to stop before it listened, and so had nothing to save
-LOST="76|13[4579]|24[579]|250" # a rank hung or vanished, or a signal ended it (SIGABRT, SIGBUS, SIGKILL mostly for want of memory, SIGSEGV), as srun or DeepSpeed tells it
+# A rank hung or vanished, or a signal ended it (SIGABRT, SIGBUS, SIGKILL mostly for want of memory, SIGSEGV), as srun or DeepSpeed tells it.
+LOST="76|13[4579]|24[579]|250"
 
 # Where rank 0 will be: an address and not a name, which need not resolve inside of jobs and containers.
 master_address() {

@@ -90,8 +90,9 @@ class _Results:
             result = next(self._holder[0])
         except (RuntimeError, ConnectionError, EOFError) as error:
             # A worker that dies while its batch is handed over breaks the connection that the batch comes through.
-            of_worker = not isinstance(error, RuntimeError) or ("DataLoader worker" in str(error) and "Original Traceback" not in str(error))
-            if not (self._has_workers and of_worker):
+            is_death = "DataLoader worker" in str(error) if isinstance(error, RuntimeError) else self._has_workers
+            # What the job itself raised comes with its own stack.
+            if not is_death or "Original Traceback" in str(error):
                 raise
             raise UserError(
                 "A data worker was killed, most often because memory or /dev/shm ran out; lower data.num_workers or data.prefetch_batches. "

@@ -13,6 +13,7 @@ from tiny_shards import ByteProcessor, damage_image, make_shards
 
 from pdfx.config import DataSection
 from pdfx.data import CanonicalOrder, ShardedDataset, TrainLoader
+from pdfx.data.workers import run_ahead
 from pdfx.errors import UserError
 
 SEED = 5
@@ -188,6 +189,17 @@ def test_a_killed_worker_is_one_sentence_with_a_cure(shards):
     with pytest.raises(UserError, match="A data worker was killed.*data.num_workers"):
         for _ in range(10):
             next(train)
+
+
+class Unreachable:
+    def __call__(self, request: int):
+        raise ConnectionResetError("the storage hung up")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_the_job_is_not_taken_for_the_death_of_a_worker(num_workers):
+    with pytest.raises(ConnectionResetError, match="the storage hung up"):
+        next(run_ahead(Unreachable(), range(3), num_workers, prefetch=1, seed=0))
 
 
 def test_workers_end_with_their_loader(shards):
