@@ -7,20 +7,19 @@ was expected. Values can be overridden on the command line as ``section.key=valu
 from __future__ import annotations
 
 import difflib
+import reprlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pdfx.data_sections import DataSection
 from pdfx.guard_sections import GuardsSection
+from pdfx.overrides import apply_overrides
+from pdfx.recipe_file import ConfigError, read_recipe
 from pdfx.saving_section import SavingSection
-from pdfx.section import Section
-
-
-class ConfigError(ValueError):
-    """A mistake in a recipe or an override, told in one sentence."""
+from pdfx.section import PathText, Section, annotation_of, section_of
 
 
 class LoraSection(Section):
@@ -29,7 +28,7 @@ class LoraSection(Section):
     r: int = Field(8, ge=1)
     alpha: int = Field(64, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
-    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
+    targets: list[str] = Field(["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"], min_length=1)
     dora: bool = False
 
 
@@ -47,11 +46,11 @@ class PrefixSection(Section):
 
 
 class ModelSection(Section):
-    path: str
+    path: PathText
     """Directory or hub name of the backbone."""
     revision: str | None = None
     trust_remote_code: bool = False
-    modules: list[str] = []
+    modules: list[PathText] = []
     """Python files that register the backbone's own classes with transformers; they travel in the export."""
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     paths: int = Field(4, ge=1)
@@ -128,8 +127,8 @@ class ObjectiveSection(Section):
 
 
 class TrainSection(SavingSection):
-    output_dir: str
-    deepspeed: str
+    output_dir: PathText
+    deepspeed: PathText
     """A DeepSpeed JSON, for example ``ds_configs/zero3.json``."""
     max_steps: int | None = Field(None, ge=1)
     num_train_epochs: float | None = Field(None, gt=0)
@@ -178,7 +177,7 @@ class TrainSection(SavingSection):
 
 class EvaluateSection(Section):
     batch_size: int = Field(32, ge=1)
-    recall_at: list[int] = [1, 5, 10]
+    recall_at: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10], min_length=1)
 
 
 class Config(Section):
@@ -194,24 +193,13 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a recipe and apply ``section.key=value`` overrides (values are parsed as YAML).
+    """Read a recipe and apply ``section.key=value`` overrides, whose values are read as ``overrides.value_of`` says.
 
     Raises:
-        ConfigError: the file is missing or no mapping, a key is unknown (the nearest is named) or a value does not fit.
+        ConfigError: the file is missing or no mapping, a key is unknown (the nearest is named) or given twice, or a value does not fit.
     """
-    path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no recipe at {path}.") from None
-    except OSError as error:
-        raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold sections such as 'model:' and 'train:', not {type(tree).__name__}.")
-    for override in overrides:
-        _apply_override(tree, override)
+    tree = read_recipe(Path(path))
+    apply_overrides(tree, overrides, Config)
     return parse_config(tree, source=str(path))
 
 
@@ -220,7 +208,8 @@ def parse_config(tree: dict, source: str = "the configuration") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(" ".join(_sentence(item, source) for item in error.errors())) from None
+        items = error.errors(include_url=False)[:20]
+        raise ConfigError(" ".join(_sentence(item, source) for item in items if not any(_explains(other, item) for other in items))) from None
 
 
 def dump_config(config: Config) -> str:
@@ -228,59 +217,37 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(tree: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"The override '{override}' must have the form section.key=value.")
-    *parents, last = key.split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"The override '{override}' goes through '{parent}', which is a value and no section.")
-        node = child
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"The value of the override '{override}' is not valid YAML.") from None
-    if isinstance(node[last], str):
-        node[last] = _number(node[last])
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads ``1e-4`` as a string; what a user types as a number is one."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def _sentence(item: dict, source: str) -> str:
-    location = [part for part in item["loc"] if isinstance(part, str) and not part.startswith(("function-", "literal"))]
-    key = ".".join(location)
+    key = ".".join(_key(item))
     if item["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
-        hint = f"did you mean '{'.'.join([*location[:-1], nearest[0]])}'?" if nearest else "it takes no keys here."
+        nearest = difflib.get_close_matches(_key(item)[-1], _fields(_key(item)[:-1]), n=1, cutoff=0.0)
+        hint = f"did you mean '{'.'.join([*_key(item)[:-1], nearest[0]])}'?" if nearest else "it takes no keys here."
         return f"{source}: unknown key '{key}'; {hint}"
     if item["type"] == "missing":
         return f"{source}: the key '{key}' is missing."
     message = item["msg"].removeprefix("Value error, ")
-    return f"{source}: '{key or 'the recipe'}' is {item['input']!r}: {message}." if item["type"] != "value_error" else f"{source}: in '{key}', {message}."
+    if item["type"] == "value_error":
+        return f"{source}: in '{key}', {message}."
+    return f"{source}: '{key or 'the recipe'}' is {_SHORT.repr(item['input'])}: {message}."
 
 
-def _known_keys(parents: list[str]) -> list[str]:
-    section: type[BaseModel] | None = Config
-    for parent in parents:
-        field = section.model_fields.get(parent) if section else None
-        section = _section_class(field.annotation) if field else None
-    return list(section.model_fields) if section else []
+def _explains(other: dict, item: dict) -> bool:
+    """Whether ``item`` only says that a value is not of one of several types, and ``other`` what is wrong with it as one of another type."""
+    key = _key(item)
+    return _key(other)[: len(key)] == key and (len(_key(other)), other["type"] == "value_error") > (len(key), item["type"] == "value_error")
 
 
-def _section_class(annotation) -> type[BaseModel] | None:
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+def _key(item: dict) -> tuple[str, ...]:
+    """The setting that a mistake is about: its place without numbers in lists and members of unions."""
+    key: tuple[str, ...] = ()
+    for part in item["loc"]:
+        key += (str(part),) if part in _fields(key) else ()
+    return (*key, str(item["loc"][-1])[:100]) if item["type"] == "extra_forbidden" else key
+
+
+def _fields(key: tuple[str, ...]) -> list[str]:
+    return list(getattr(section_of(annotation_of(Config, key)), "model_fields", ()))
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200

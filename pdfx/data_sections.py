@@ -6,14 +6,14 @@ from pathlib import PurePosixPath
 
 from pydantic import Field, model_validator
 
-from pdfx.section import Section
+from pdfx.section import PathText, Section
 from pdfx.urls import without_secrets
 
 
 class DataSetSection(Section):
     """One of several data sets to train on."""
 
-    path: str
+    path: PathText
     """Directory of shards made by ``pdfx shards build``, or a URL of one."""
     name: str | None = None
     """For reports and checkpoints; the directory's own name where null."""
@@ -24,13 +24,13 @@ class DataSetSection(Section):
 
 
 class DataSection(Section):
-    train: str | list[str | DataSetSection] = Field(min_length=1)
+    train: PathText | list[PathText | DataSetSection] = Field(min_length=1)
     """Directory of shards made by ``pdfx shards build``, or a URL of one, or a list of such data sets."""
     mixture_temperature: float | None = Field(None, gt=0)
     """Where no weights are set, data sets share an epoch by their sizes to the power of 1 over this; 1 where null: each gives all its samples once."""
     sub_batch_pairs: int = Field(32, ge=1)
     """Pairs that come from one data set at a stretch, before another one is drawn."""
-    evaluation: str | list[str] | None = Field(None, min_length=1)
+    evaluation: PathText | list[PathText] | None = Field(None, min_length=1)
     """Directory of shards to evaluate on, or a URL of one, or a list of them; each is evaluated by itself."""
     hard_negatives: int = Field(0, ge=0)
     """Hard negatives used per pair; samples that have fewer are filled and masked."""
@@ -52,7 +52,7 @@ class DataSection(Section):
     """Wait before the first repetition at most; each further wait is twice as long, up to a minute."""
     read_timeout_seconds: float = Field(60.0, gt=0)
     """An answer that takes longer is given up and asked for again."""
-    cache_dir: str | None = None
+    cache_dir: PathText | None = None
     """Folder on a local disk that keeps what was fetched, for all processes of the machine and for later runs. None is kept where null."""
     cache_gigabytes: float = Field(100.0, gt=0)
     """What the cache takes at most; what was not read for longest goes first."""

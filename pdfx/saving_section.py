@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pdfx.section import Section
+from pdfx.section import PathText, Section
 
 
 class SavingSection(Section):
@@ -21,7 +21,7 @@ class SavingSection(Section):
     """Whether a greater ``metric_for_best_model`` is better."""
     save_in_background: Literal["auto"] | bool = "auto"
     """Copy the state to host memory and write it while training goes on; ``auto``: where the copies take at most half of the memory that is free."""
-    resume: str = "auto"
+    resume: PathText = "auto"
     """``auto`` (the newest whole checkpoint of output_dir, if any), ``never``, or a checkpoint's directory."""
     resume_elastic: bool = False
     """Let a checkpoint be taken up by another number of ranks or under another stage of ZeRO. The global batch stays the checkpoint's:
