@@ -76,6 +76,11 @@ def read_record(path: Path) -> FileRecord:
     return FileRecord(size, digest.hexdigest())
 
 
+def stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from the one that had its name before: number, size, and time of the last change."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def sync(path: Path) -> None:
     """Wait until a file or a directory's list of names is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -44,6 +44,8 @@ def checkpoints(
         for row in rows:
             if row.problem:
                 print(row.problem)
+            if row.strays:
+                print(f"Step {row.step:,} holds {len(row.strays)} files that its manifest does not list, and that nothing reads: {', '.join(row.strays[:3])}.")
     give_json([asdict(row) for row in rows], json_file)
     if any(row.problem for row in rows):
         raise typer.Exit(1)

@@ -9,7 +9,8 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pdfx.checkpoint.manifest import MANIFEST, DamagedError, Manifest, read_manifest, wrong_contents, wrong_sizes
@@ -35,10 +36,12 @@ class Checkpoint:
     Attributes:
         path: its directory.
         manifest: what it consists of.
+        stamps: of its files when it was opened, before their contents were compared.
     """
 
     path: Path
     manifest: Manifest
+    stamps: dict[str, tuple] = field(default_factory=dict, compare=False)
 
     @property
     def step(self) -> int:
@@ -46,7 +49,23 @@ class Checkpoint:
 
     def state(self) -> dict:
         """The trainer's plain values: step, loader counters, model identity, how it was sharded."""
-        return json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        return json.loads(self.file(STATE).read_text(encoding="utf-8"))
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files. Raises DamagedError if the manifest does not list it: what was not verified is not read."""
+        if name not in self.manifest.files:
+            raise DamagedError(not_whole(self.path, [f"{MANIFEST} does not list {name}"]))
+        return self.path / name
+
+    def files(self, folder: str) -> list[Path]:
+        """Those of its files that lie in one of its folders."""
+        return [self.path / name for name in sorted(self.manifest.files) if name.startswith(f"{folder}/")]
+
+    def require_unchanged(self) -> None:
+        """Raises UserError if a file is not the one that was verified; to be called when everything was read."""
+        stamps = wrong_sizes(self.path, self.manifest)[1]
+        if changed := [name for name, before in self.stamps.items() if stamps.get(name) != before]:
+            raise UserError(f"{self.path / changed[0]} changed while the checkpoint was read; leave it alone meanwhile, and start again.")
 
 
 Verify = Callable[[Checkpoint], list[str]]
@@ -80,12 +99,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     manifest = read_manifest(path)
     try:
-        problems = wrong_sizes(path, manifest)
+        problems, stamps = wrong_sizes(path, manifest)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror} ({error.filename}).") from None
     if problems:
         raise DamagedError(not_whole(path, problems))
-    return Checkpoint(path, manifest)
+    return Checkpoint(path, manifest, stamps)
 
 
 def not_whole(path: Path, problems: list[str]) -> str:
@@ -115,7 +134,10 @@ def newest_whole(run: Path, verify: Verify = verify_contents) -> tuple[Checkpoin
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint. Its manifest goes first, so that one half removed is not taken for a whole one."""
+    """Remove a checkpoint; of a link to one, the link alone. The manifest goes first, so that one half removed is not taken for a whole one."""
+    if path.is_symlink():
+        path.unlink()
+        return
     (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path)
 
@@ -124,4 +146,5 @@ def remove_unfinished(run: Path) -> None:
     """Remove what a save left that was killed."""
     for suffix in (PARTIAL, REPLACED):
         for path in (run / DIRECTORY).glob(f"step-*{suffix}"):
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                remove_checkpoint(path)

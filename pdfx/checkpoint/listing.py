@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from pdfx.checkpoint.directory import DIRECTORY, PARTIAL, Checkpoint, checkpoint_paths, open_verified, step_of, verify_contents
+from pdfx.checkpoint.manifest import strays
 from pdfx.checkpoint.retention import Retention
 from pdfx.errors import UserError
 
@@ -28,6 +29,7 @@ class Row:
         finished: False where it is being written, or was when its run was killed.
         metric: its value of the metric that chooses the best one, where it has it.
         best: whether it is the best whole one.
+        strays: files that do not belong to it; looked for where contents are verified.
     """
 
     step: int
@@ -37,6 +39,7 @@ class Row:
     finished: bool = True
     metric: float | None = None
     best: bool = False
+    strays: tuple[str, ...] = ()
 
 
 def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progress | None = None) -> list[Row]:
@@ -64,15 +67,16 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progres
     best = rule.best([checkpoint for checkpoint in found.values() if isinstance(checkpoint, Checkpoint)])
     partial = sorted((run / DIRECTORY).glob(f"step-*{PARTIAL}"), reverse=True)
     unfinished = [Row(step_of(path.with_suffix("")), disk_bytes(path), age_of(path), finished=False) for path in partial]
-    return unfinished + [row_of(path, checkpoint, rule, best) for path, checkpoint in found.items()]
+    return unfinished + [row_of(path, checkpoint, rule, best, verify) for path, checkpoint in found.items()]
 
 
-def row_of(path: Path, found: Checkpoint | str, rule: Retention, best: Checkpoint | None) -> Row:
+def row_of(path: Path, found: Checkpoint | str, rule: Retention, best: Checkpoint | None, verify: bool) -> Row:
     """The row of a checkpoint that was opened, or of one that was not, for the reason ``found``."""
     if isinstance(found, str):
         return Row(step_of(path), disk_bytes(path), age_of(path), problem=found)
     metric = found.manifest.metric.value if rule.rates(found) else None
-    return Row(found.step, disk_bytes(path), age_of(path), metric=metric, best=found == best)
+    others = tuple(strays(path, found.manifest)) if verify else ()
+    return Row(found.step, disk_bytes(path), age_of(path), metric=metric, best=found == best, strays=others)
 
 
 def disk_bytes(path: Path) -> int:

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from pdfx.checksums import FileRecord, read_record, write_checksummed
+from pdfx.checksums import FileRecord, read_record, stamp, write_checksummed
 from pdfx.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -71,6 +71,8 @@ def read_manifest(directory: Path) -> Manifest:
         if expected != digest({"version": version, **content}):
             raise DamagedError(f"{directory} is no whole checkpoint: {MANIFEST} is damaged, because its content does not match its own checksum.")
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
+        if strange := [name for name in files if ".." in name.split("/") or str(PurePosixPath("x", name)) != f"x/{name}" or name == MANIFEST]:
+            raise DamagedError(f"{directory} is no whole checkpoint: {MANIFEST} lists {strange[0]!r}, which is not the name of a file within it.")
         return Manifest(int(content["step"]), files, Metric(**content["metric"]) if content["metric"] else None)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         raise DamagedError(f"{directory} is no whole checkpoint: it has no readable {MANIFEST}.") from None
@@ -82,18 +84,25 @@ def digest(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def wrong_sizes(directory: Path, manifest: Manifest) -> list[str]:
-    """What is missing or cut short, each as the end of a sentence. Fast: no file is read. Raises OSError where that cannot be told."""
-    problems = []
+def wrong_sizes(directory: Path, manifest: Manifest) -> tuple[list[str], dict[str, tuple]]:
+    """What is missing or cut short, each as the end of a sentence, and the stamps of the files. No file is read. Raises OSError if that cannot be told."""
+    problems, stamps = [], {}
     for name, record in manifest.files.items():
         try:
-            size = (directory / name).stat().st_size
+            status = (directory / name).stat()
         except (FileNotFoundError, NotADirectoryError):
             problems.append(f"{name} is missing")
             continue
-        if size != record.bytes:
-            problems.append(f"{name} has {size} bytes instead of {record.bytes}")
-    return problems
+        stamps[name] = stamp(status)
+        if status.st_size != record.bytes:
+            problems.append(f"{name} has {status.st_size} bytes instead of {record.bytes}")
+    return problems, stamps
+
+
+def strays(directory: Path, manifest: Manifest) -> list[str]:
+    """Files and links beside those of the manifest; nothing reads them."""
+    found = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(directory).as_posix() for path in found} - manifest.files.keys() - {MANIFEST})
 
 
 def wrong_contents(directory: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:

@@ -44,20 +44,20 @@ class SavedParameters:
     """All ranks' files of a checkpoint as one set of parameters.
 
     Args:
-        directory: ``parameters`` of a checkpoint.
+        files: those that the manifest lists.
 
     Attributes:
         shapes: by the parameter's name in the training module.
 
     Raises:
-        UserError: a file is damaged, or some element is in none of them.
+        UserError: a file is damaged, or some element is in none of them or in two.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, files: list[Path]):
+        self.directory = files[0].parent if files else Path(PARTS)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[Piece]] = {}
-        for path in sorted(directory.glob("rank-*.safetensors")):
+        for path in files:
             self._add(TensorFile(path))
         for name, pieces in self._pieces.items():
             pieces.sort(key=lambda piece: piece.start)
@@ -75,10 +75,12 @@ class SavedParameters:
 
     def _check(self, name: str, pieces: list[Piece]) -> None:
         reached = 0
-        for piece in pieces:
+        for before, piece in zip([None, *pieces], pieces, strict=False):
             if piece.start > reached:
                 break
-            reached = max(reached, piece.end)
+            if piece.start < reached or piece.end < piece.start:
+                raise UserError(f"{before.file.path if before else self.directory} and {piece.file.path} both hold element {piece.start} of {name}.")
+            reached = piece.end
         if reached != math.prod(self.shapes[name]):
             raise UserError(f"No file in {self.directory} holds element {reached} of {name}; a rank's file is missing.")
 

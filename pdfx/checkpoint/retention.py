@@ -62,6 +62,8 @@ def prune(run: Path, retention: Retention, step: int) -> list[str]:
             told.append(f"Warning: an older checkpoint stays for now: {error}")
     stays = retention.stays(whole)
     for path in (*damaged, *(checkpoint.path for checkpoint in whole if checkpoint.path not in stays)):
+        if path.is_symlink():
+            told.append(f"The older checkpoint {path} was a link: the link is removed, and {path.resolve()} stays as it is.")
         try:
             remove_checkpoint(path)
         except OSError as error:

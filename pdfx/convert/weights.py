@@ -51,8 +51,8 @@ class WeightSource:
 
     def __init__(self, embedder: ParallelEmbedder, model: ModelSection, checkpoint: Checkpoint):
         self.embedder, self.shapes = embedder, {name: tuple(weight.shape) for name, weight in embedder.state_dict().items()}
-        self.saved = SavedParameters(checkpoint.path / PARAMETERS)
-        self.buffers = TensorFile(checkpoint.path / BUFFERS)
+        self.saved = SavedParameters(checkpoint.files(PARAMETERS))
+        self.buffers = TensorFile(checkpoint.file(BUFFERS))
         self.trained = {name.removeprefix(MODULE_PREFIX) for name in self.saved.shapes if name.startswith(MODULE_PREFIX)}
         self.check(checkpoint)
         self.backbone = self.open_backbone(model)

@@ -94,11 +94,12 @@ def load_checkpoint(checkpoint: Checkpoint, engine: deepspeed.DeepSpeedEngine, w
     """
     state = checkpoint.state()
     with world.together():
-        objective_state = read_objective(checkpoint.path / OBJECTIVE)
-        saved = SavedParameters(checkpoint.path / PARAMETERS)
+        objective_state = read_objective(checkpoint.file(OBJECTIVE))
+        saved = SavedParameters(checkpoint.files(PARAMETERS))
         check_same_parameters(checkpoint, saved, engine)
         restore_parts(engine, saved, state[OPTIMIZER_STEPS])
-        restore_buffers(engine, TensorFile(checkpoint.path / BUFFERS))
+        restore_buffers(engine, TensorFile(checkpoint.file(BUFFERS)))
+        checkpoint.require_unchanged()
     publish(engine)
     engine.global_steps, engine.global_samples = state["step"], state["step"] * engine.train_batch_size()
     return objective_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -9,8 +10,11 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -87,14 +91,13 @@ class RunLock:
     def __init__(self, run: Path):
         self.path, self.own, self._taken_by = run / LOCK, this_process(), None
         self._released = threading.Event()
-        while not self._create():
-            holder = read_holder(self.path) or self._read_again()
-            if holder and is_alive(holder, self.own, self.path):
+        holder = None
+        while holder := self._take(holder):
+            if is_alive(holder, self.own, self.path):
                 raise UserError(
                     f"train.output_dir '{run}' is in use by another run ({describe(holder)}); wait for it, stop it, or choose another train.output_dir. "
                     f"If it is gone for sure, remove {self.path}."
                 )
-            self.path.unlink(missing_ok=True)
         # A thread of its own, because a file system may hang.
         threading.Thread(target=self._keep, name="pdfx run lock", daemon=True).start()
 
@@ -109,25 +112,23 @@ class RunLock:
 
     def release(self) -> None:
         self._released.set()
-        holder = read_holder(self.path)
-        if holder and holder.token == self.own.token:
-            self.path.unlink(missing_ok=True)
+        with suppress(OSError), alone_with(self.path):
+            holder = read_holder(self.path)
+            if holder and holder.token == self.own.token:
+                self.path.unlink()
 
-    def _create(self) -> bool:
+    def _take(self, gone: Holder | None) -> Holder | None:
+        """Take the lock from ``gone``, or if nobody has it; otherwise whoever has it by now."""
         try:
-            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False
+            with alone_with(self.path) as stream:
+                holder = read_holder(self.path)
+                if holder not in (None, gone):
+                    return holder
+                stream.truncate()
+                stream.write(json.dumps(asdict(self.own)).encode())
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}.") from None
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(asdict(self.own), stream)
-        return True
-
-    def _read_again(self) -> Holder | None:
-        """The same a moment later: another run may be about to write it."""
-        time.sleep(1)
-        return read_holder(self.path)
+        return None
 
     def _keep(self) -> None:
         while not self._released.wait(BEAT):
@@ -144,6 +145,20 @@ class RunLock:
             os.utime(self.path)
         except OSError:
             return
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[IO[bytes]]:
+    """The file of a lock, made if it is missing, while no other process changes it. Raises OSError."""
+    while True:
+        with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o644), "r+b", buffering=0) as stream:
+            # Without locks of files, as on some network file systems, two that start within the same moment may both get it.
+            with suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            # Whoever held it before may have removed it.
+            if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                yield stream
+                return
 
 
 def read_holder(path: Path) -> Holder | None:

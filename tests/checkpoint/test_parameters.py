@@ -35,7 +35,7 @@ def write(directory, cuts: list[int], skipped: int | None = None) -> None:
 def test_any_slice_of_any_parameter_comes_from_any_cutting(tmp_path_factory, cuts, data):
     directory = tmp_path_factory.mktemp("parameters")
     write(directory, cuts)
-    saved = SavedParameters(directory)
+    saved = SavedParameters(sorted(directory.iterdir()))
     assert saved.shapes == SHAPES
     for name, value in VALUES.items():
         assert torch.equal(saved.read(MASTER, name), value) and torch.equal(saved.read("exp_avg", name), -value)
@@ -48,4 +48,11 @@ def test_any_slice_of_any_parameter_comes_from_any_cutting(tmp_path_factory, cut
 def test_a_missing_file_is_told_with_what_it_held(tmp_path, skipped, element):
     write(tmp_path / "parameters", [10, 20], skipped)
     with pytest.raises(UserError, match=f"holds element {element}; a rank's file is missing"):
-        SavedParameters(tmp_path / "parameters")
+        SavedParameters(sorted((tmp_path / "parameters").iterdir()))
+
+
+def test_a_file_that_overlaps_another_is_refused_with_both_names(tmp_path):
+    write(tmp_path, [10])
+    write(tmp_path, [])
+    with pytest.raises(UserError, match="rank-00000-of-00001.safetensors and .*rank-00000-of-00002.safetensors both hold element 0 of a"):
+        SavedParameters(sorted(tmp_path.iterdir()))

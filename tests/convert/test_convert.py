@@ -82,7 +82,7 @@ def test_the_export_gives_the_trainers_embeddings_in_a_process_that_cannot_impor
 def trained_embedder(run: Path) -> ParallelEmbedder:
     """The recipe's embedder as a whole with all trained parameters put in, in the plainest way."""
     embedder = build_embedder(read_run_config(run)).eval()
-    saved = SavedParameters(newest_whole(run)[0].path / PARAMETERS)
+    saved = SavedParameters(newest_whole(run)[0].files(PARAMETERS))
     with torch.no_grad():
         for name, parameter in embedder.named_parameters():
             if parameter.requires_grad:

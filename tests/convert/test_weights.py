@@ -13,6 +13,7 @@ from pdfx.build import build_embedder, build_on_meta
 from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
 from pdfx.checkpoint.manifest import Manifest
 from pdfx.checkpoint.parameters import MASTER, part_file_name, parts_metadata
+from pdfx.checksums import read_record
 from pdfx.config import Config, parse_config
 from pdfx.convert import weights as weights_module
 from pdfx.convert.adapter import write_adapter
@@ -57,7 +58,8 @@ def checkpoint_of(embedder: ParallelEmbedder, folder: Path, ranks: int) -> Check
         metadata = parts_metadata(starts, {name: tuple(value.shape) for name, value in values.items()})
         save_file(tensors, folder / PARAMETERS / part_file_name(rank, ranks), metadata)
     save_file({}, folder / BUFFERS)
-    return Checkpoint(folder, Manifest(7, {}))
+    written = [path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")]
+    return Checkpoint(folder, Manifest(7, {name: read_record(folder / name) for name in written}))
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

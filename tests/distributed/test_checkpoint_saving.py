@@ -14,7 +14,7 @@ import torch.distributed as dist
 from checkpoint.made import flip
 from tiny_runs import tiny_config, tiny_shards
 
-from pdfx.checkpoint.directory import PARAMETERS, newest_whole
+from pdfx.checkpoint.directory import PARAMETERS, newest_whole, open_checkpoint
 from pdfx.checkpoint.manifest import MANIFEST
 from pdfx.checkpoint.parameters import SavedParameters
 from pdfx.config import Config
@@ -165,7 +165,7 @@ def test_what_is_written_while_training_goes_on_is_the_state_of_its_step_bit_for
     assert all(running) and told.startswith(f"Saved {folder / 'background/checkpoints/step-00000001'}; training waited for")
     two_ranks.run(run_telling, recipe(folder, "blocking", save_in_background=False, max_steps=5, save_total_limit=9))
     one, other = (folder / f"{run}/checkpoints/step-00000001" for run in ("background", "blocking"))
-    saved = [SavedParameters(path / PARAMETERS) for path in (one, other)]
+    saved = [SavedParameters(open_checkpoint(path).files(PARAMETERS)) for path in (one, other)]
     assert saved[0].shapes == saved[1].shapes
     for name in saved[0].shapes:
         for kind in ("master", "exp_avg", "exp_avg_sq"):

@@ -118,3 +118,35 @@ def test_a_lock_cut_short_by_a_crash_blocks_nobody(tmp_path):
 def test_a_directory_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(UserError, match="lock.json cannot be written: No such file or directory"):
         RunLock(tmp_path / "nowhere")
+
+
+def contend(run, begin, over, outcomes) -> None:
+    begin.wait()
+    try:
+        lock = RunLock(run)
+    except UserError:
+        outcomes.put("refused")
+    else:
+        outcomes.put("held" if read_holder(run / LOCK).token == lock.own.token else "robbed")
+    # Held until all have tried, as a run would.
+    over.wait()
+
+
+@pytest.mark.parametrize("left", ["dead", "cut short", "none"])
+def test_of_several_starts_over_a_dead_lock_exactly_one_gets_it(tmp_path, left):
+    context = multiprocessing.get_context("fork")
+    for number in range(15):
+        run, count = tmp_path / str(number), 2 + number % 3
+        run.mkdir()
+        if left == "dead":
+            write(run, process=2**22 + 1, started=1.0)
+        elif left == "cut short":
+            (run / LOCK).write_text('{"token": "ab')
+        begin, over, outcomes = context.Barrier(count), context.Barrier(count), context.SimpleQueue()
+        starts = [context.Process(target=contend, args=(run, begin, over, outcomes)) for _ in range(count)]
+        for start in starts:
+            start.start()
+        found = sorted(outcomes.get() for _ in starts)
+        for start in starts:
+            start.join()
+        assert found == ["held"] + ["refused"] * (count - 1)
