@@ -93,6 +93,12 @@ class InputsSection(Section):
     image_grid_pinpoints: list[tuple[int, int]] | None = None
     """Resolutions (height, width) that a picture may be tiled to (LLaVA-NeXT)."""
 
+    @model_validator(mode="after")
+    def check(self):
+        if self.image_min_pixels is not None and self.image_max_pixels is not None and self.image_min_pixels > self.image_max_pixels:
+            raise ValueError(f"image_min_pixels ({self.image_min_pixels}) is larger than image_max_pixels ({self.image_max_pixels}); lower it")
+        return self
+
 
 class MutualInformationSection(Section):
     """vCLUB, per rank, over all ordered pairs of paths. The values are ours; the paper does not give them."""
@@ -102,8 +108,8 @@ class MutualInformationSection(Section):
     steps: int = Field(2, ge=1)
     """Maximum-likelihood steps of the variational networks per model step."""
     learning_rate: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(100, ge=0)
-    """Steps over which ``objective.diversity_weight`` rises linearly from 0."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps over which ``objective.diversity_weight`` rises linearly from 0; as ``train.warmup_steps`` where null."""
 
 
 class ObjectiveSection(Section):
@@ -146,7 +152,8 @@ class TrainSection(SavingSection):
     all gradients whole). ``auto``: by the memory they take."""
     learning_rate: float = Field(2e-5, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps over which the learning rate rises linearly; where null, a tenth of the run's steps and 100 at most."""
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -157,6 +164,7 @@ class TrainSection(SavingSection):
     seed: int = Field(42, ge=0)
     logging_steps: int = Field(10, ge=1)
     eval_steps: int | None = Field(None, ge=1)
+    """Steps between evaluations on ``data.evaluation``; where null, there is one after the last step."""
     tensorboard: bool = True
     peak_tflops: float | Literal["measure"] = "measure"
     """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM), for the share of it that training uses (MFU); ``measure``:
@@ -228,7 +236,8 @@ def _sentence(item: dict, source: str) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{source}: in '{key}', {message}."
-    return f"{source}: '{key or 'the recipe'}' is {_SHORT.repr(item['input'])}: {message}."
+    value = item["input"] if item["type"].startswith(("greater_", "less_")) else _SHORT.repr(item["input"])
+    return f"{source}: '{key or 'the recipe'}' is {value}: {message}."
 
 
 def _explains(other: dict, item: dict) -> bool:

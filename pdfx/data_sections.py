@@ -32,8 +32,8 @@ class DataSection(Section):
     """Pairs that come from one data set at a stretch, before another one is drawn."""
     evaluation: PathText | list[PathText] | None = Field(None, min_length=1)
     """Directory of shards to evaluate on, or a URL of one, or a list of them; each is evaluated by itself."""
-    hard_negatives: int = Field(0, ge=0)
-    """Hard negatives used per pair; samples that have fewer are filled and masked."""
+    hard_negatives: int | None = Field(None, ge=0)
+    """Hard negatives used per pair; samples that have fewer are filled and masked. None where null, which is said at the start if the shards hold some."""
     num_workers: int = Field(2, ge=0)
     prefetch_batches: int = Field(4, ge=1)
     span_samples: int = Field(64, ge=1)

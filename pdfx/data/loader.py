@@ -90,7 +90,7 @@ class TrainLoader:
         """Likewise."""
         self._global_pairs = batch_pairs * chunks * world_size
         self._batches = run_ahead(
-            BatchReader([own.dataset for own in self.sets], processor, batch_pairs, data.hard_negatives, chunk_tokens),
+            BatchReader([own.dataset for own in self.sets], processor, batch_pairs, data.hard_negatives or 0, chunk_tokens),
             RankRequests(self._sequence.mixture, self.samples, rank, world_size, batch_pairs * chunks),
             data.num_workers,
             data.prefetch_batches,

@@ -191,6 +191,11 @@ class ShardedDataset:
         return sum(entry.bytes for entry in self.index.shards) * min(samples, len(self)) // max(len(self), 1)
 
     @property
+    def storage(self) -> Storage:
+        """Where its files lie."""
+        return self._storage
+
+    @property
     def remote(self) -> bool:
         return self._storage.remote
 

@@ -54,10 +54,10 @@ def open_data_sets(
 
 
 def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
-    """The shards to evaluate on by name, where the recipe asks for evaluation. Raises UserError where it asks without naming any."""
-    if config.train.eval_steps is None:
-        return None
+    """The shards to evaluate on by name, where the recipe names any. Raises UserError where it asks for evaluations without."""
     if config.data.evaluation is None:
+        if config.train.eval_steps is None:
+            return None
         raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
     named = config.data.evaluation
     return open_data_sets([named] if isinstance(named, str) else named, config.data.max_image_pixels, Reading.of(config.data))

@@ -10,10 +10,13 @@ from rich.table import Table
 from pdfx.build import build_on_meta
 from pdfx.config import Config, dump_config
 from pdfx.data.training_sets import Sequence, open_training_sets
+from pdfx.evaluate.data_sets import open_evaluation
 from pdfx.model import ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
+from pdfx.train.best import check_metric_name
 from pdfx.train.engine import load_deepspeed_config
-from pdfx.train.schedule import count_steps
+from pdfx.train.ineffective import tell_settings
+from pdfx.train.schedule import count_steps, settle_warm_ups
 
 
 def dry_run(config: Config) -> None:
@@ -26,13 +29,17 @@ def dry_run(config: Config) -> None:
         return
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     console = Console()
-    console.print(dump_config(config), markup=False, highlight=False, soft_wrap=True)
     settings = load_deepspeed_config(config.train.deepspeed, config.train, ranks)
-    console.print(parameter_table(build_on_meta(config)))
+    embedder = build_on_meta(config)
     sequence = Sequence(open_training_sets(config.data), config.data, config.train.seed)
-    _, plan = count_steps(config.train, sequence.mixture.epoch_samples, ranks)
+    check_metric_name(config, open_evaluation(config))
+    steps, plan = count_steps(config.train, sequence.mixture.epoch_samples, ranks)
+    told = tell_settings(config, sequence.sets, steps, ranks)
+    told = [f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}", settle_warm_ups(config, steps), *told]
+    console.print(dump_config(config), markup=False, highlight=False, soft_wrap=True)
+    console.print(parameter_table(embedder))
     console.print(mixture_table(sequence))
-    console.print(f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}", markup=False, highlight=False, soft_wrap=True)
+    console.print("\n".join(told), markup=False, highlight=False, soft_wrap=True)
 
 
 def mixture_table(sequence: Sequence) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 
-from pdfx.config import TrainSection
+from pdfx.config import Config, TrainSection
 from pdfx.errors import UserError
 
 
@@ -21,6 +21,18 @@ def learning_rate_factor(step: int, train: TrainSection, total_steps: int) -> fl
         return 1.0
     progress = (step - max(train.warmup_steps, 1)) / max(total_steps + 1 - max(train.warmup_steps, 1), 1)
     return 1 - progress if train.lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def settle_warm_ups(config: Config, total_steps: int) -> str:
+    """Give the warm-ups that the recipe leaves open their number of steps, in place, and return a sentence about them."""
+    short, information = min(100, total_steps // 10), config.objective.mutual_information
+    if config.train.warmup_steps is None:
+        config.train.warmup_steps = short
+    if information.warmup_steps is None and config.objective.diversity == "mutual_information":
+        information.warmup_steps = short
+    own = config.model.prefix.learning_rate
+    rates = f"{config.train.learning_rate:g}" + (f" and, for prefixes, {own:g}" if own is not None else "")
+    return f"Learning rate {rates} after a warm-up of {config.train.warmup_steps} steps, then {config.train.lr_scheduler_type}."
 
 
 def count_steps(train: TrainSection, samples: int, world_size: int) -> tuple[int, str]:

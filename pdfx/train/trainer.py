@@ -29,6 +29,7 @@ from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory
 from pdfx.train.environment import tell_environment
 from pdfx.train.feed import Feed
 from pdfx.train.guards import RollBack, StepGuards
+from pdfx.train.ineffective import tell_settings
 from pdfx.train.lineage import ORIGIN, origin, set_aside
 from pdfx.train.peak import shared_peak_tflops
 from pdfx.train.probe import Probe, embed_inputs
@@ -38,7 +39,7 @@ from pdfx.train.resume import agree_on_checkpoint, check_same_model, load_checkp
 from pdfx.train.rollback import checkpoint_before, remove_later_checkpoints
 from pdfx.train.run_directory import identity, open_run_directory, write_config
 from pdfx.train.saver import CheckpointSaver, Content
-from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor
+from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor, settle_warm_ups
 from pdfx.train.step import Stepper, chunk_tokens_per_path, was_skipped
 from pdfx.train.telemetry import StepTimer, Telemetry
 from pdfx.train.watchdog import Progress
@@ -120,6 +121,8 @@ class Trainer:
             self._open_data(state, StepCost(embedder, config.train.chunk_paths, config.model.cache_vision))
             self.probe = Probe(self.loader.dataset, self.processor)
             self.total_steps, plan = count_steps(config.train, self.loader.epoch_samples, world.size)
+            self.notes += tell_settings(config, self.loader.sets, self.total_steps, world.size) if world.rank == 0 else []
+            self.notes.insert(0, settle_warm_ups(config, self.total_steps))
             self.objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims)
             self.objective.to(world.device)
         self._start_engine(embedder, settings, checkpoint)
@@ -195,7 +198,7 @@ class Trainer:
                 self._log(metrics, timer)
             self._log_coverage(last)
             self.evaluated = {}
-            if self.evaluation is not None and (self.step % train.eval_steps == 0 or last):
+            if self.evaluation is not None and (last or (train.eval_steps is not None and self.step % train.eval_steps == 0)):
                 self._evaluate()
                 timer.reset()
             self._say(*self.saver.advance())
