@@ -17,6 +17,7 @@ LINE_LIMIT = 1 << 26
 _COUNTED_BYTES = 1 << 30
 """Files of more bytes than this in all are not counted beforehand."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _RAW_CHARACTERS = 2000
 
 
@@ -72,29 +73,39 @@ def is_cheap_to_read(files: list[Path], most_bytes: int) -> bool:
 
 @contextmanager
 def open_input(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, after its UTF-8 byte order mark where it has one, and unpacked where its name ends in .gz.
+    """The bytes of a text file, after its UTF-8 byte order mark if it has one, and unpacked if its name ends in .gz.
 
     Raises:
-        UserError: while it is read, a compressed file turns out to be damaged.
+        UserError: it is UTF-16 (or begins with NUL bytes, as that does); or while it is read, a compressed file turns out to be damaged.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            if stream.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
-                stream.seek(0)
+            start = stream.read(4)
+            if start[:2] in _UTF16_MARKS or b"\0" in start:
+                raise UserError(f"{path} cannot be read (it is UTF-16); save it as UTF-8.")
+            stream.seek(len(_BYTE_ORDER_MARK) if start.startswith(_BYTE_ORDER_MARK) else 0)
             yield stream
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"The compressed file {path} is damaged ({error}); fetch or write it again.") from None
 
 
 def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """(line, True), or (the beginning of a line that is too long, False)."""
+    """(line, True), or (the beginning of a line that is too long, False). Lines end with ``\\n``, ``\\r\\n`` or ``\\r``, also where a file mixes these."""
+    rest, is_skipped = b"", False
     while data := stream.readline(LINE_LIMIT):
-        if len(data) < LINE_LIMIT or data.endswith(b"\n"):
-            yield data, True
-            continue
-        while (rest := stream.readline(LINE_LIMIT)) and not rest.endswith(b"\n"):
-            pass
-        yield data[: 4 * _RAW_CHARACTERS], False
+        *lines, rest = (rest + data).splitlines(keepends=True)
+        if rest.endswith(b"\n"):
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            if not is_skipped:
+                yield (line, True) if len(line) <= LINE_LIMIT else (line[: 4 * _RAW_CHARACTERS], False)
+            is_skipped = False
+        if len(rest) >= LINE_LIMIT:
+            if not is_skipped:
+                yield rest[: 4 * _RAW_CHARACTERS], False
+            rest, is_skipped = b"", True
+    if rest and not is_skipped:
+        yield rest, True
 
 
 def too_long() -> str:
