@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pdfx.data.images import ImageError, decode_image, image_header
-from pdfx.data.schema import Record, content_identity, identity_number
+from pdfx.data.schema import Record, content_identity, identity_number, is_blank
 
 from .encode import Encoding
 from .pictures import PictureError, PictureFolder
 from .shard_writer import pack_members
 from .sources.base import SourceRecord
 from .stats import count_sample
+
+MAX_TEXT_CHARACTERS, MAX_IDENTITY_CHARACTERS, MAX_IMAGES = 1_000_000, 1000, 1000
+"""Of one text, of one name of a target, and of one record. A text so long is most often a whole file that a mistake put into a field."""
 
 
 @dataclass
@@ -73,8 +76,9 @@ class Packer:
         return [self._pack_or_reject(number, source) for number, source in block]
 
     def _pack_or_reject(self, number: int, source: SourceRecord) -> Packed | Rejected:
-        if source.problem is not None:
-            return Rejected("unusable record", source.problem)
+        problem = source.problem or _problem(source.record)
+        if problem is not None:
+            return Rejected(source.kind, problem)
         try:
             return self._pack(source.record, source.record.key or f"{number + 1:09d}", source.pictures)
         except PictureError as error:
@@ -107,6 +111,21 @@ class Packer:
             place = name if name in own else self.folder.describe(name)
             raise PictureError("unusable image", f"the image {place} cannot be used: {error}") from None
         return _Picture(given, *(encoded or (given, extension, size)))
+
+
+def _problem(record: Record) -> str | None:
+    """Why a record of the schema is not to become a sample. Shards that exist may hold such ones, and are read."""
+    for name, side in record.sides():
+        if len(side.text) > MAX_TEXT_CHARACTERS:
+            return f"'{name}.text' has {len(side.text)} characters, more than the {MAX_TEXT_CHARACTERS} that are allowed"
+        if not side.images and is_blank(side.text):
+            return f"'{name}' is empty: its text has no visible character, and there is no image"
+    if sum(len(side.images) for _, side in record.sides()) > MAX_IMAGES:
+        return f"it has more than the {MAX_IMAGES} images that are allowed"
+    identities = (record.target_id, *(negative.target_id for negative in record.negatives), *(record.candidates or ()))
+    if any(len(identity or "") > MAX_IDENTITY_CHARACTERS for identity in identities):
+        return f"a 'target_id' or candidate has more than the {MAX_IDENTITY_CHARACTERS} characters that are allowed"
+    return None
 
 
 def _parts(packed: Record, stored: dict[str, str], pictures: dict[str, _Picture]) -> dict[str, list[int]]:

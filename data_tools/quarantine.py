@@ -7,18 +7,20 @@ import os
 from itertools import islice
 from pathlib import Path
 
-from pdfx.errors import UserError
+from pdfx.errors import UserError, shortened
 
 from .pack import Rejected
-from .sources.base import SourceRecord
+from .sources.base import BELOW_LABEL, SourceRecord
+from .sources.lines import RAW_CHARACTERS
 
 QUARANTINE_NAME = "quarantine.jsonl"
-LEFT_OUT = ("duplicate", "leaked")
+LEFT_OUT = ("duplicate", "leaked", BELOW_LABEL)
 """Kinds of records that give no sample though nothing is wrong with them."""
 
 _JUDGED_FROM = 1000
 _NAMED = 3
 _REASON_CHARACTERS = 300
+_SENTENCE_CHARACTERS = 1000
 
 
 class TooManyBadRecords(UserError):
@@ -73,7 +75,8 @@ def quarantine_line(source: SourceRecord, number: int, rejected: Rejected) -> di
         number: in the source, from 0.
     """
     raw = source.raw or (source.record.model_dump_json(exclude_none=True) if source.record is not None else "")
-    return {"number": number + 1, "origin": source.origin, "kind": rejected.kind, "reason": rejected.reason, "record": raw}
+    origin, reason = (shortened(text, _SENTENCE_CHARACTERS, _SENTENCE_CHARACTERS // 2) for text in (source.origin, rejected.reason))
+    return {"number": number + 1, "origin": origin, "kind": rejected.kind, "reason": reason, "record": shortened(raw, RAW_CHARACTERS)}
 
 
 class BadShare:
@@ -102,5 +105,5 @@ def first_reasons(path: Path) -> str:
     """Some sentences about the first records in a quarantine file."""
     with path.open("rb") as stream:
         bad = (line for line in map(json.loads, stream) if line["kind"] not in LEFT_OUT)
-        sentences = [f"{line['origin']}: {line['reason']}"[:_REASON_CHARACTERS] for line in islice(bad, _NAMED)]
+        sentences = [shortened(f"{line['origin']}: {line['reason']}", _REASON_CHARACTERS, _REASON_CHARACTERS // 3) for line in islice(bad, _NAMED)]
     return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences)

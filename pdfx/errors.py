@@ -1,5 +1,16 @@
 """Errors that a user can cure; the command line prints them as one sentence without a stack trace."""
 
 
+_MESSAGE_CHARACTERS = 4000
+
+
 class UserError(RuntimeError):
-    """A mistake in what the user brought (data, checkpoint, model); the message names the thing and the cure."""
+    """A mistake in what the user brought (data, checkpoint, model); the message names the thing and the cure. It is bounded, whatever names it quotes."""
+
+    def __init__(self, message: str):
+        super().__init__(shortened(message, _MESSAGE_CHARACTERS, _MESSAGE_CHARACTERS // 2))
+
+
+def shortened(text: str, most: int, at_end: int = 0) -> str:
+    """A text of at most ``most`` characters and the sign that some are left out: its beginning, and so many of its end."""
+    return text if len(text) <= most else f"{text[: most - at_end]}...{text[len(text) - at_end :]}"

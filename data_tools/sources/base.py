@@ -10,6 +10,9 @@ from typing import Protocol
 from pdfx.data.schema import Record
 
 
+BELOW_LABEL = "below min_label"
+
+
 @dataclass
 class SourceRecord:
     """One record of a source, or why there is none.
@@ -21,6 +24,7 @@ class SourceRecord:
         pictures: bytes of those images that the source itself holds, by the name that the record gives them. All other names are looked up by the builder
             below the image folder: ``cats/1.png``, or ``pictures.tar/cats/1.png`` for a member of an uncompressed tar.
         raw: what a quarantine file shows of a record that cannot be used.
+        kind: in a few words, what records with such a problem are counted by; ``BELOW_LABEL`` is not counted as bad.
     """
 
     origin: str
@@ -28,6 +32,7 @@ class SourceRecord:
     problem: str | None = None
     pictures: dict[str, bytes] = field(default_factory=dict)
     raw: str = ""
+    kind: str = "unusable record"
 
 
 class Source(Protocol):

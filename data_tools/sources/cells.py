@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pdfx.data.schema import Record, explain
+from pdfx.errors import shortened
 
 from .base import SourceRecord
 from .rows import Row
@@ -19,7 +20,15 @@ _REMOTE = ("http://", "https://", "s3://", "gs://", "hf://")
 
 
 class Problem(ValueError):
-    """Why a record cannot be used: the part of a sentence, with the field named."""
+    """Why a record cannot be used: the part of a sentence, with the field named.
+
+    Attributes:
+        kind: see ``SourceRecord.kind``.
+    """
+
+    def __init__(self, message: str, kind: str = SourceRecord.kind):
+        super().__init__(message)
+        self.kind = kind
 
 
 class Pictures:
@@ -75,7 +84,7 @@ def as_record(row: Row, build: Callable[[dict[str, Any], Pictures], dict[str, An
     try:
         record = Record.model_validate(build(row.values, pictures))
     except Problem as error:
-        return SourceRecord(row.origin, problem=str(error), raw=row.raw)
+        return SourceRecord(row.origin, problem=str(error), raw=row.raw, kind=error.kind)
     except ValidationError as error:
         return SourceRecord(row.origin, problem=explain(error).removesuffix("."), raw=row.raw)
     return SourceRecord(row.origin, record, pictures=pictures.held, raw=row.raw)
@@ -138,8 +147,7 @@ def shown(value: Any) -> str:
     """A value for a message."""
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+    return shortened(repr(value), _SHOWN_CHARACTERS)
 
 
 def _decoded(address: str, field: str) -> bytes:

@@ -24,6 +24,9 @@ def input_files(paths: Paths, endings: tuple[str, ...]) -> list[Path]:
     for path in given:
         files += _files_of_directory(path, endings) if path.is_dir() else [path]
     for path in files:
+        # Opening a pipe could wait for ever, and a device has no end.
+        if path.exists() and not path.is_file():
+            raise UserError(f"The input {path} is a pipe or a device; write its content to a file.")
         try:
             path.open("rb").close()
         except OSError as error:

@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pdfx.errors import UserError
+from pdfx.errors import UserError, shortened
 
 from .cells import Problem
 from .folder_files import CAPTION_ENDING, PICTURE_ENDINGS, is_caption, is_picture, listings
-from .lines import shortened
+from .lines import RAW_CHARACTERS
 from .rows import Row
 
 _CAPTION_BYTES = 1 << 20
@@ -79,7 +79,7 @@ class TextFileCaptions:
             captions = self._captions(place / text_file)
             for caption in captions:
                 values = {"picture": self._name(place, picture), "caption": caption, "is_one_of_several": len(captions) > 1}
-                yield Row(str(path), values, raw=shortened(caption))
+                yield Row(str(path), values, raw=shortened(caption, RAW_CHARACTERS))
         except Problem as error:
             yield Row(str(path), None, str(error))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .base import BELOW_LABEL
 from .cells import Problem, shown
 
 
@@ -28,4 +29,4 @@ class Labels:
         if number is None or number != number:
             raise Problem(f"'{field}' is {shown(value)}: it must be a number")
         if number < self.least:
-            raise Problem(f"'{field}' is {number:g}, below min_label={self.least:g}, so it is no positive pair")
+            raise Problem(f"'{field}' is {number:g}, below min_label={self.least:g}, so it is no positive pair", BELOW_LABEL)

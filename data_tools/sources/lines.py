@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pdfx.errors import UserError
+from pdfx.errors import UserError, shortened
 
 JSONL_ENDINGS = (".jsonl", ".jsonl.gz")
 LINE_LIMIT = 1 << 26
@@ -18,7 +18,8 @@ _COUNTED_BYTES = 1 << 30
 """Files of more bytes than this in all are not counted beforehand."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_RAW_CHARACTERS = 2000
+RAW_CHARACTERS = 2000
+"""What a quarantine file shows of a record, from its beginning."""
 
 
 class Line(NamedTuple):
@@ -36,12 +37,7 @@ class Line(NamedTuple):
 
     @property
     def raw(self) -> str:
-        return shortened(self.data[: 4 * _RAW_CHARACTERS].decode("utf-8", errors="replace"))
-
-
-def shortened(text: str) -> str:
-    """What a quarantine file shows of a record: its beginning."""
-    return text if len(text) <= _RAW_CHARACTERS else f"{text[:_RAW_CHARACTERS]}..."
+        return shortened(self.data[: 4 * RAW_CHARACTERS].decode("utf-8", errors="replace"), RAW_CHARACTERS)
 
 
 def read_lines(files: list[Path], start: int = 0) -> Iterator[Line]:
@@ -98,11 +94,11 @@ def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
             lines, rest = [*lines, rest], b""
         for line in lines:
             if not is_skipped:
-                yield (line, True) if len(line) <= LINE_LIMIT else (line[: 4 * _RAW_CHARACTERS], False)
+                yield (line, True) if len(line) <= LINE_LIMIT else (line[: 4 * RAW_CHARACTERS], False)
             is_skipped = False
         if len(rest) >= LINE_LIMIT:
             if not is_skipped:
-                yield rest[: 4 * _RAW_CHARACTERS], False
+                yield rest[: 4 * RAW_CHARACTERS], False
             rest, is_skipped = b"", True
     if rest and not is_skipped:
         yield rest, True

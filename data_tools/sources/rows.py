@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pdfx.errors import UserError
+from pdfx.errors import UserError, shortened
 
 from .files import Paths, has_ending, input_files
-from .lines import JSONL_ENDINGS, shortened
+from .lines import JSONL_ENDINGS, RAW_CHARACTERS
 
 DELIMITED_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_ENDINGS = (".parquet",)
@@ -114,4 +114,5 @@ def others(files: list[Path]) -> str:
 
 def raw_of(values: dict[str, Any]) -> str:
     """A row as JSON, with bytes told by their number."""
-    return shortened(json.dumps(values, ensure_ascii=False, default=lambda value: f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)))
+    text = json.dumps(values, ensure_ascii=False, default=lambda value: f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value))
+    return shortened(text, RAW_CHARACTERS)

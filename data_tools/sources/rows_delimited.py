@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pdfx.errors import UserError
+from pdfx.errors import UserError, shortened
 
 from .files import has_ending
-from .lines import bounded_lines, is_cheap_to_read, open_input, shortened, too_long
+from .lines import RAW_CHARACTERS, bounded_lines, is_cheap_to_read, open_input, too_long
 from .rows import Row, common_columns
 
 _CELL_LIMIT = 1 << 24
@@ -57,10 +57,10 @@ class DelimitedRows:
             raise UserError(f"{path} has no first row that names its columns; add one.")
         for name in header:
             if header.count(name) > 1:
-                raise UserError(f"The first row of {path} names the column '{shortened(name)}' twice; rename one.")
+                raise UserError(f"The first row of {path} names the column '{shortened(name, 80)}' twice; rename one.")
         for other in _OTHER_DELIMITERS if len(header) == 1 and self.delimiter is None else ():
             if other in header[0]:
-                raise UserError(f"The first row of {path} is a single cell, '{shortened(header[0])}'; name what separates cells with delimiter={other!r}.")
+                raise UserError(f"The first row of {path} is a single cell, '{shortened(header[0], 80)}'; name what separates cells with delimiter={other!r}.")
         return header
 
     def _read_file(self, path: Path) -> Iterator[Row]:
@@ -89,7 +89,8 @@ class DelimitedRows:
                 problem += "; if quotation marks are part of the text, read it with quotes=no"
             if cells or problem is not None or header is None:
                 header = header or cells
-                yield _Record(number, cells, problem, shortened(text[:8000].encode(errors="surrogateescape").decode(errors="replace").strip()))
+                raw = text[:RAW_CHARACTERS].encode(errors="surrogateescape").decode(errors="replace").strip()
+                yield _Record(number, cells, problem, raw)
             number += used
 
 
