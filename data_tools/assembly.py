@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pdfx.data.schema import INDEX_NAME, ShardIndex, fingerprint
 
 from .deduplicate import EarlierSamples
-from .journal import Journal, Step
+from .journal import Journal, Step, chained
 from .leakage import LEAKAGE_NAME, EvaluationSet
 from .pack import Packed, Rejected
 from .quarantine import LEFT_OUT, QUARANTINE_NAME, AppendedFile, BadShare, quarantine_line
@@ -16,24 +17,27 @@ from .settings import BuildSettings
 from .shard_writer import ShardWriter, sync_and_close, sync_directory
 from .sources.base import SourceRecord
 
+Overview = Callable[[Mapping[str, int]], str]
+
 
 class Assembly:
     """Takes the results of a source's records in order and goes on where the journal ends. What it writes is a function of that sequence alone.
 
     Args:
         total: records of the source, or None.
+        overview: from the counts of records that gave no sample, by kind, to sentences for the message that there are too many.
 
     Attributes:
         position: how many of the source's records are dealt with.
     """
 
-    def __init__(self, out: Path, settings: BuildSettings, journal: Journal, evaluation: list[EvaluationSet], total: int | None):
+    def __init__(self, out: Path, settings: BuildSettings, journal: Journal, evaluation: list[EvaluationSet], total: int | None, overview: Overview):
         self.out, self.settings, self.journal, self.evaluation = out, settings, journal, evaluation
         last = journal.last
-        self.position, self.targets_only = last.position, last.targets_only
+        self.position, self.targets_only, self.stamp = last.position, last.targets_only, last.stamp
         self.rejected, self.leaks = Counter(last.rejected), Counter(last.leaks)
         self._files = {name: AppendedFile(out / name, last.lengths.get(name, 0)) for name in (QUARANTINE_NAME, LEAKAGE_NAME)}
-        self._bad_share = BadShare(settings.max_bad_share, total, out / QUARANTINE_NAME)
+        self._bad_share = BadShare(settings.max_bad_share, total, out / QUARANTINE_NAME, lambda: overview(self.rejected))
         self._earlier = EarlierSamples(journal.folder, settings.deduplicate)
         for entry in [] if journal.is_at_end else journal.shards:
             self._earlier.restore(entry.name)
@@ -68,6 +72,7 @@ class Assembly:
             self._earlier.add(self.position, result)
             self._writer.add(result.data, result.counts)
         self.position += 1
+        self.stamp = chained(self.stamp, result.stamp)
         if self._writer.samples == self.settings.samples_per_shard:
             self._finish_shard()
         if rejected is not None:
@@ -107,7 +112,8 @@ class Assembly:
         for file in self._files.values():
             file.sync()
         sync_directory(self.out)
-        state = {"position": self.position, "targets_only": self.targets_only, "rejected": dict(self.rejected), "leaks": dict(self.leaks)}
+        state = {"rejected": dict(self.rejected), "leaks": dict(self.leaks)}
+        state |= {name: getattr(self, name) for name in ("position", "targets_only", "stamp")}
         self.journal.append(step.model_copy(update={**state, "lengths": {name: file.length for name, file in self._files.items()}}))
 
     def _reject(self, source: SourceRecord, rejected: Rejected) -> None:

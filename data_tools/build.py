@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pdfx.data.shards import Shard, read_index
 from pdfx.errors import UserError
 
 from .assembly import Assembly
-from .journal import JOURNAL_NAME, Journal
+from .journal import JOURNAL_NAME, START_OVER, Journal, chained
 from .leakage import EvaluationSet
 from .pack import Packer
 from .pictures import PictureFolder
@@ -48,6 +49,8 @@ class BuildSummary:
         rejected: records that gave no sample, by kind; ``quarantine.jsonl`` lists them.
         leaks: records that share something with an evaluation set, by what they share, and all "records"; ``leakage.jsonl`` lists them.
         was_finished: nothing was left to do.
+        records: of the source: as many as samples and ``rejected`` together.
+        notes: sentences on what of the source is not used.
     """
 
     shards: int
@@ -57,6 +60,8 @@ class BuildSummary:
     rejected: dict[str, int] = field(default_factory=dict)
     leaks: dict[str, int] = field(default_factory=dict)
     was_finished: bool = False
+    records: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def build_shards(
@@ -106,24 +111,29 @@ def build(
         "settings": settings.identity(),
         "evaluation": [of.fingerprint for of in evaluation],
     }
+    packer = Packer(PictureFolder(images, settings.max_image_pixels), settings.encoding, settings.max_image_pixels, with_parts=bool(evaluation))
     out.mkdir(parents=True, exist_ok=True)
     with _out_of_space_told(out), Journal(out, identity, settings.overwrite) as journal:
         _remove_unfinished(out, journal)
+        _require_same_pictures(source, packer, journal)
         if journal.is_at_end and (out / INDEX_NAME).exists():
             index, was_finished = read_index(out), True
         else:
-            index, was_finished = _run(source, images, out, settings, journal, evaluation, progress), False
+            index, was_finished = _run(source, packer, out, settings, journal, evaluation, progress), False
+        last, bytes_ = journal.last, sum(entry.bytes for entry in index.shards)
+        if index.samples + sum(last.rejected.values()) != last.position:
+            raise UserError(f"{out} accounts for {index.samples + sum(last.rejected.values())} of its {last.position} records: it is damaged; {START_OVER}.")
         journal.tidy()
-        bytes_ = sum(entry.bytes for entry in index.shards)
-        return BuildSummary(len(index.shards), index.samples, bytes_, index.fingerprint, journal.last.rejected, journal.last.leaks, was_finished)
+        counts = len(index.shards), index.samples, bytes_, index.fingerprint, last.rejected, last.leaks
+        return BuildSummary(*counts, was_finished, last.position, source.notes())
 
 
 def _run(
-    source: Source, images: Path | None, out: Path, settings: BuildSettings, journal: Journal, evaluation: list[EvaluationSet], progress: Progress | None
+    source: Source, packer: Packer, out: Path, settings: BuildSettings, journal: Journal, evaluation: list[EvaluationSet], progress: Progress | None
 ) -> ShardIndex:
     total = source.total()
-    packer = Packer(PictureFolder(images, settings.max_image_pixels), settings.encoding, settings.max_image_pixels, with_parts=bool(evaluation))
-    with Assembly(out, settings, journal, evaluation, total) as assembly:
+    overview = partial(_overview, source, packer.folder.root)
+    with Assembly(out, settings, journal, evaluation, total, overview) as assembly:
         if progress:
             progress(assembly.position, total)
         blocks = _blocks(source.records(assembly.position), assembly.position)
@@ -133,9 +143,12 @@ def _run(
                     assembly.take(record, result)
                     if progress:
                         progress(assembly.position, total)
+        if total not in (None, assembly.position):
+            raise UserError(f"The source had {total} records when they were counted and {assembly.position} when they were read; {START_OVER}.")
         index = assembly.finish()
         if index is None:
-            raise UserError(_nothing_usable(assembly, out))
+            reasons = f"{overview(assembly.rejected)} {first_reasons(out / QUARANTINE_NAME)}".strip()
+            raise UserError(f"None of the {assembly.position} records gives a sample. {reasons}")
         return index
 
 
@@ -158,8 +171,22 @@ def _require_own(out: Path, overwrite: bool) -> None:
 
 def _require_records(source: Source) -> None:
     if next(iter(source.records()), None) is None:
-        names = ", ".join(str(file[0]) for file in source.identity().get("files", []))
-        raise UserError(f"There are no records in {names or 'the source'}.")
+        raise UserError(f"There are no records in the source ({', '.join(source.identity().get('files', []))}).")
+
+
+def _require_same_pictures(source: Source, packer: Packer, journal: Journal) -> None:
+    """Raises UserError if the picture files of records that are dealt with are not those of then."""
+    position, stamp, records = 0, 0, source.records()
+    for step in journal.steps if journal.last.stamp else []:
+        names = []
+        for record in islice(records, step.position - position):
+            stamp = chained(stamp, packer.stamp(record))
+            names += packer.outside(record)
+        if stamp != step.stamp:
+            newest = max(names, key=lambda name: packer.folder.stamp(name).partition(" changed ")[2], default="none")
+            what = f"A picture of the records {position + 1} to {step.position} was edited, replaced, added or removed after the build read it"
+            raise UserError(f"{what} (that with the latest time is {packer.folder.describe(newest)}); {START_OVER}.")
+        position = step.position
 
 
 def _remove_unfinished(out: Path, journal: Journal) -> None:
@@ -175,9 +202,10 @@ def _remove_unfinished(out: Path, journal: Journal) -> None:
         Shard(out, entry).check_sizes()
 
 
-def _nothing_usable(assembly: Assembly, out: Path) -> str:
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(assembly.rejected.items()))
-    return f"None of the {assembly.position} records gives a sample ({counts}). {first_reasons(out / QUARANTINE_NAME)}".strip()
+def _overview(source: Source, images: Path | None, rejected: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(rejected.items()))
+    places = [f"Pictures are looked up in {images}; name another folder with --images (images)."] if rejected.get("missing image") else []
+    return " ".join([f"By kind: {counts}.", *places, *source.notes()])
 
 
 @contextmanager

@@ -11,15 +11,15 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from pdfx.data.schema import ShardEntry, StrictModel
+from pdfx.data.schema import ShardEntry, StrictModel, identity_number
 from pdfx.errors import UserError
 
 from .shard_writer import sync_directory
 
 JOURNAL_NAME = "build.jsonl"
 FOLDER_NAME = ".build"
-_VERSION = 1
-_START_OVER = "start over with --overwrite (overwrite=True)"
+_VERSION = 2
+START_OVER = "start over with --overwrite (overwrite=True)"
 
 
 class Step(StrictModel):
@@ -32,6 +32,7 @@ class Step(StrictModel):
         rejected: records that gave no sample, by kind.
         leaks: records that share something with an evaluation set, by what they share, and all "records".
         lengths: bytes of each append-only file.
+        stamp: a number of the files of all pictures so far, as ``chained`` makes it of ``Packer.stamp``.
     """
 
     shard: ShardEntry | None = None
@@ -40,6 +41,12 @@ class Step(StrictModel):
     rejected: dict[str, int] = {}
     leaks: dict[str, int] = {}
     lengths: dict[str, int] = {}
+    stamp: int = 0
+
+
+def chained(before: int, stamp: int) -> int:
+    """``Step.stamp`` after one more record."""
+    return identity_number(f"{before} {stamp}") if stamp else before
 
 
 class Journal:
@@ -133,7 +140,7 @@ class Journal:
             before = header["identity"] if header["version"] == _VERSION else None
             steps = [Step.model_validate_json(line) for line in lines[1:]]
         except (ValueError, KeyError, TypeError, ValidationError):
-            raise UserError(f"The journal {self.path} is damaged; {_START_OVER}.") from None
+            raise UserError(f"The journal {self.path} is damaged; {START_OVER}.") from None
         if before == identity:
             return steps
         if not steps:
@@ -141,8 +148,8 @@ class Journal:
         reasons = "; ".join(_differences(before, identity)) if before is not None else "it is that of another version of pdfx"
         if steps[-1].shard is None:
             what = f"is not an empty directory: it holds a finished build of something else ({reasons}); build into another one"
-            raise UserError(f"{self.out} {what}, or {_START_OVER}.")
-        raise UserError(f"{self.out} holds a build that cannot go on like this ({reasons}); give the same again, or {_START_OVER}.")
+            raise UserError(f"{self.out} {what}, or {START_OVER}.")
+        raise UserError(f"{self.out} holds a build that cannot go on like this ({reasons}); give the same again, or {START_OVER}.")
 
     def _write(self, line: str) -> None:
         self._stream.write(line.encode() + b"\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pdfx.data.images import ImageError, decode_image, image_header
 from pdfx.data.schema import Record, content_identity, identity_number, is_blank
@@ -28,6 +28,7 @@ class Packed:
         counts: what ``count_sample`` gave.
         content: a signed 64-bit number of the texts and stored pictures of query and target.
         parts: such numbers of the query, of the target, and of each picture, by ``settings.LEAKS``, of the pictures as given and as stored.
+        stamp: see ``Packer.stamp``.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Packed:
     counts: Counter[str]
     content: int
     parts: dict[str, list[int]] = field(default_factory=dict)
+    stamp: int = 0
 
 
 @dataclass
@@ -44,10 +46,12 @@ class Rejected:
     Attributes:
         kind: in a few words, what such records are counted by.
         reason: the part of a sentence that says why.
+        stamp: see ``Packer.stamp``.
     """
 
     kind: str
     reason: str
+    stamp: int = 0
 
 
 @dataclass
@@ -73,7 +77,18 @@ class Packer:
 
     def __call__(self, block: list[tuple[int, SourceRecord]]) -> list[Packed | Rejected]:
         """What becomes of each of (number in the source, record)."""
-        return [self._pack_or_reject(number, source) for number, source in block]
+        # Taken before the pictures are read: one that is replaced meanwhile is then noticed.
+        stamps = [self.stamp(source) for _, source in block]
+        return [replace(self._pack_or_reject(number, source), stamp=stamp) for (number, source), stamp in zip(block, stamps, strict=True)]
+
+    def stamp(self, source: SourceRecord) -> int:
+        """A number that changes if a file of the record's pictures is edited, replaced, added or removed; 0 if the source holds all that it has."""
+        names = self.outside(source)
+        return identity_number(" ".join(f"{name} {self.folder.stamp(name)}" for name in names)) if names else 0
+
+    def outside(self, source: SourceRecord) -> list[str]:
+        """The names of those pictures that the source does not hold itself."""
+        return [name for _, side in source.record.sides() for name in side.images if name not in source.pictures] if source.record is not None else []
 
     def _pack_or_reject(self, number: int, source: SourceRecord) -> Packed | Rejected:
         problem = source.problem or _problem(source.record)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pdfx.data.images import MAX_IMAGE_PIXELS
 
+from .sources.base import file_stamp
+
 _BYTES_PER_PIXEL = 8
 _BYTES_BESIDE_PIXELS = 1 << 26
 
@@ -53,6 +55,14 @@ class PictureFolder:
     def require(self, name: str) -> None:
         """Raises PictureError where ``read`` would, for all that can be told without reading the picture."""
         self._find(name)
+
+    def stamp(self, name: str) -> str:
+        """Size and time of the file that holds a picture."""
+        try:
+            path = self._locate(name)
+        except PictureError:
+            return "absent"
+        return file_stamp(path if os.path.isfile(path) else self._tar_above(path) or path)
 
     def describe(self, name: str) -> str:
         """The picture's place, for messages."""

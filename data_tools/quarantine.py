@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
 from pdfx.errors import UserError, shortened
@@ -86,24 +86,29 @@ class BadShare:
 
     Args:
         total: records of the source, or None; the share is then that of the records read so far, once there are enough of them to judge by.
+        overview: further sentences for the message.
     """
 
-    def __init__(self, share: float, total: int | None, path: Path):
-        self.share, self.total, self.path = share, total, path
+    def __init__(self, share: float, total: int | None, path: Path, overview: Callable[[], str] = str):
+        self.share, self.total, self.path, self.overview = share, total, path, overview
 
     def check(self, bad: int, read: int, is_end: bool = False) -> None:
         """Raises TooManyBadRecords where ``bad`` of ``read`` records are too many."""
         of = read if is_end else max(read, _JUDGED_FROM if self.total is None else self.total)
         if bad > (max(self.share * of, 1) if self.share > 0 else 0):
             raise TooManyBadRecords(
-                f"{bad} of the {read} records read cannot be used, and the share that may is {self.share:g}. {first_reasons(self.path)} {self.path} lists them "
-                "all. Allow more with --max-bad-share (max_bad_share), and the same command goes on where it stopped; or correct them and start over."
+                f"{bad} of the {read} records read cannot be used, and the share that may is {self.share:g}. {self.overview()} {first_reasons(self.path)} "
+                f"{self.path} lists them all. Allow more with --max-bad-share (max_bad_share), and the same command goes on where it stopped; or correct them "
+                "and start over."
             )
 
 
 def first_reasons(path: Path) -> str:
-    """Some sentences about the first records in a quarantine file."""
+    """A sentence about the first record of each kind in a quarantine file, of a few kinds."""
     with path.open("rb") as stream:
-        bad = (line for line in map(json.loads, stream) if line["kind"] not in LEFT_OUT)
-        sentences = [shortened(f"{line['origin']}: {line['reason']}", _REASON_CHARACTERS, _REASON_CHARACTERS // 3) for line in islice(bad, _NAMED)]
+        first = {}
+        for line in map(json.loads, stream):
+            if line["kind"] not in LEFT_OUT and len(first) < _NAMED:
+                first.setdefault(line["kind"], line)
+        sentences = [shortened(f"{line['origin']}: {line['reason']}", _REASON_CHARACTERS, _REASON_CHARACTERS // 3) for line in first.values()]
     return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences)

@@ -119,6 +119,8 @@ def build(
     )
     with one_sentence_when_interrupted("the same command goes on where it stopped"), progress_bar() as bar:
         records = open_source(format, source, dict(map(parse_option, option or ())))
+        if images is not None and not images.exists():
+            raise UserError(f"There is no image folder {images}; name it with --images.")
         folder = images if images is not None else source if source.is_dir() else source.parent
         try:
             summary = build_shards(records, folder, out, settings, bar.counter("packing"), bar.counter("reading evaluation sets"))
@@ -130,10 +132,16 @@ def build(
 
 
 def _summary_lines(out: Path, summary, drop_leaked: bool) -> Iterator[str]:
+    from data_tools.quarantine import LEFT_OUT
+
     state = " was complete already" if summary.was_finished else ""
     yield f"{out}{state}: {summary.samples} samples in {summary.shards} shards, {summary.bytes} bytes, fingerprint {summary.fingerprint[:12]}"
-    if summary.rejected:
-        yield f"{sum(summary.rejected.values())} records gave no sample ({_counts(summary.rejected)}); {out / 'quarantine.jsonl'} lists them."
+    bad = {kind: count for kind, count in summary.rejected.items() if kind not in LEFT_OUT}
+    left_out = {kind: count for kind, count in summary.rejected.items() if kind in LEFT_OUT}
+    parts = [(summary.samples, "samples", {}), (sum(bad.values()), "that cannot be used", bad), (sum(left_out.values()), "left out on purpose", left_out)]
+    told = [f"{count} {what}" + (f" ({_counts(kinds)})" if kinds else "") for count, what, kinds in parts]
+    yield f"{summary.records} records: {', '.join(told)}." + (f" {out / 'quarantine.jsonl'} lists those that are no samples." if summary.rejected else "")
+    yield from summary.notes
     if summary.leaks:
         kinds = {kind: count for kind, count in summary.leaks.items() if kind != "records"}
         fate = "they are left out" if drop_leaked else "they are kept, leave them out with --drop-leaked"

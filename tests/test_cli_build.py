@@ -28,7 +28,8 @@ def test_the_summary_counts_what_was_built_and_what_was_not(pdfx, tmp_path):
     first, second, third = text.splitlines()
     assert code == 0
     assert re.fullmatch(rf"{out}: 2 samples in 1 shards, 10240 bytes, fingerprint [0-9a-f]{{12}}", first)
-    assert second == f"2 records gave no sample (1 duplicate, 1 missing image); {out}/quarantine.jsonl lists them."
+    counts = "4 records: 2 samples, 1 that cannot be used (1 missing image), 1 left out on purpose (1 duplicate)."
+    assert second == f"{counts} {out}/quarantine.jsonl lists those that are no samples."
     assert third.startswith(f"1 records share something with an evaluation set (1 query); {out}/leakage.jsonl lists them; they are kept")
     code, text, _ = pdfx(*words)
     assert code == 0 and text.splitlines()[0] == first.replace(f"{out}:", f"{out} was complete already:")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
 
 from pdfx.data.schema import Record
-
 
 BELOW_LABEL = "below min_label"
 
@@ -43,15 +44,28 @@ class Source(Protocol):
     """
 
     def identity(self) -> dict:
-        """Plain values that decide the sequence: the format's settings, and name and size of each input file."""
+        """Plain values that decide the sequence: the format's settings, and name, size and time of each input file."""
 
     def total(self) -> int | None:
-        """How many records there are, where that is cheap to know; for progress bars."""
+        """How many records there are exactly, if that is cheap to know: a build that reads another number ends with an error."""
+
+    def notes(self) -> list[str]:
+        """Sentences on what of the input is not used: columns, files."""
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         """The records from number ``start`` on, without reading images that lie outside of the source's own files."""
 
 
-def file_identity(paths: list[Path]) -> list[list]:
-    """Name and size in bytes of each file, for ``Source.identity``."""
-    return [[path.name, path.stat().st_size] for path in paths]
+def file_identity(paths: list[Path]) -> list[str]:
+    """Name and stamp of each file, for ``Source.identity``."""
+    return [f"{path.name}: {file_stamp(path)}" for path in paths]
+
+
+def file_stamp(path: str | Path) -> str:
+    """Size of a file and when it was last changed: what tells that it was edited or replaced."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return "absent"
+    seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+    return f"{status.st_size} bytes, changed {datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d}"

@@ -12,7 +12,7 @@ from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
 from .files import Paths
 from .labels import Labels
-from .rows import Rows, listed, open_rows, require_columns
+from .rows import Rows, listed, open_rows, require_columns, unused_columns
 
 LABEL_COLUMNS = ("label", "labels", "score", "scores")
 """Names that sentence-transformers never takes for inputs."""
@@ -65,9 +65,15 @@ class ColumnsSource:
     def total(self) -> int | None:
         return self.rows.total()
 
+    def notes(self) -> list[str]:
+        return unused_columns(self.rows, self._wanted)
+
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
-        wanted = [self.anchor, self.positive, *self.negatives, *([self.label] if self.label else [])]
-        return (as_record(row, self._fields) for row in self.rows.read(start, wanted))
+        return (as_record(row, self._fields) for row in self.rows.read(start, self._wanted))
+
+    @property
+    def _wanted(self) -> list[str]:
+        return [self.anchor, self.positive, *self.negatives, *([self.label] if self.label else [])]
 
     def _given(self, columns: str) -> list[str]:
         names = _split(columns)

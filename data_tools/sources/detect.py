@@ -7,7 +7,7 @@ from pathlib import Path
 from pdfx.errors import UserError
 
 from .files import has_ending
-from .folder_files import METADATA_NAMES, is_picture, listings
+from .folder_files import METADATA_NAMES, UNREAD_ENDINGS, is_picture, listings
 from .lines import JSONL_ENDINGS
 from .rows import TABLE_ENDINGS, listed, open_rows
 
@@ -53,4 +53,4 @@ def _is_folder_of_pictures(directory: Path) -> bool:
         return True
     if any(has_ending(Path(name), TABLE_ENDINGS) for name in names):
         return False
-    return any(is_picture(name) or name in METADATA_NAMES for _, inner in listings(directory) for name in inner)
+    return any(is_picture(name) or name.lower().endswith(UNREAD_ENDINGS) or name in METADATA_NAMES for _, inner in listings(directory) for name in inner)

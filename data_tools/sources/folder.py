@@ -10,6 +10,7 @@ from pdfx.errors import UserError
 
 from .base import SourceRecord
 from .cells import Pictures, as_record
+from .folder_files import METADATA_NAMES
 from .folder_metadata import MetadataCaptions
 from .folder_text import TextFileCaptions
 
@@ -21,13 +22,14 @@ class FolderSource:
     captions that are given together have the picture's name as identity, so that they are not negatives of one another.
 
     Args:
-        folder: it is searched with all folders in it, in the order of names; what begins with a dot is left out.
+        folder: it is searched with all folders in it, linked ones included, in the order of names; what begins with a dot is left out.
         query: which of the two is the query: ``text`` or ``image``.
-        captions: ``file``: a text file is one caption. ``lines``: each of its lines is one.
+        captions: ``file``: a text file is one caption. ``lines``: each of its lines is one. ``first``: its first line, or the first text of a list in
+            metadata, is the only one.
         text: the column of captions in metadata files; by default one of ``text``, ``caption``, ``captions``, or the only one beside ``file_name``.
 
     Raises:
-        UserError: there is no such folder, it holds no pictures, or the column of captions cannot be told.
+        UserError: there is no such folder, it holds no pictures, the column of captions cannot be told, or an option has no effect there.
     """
 
     def __init__(self, folder: str | Path, query: str = "text", captions: str = "file", text: str | None = None):
@@ -36,7 +38,11 @@ class FolderSource:
             raise UserError(f"There is no folder {self.folder} of pictures.")
         self.query = query
         self.settings = {"query": query, "captions": captions, "text": text}
-        metadata = MetadataCaptions(self.folder, text)
+        metadata = MetadataCaptions(self.folder, text, captions == "first")
+        if metadata.files and captions == "lines":
+            raise UserError(f"captions=lines is for text files, and in {self.folder} metadata files have the captions; leave it out.")
+        if text is not None and not metadata.files:
+            raise UserError(f"text={text} names a column of metadata files, and {self.folder} has none ({', '.join(METADATA_NAMES)}); leave it out.")
         self.pairs = metadata if metadata.files else TextFileCaptions(self.folder, captions)
 
     def identity(self) -> dict:
@@ -44,6 +50,9 @@ class FolderSource:
 
     def total(self) -> int | None:
         return self.pairs.total()
+
+    def notes(self) -> list[str]:
+        return self.pairs.notes()
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         return (as_record(row, self._fields) for row in self.pairs.read(start))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pdfx.data.schema import is_blank
 from pdfx.errors import UserError
 
+from .base import file_stamp
 from .cells import Problem, text_of
-from .folder_files import METADATA_NAMES, listings
-from .rows import Row, Rows, listed, open_rows, require_columns
+from .folder_files import METADATA_NAMES, is_caption, is_picture, left_out, listings
+from .rows import Row, Rows, listed, open_rows, require_columns, unused_columns
 
 _FILE_NAME = "file_name"
 _CAPTION_COLUMNS = ("text", "caption", "captions")
@@ -23,13 +26,14 @@ class MetadataCaptions:
     Args:
         folder: metadata files are looked for in it and in all folders in it; each names pictures relative to its own folder.
         text: the column of captions, each a text or a list of texts.
+        is_first_only: take only the first caption of a list.
 
     Raises:
         UserError: a metadata file cannot be read, lacks ``file_name``, or its column of captions cannot be told.
     """
 
-    def __init__(self, folder: Path, text: str | None):
-        self.folder = folder
+    def __init__(self, folder: Path, text: str | None, is_first_only: bool = False):
+        self.folder, self.is_first_only = folder, is_first_only
         self.files: list[tuple[Path, Rows, str]] = []
         for place, names in listings(folder):
             for name in names:
@@ -38,17 +42,19 @@ class MetadataCaptions:
                     require_columns(rows, [_FILE_NAME], "Hugging Face's image folder layout")
                     self.files.append((place, rows, _caption_column(rows, text)))
 
-    def identity(self) -> list[list]:
-        return [[path.relative_to(self.folder).as_posix(), path.stat().st_size] for _, rows, _ in self.files for path in rows.files]
+    def identity(self) -> list[str]:
+        return [f"{path.relative_to(self.folder).as_posix()}: {file_stamp(path)}" for _, rows, _ in self.files for path in rows.files]
 
     def total(self) -> int | None:
-        """None where pictures have lists of captions, as told by the first row."""
-        totals = []
-        for _, rows, text in self.files:
-            first = next(rows.read(0, [text]), None)
-            is_list = first is not None and first.values is not None and isinstance(first.values.get(text), list)
-            totals.append(None if is_list else rows.total())
-        return None if None in totals else sum(totals)
+        """None of large files: they are not read beforehand, and any row may have a list of captions."""
+        return sum(1 for _ in self._read()) if None not in [rows.total() for _, rows, _ in self.files] else None
+
+    def notes(self) -> list[str]:
+        counts = Counter(is_picture(name) - is_caption(name) for _, names in listings(self.folder) for name in names)
+        rows = sum(sum(1 for _ in rows.read(0, [text])) for _, rows, text in self.files)
+        more = [f"There are {counts[1]} pictures in {self.folder}, and its metadata files have {rows} rows."] if counts[1] > rows else []
+        texts = [f"{counts[-1]} text files beside them are not read, since the metadata files have the captions."] if counts[-1] else []
+        return [*more, *texts, *left_out(self.folder), *(part for _, rows, text in self.files for part in unused_columns(rows, [_FILE_NAME, text]))]
 
     def read(self, start: int = 0) -> Iterator[Row]:
         return islice(self._read(), start, None)
@@ -61,6 +67,7 @@ class MetadataCaptions:
                     continue
                 captions = row.values.get(text)
                 captions = captions if isinstance(captions, list) and captions else [captions]
+                captions = captions[:1] if self.is_first_only else captions
                 for caption in captions:
                     try:
                         values = {**self._pair(place, row.values, text, caption), "is_one_of_several": len(captions) > 1}
@@ -73,7 +80,7 @@ class MetadataCaptions:
         if not name:
             raise Problem(f"'{_FILE_NAME}' is empty")
         caption = text_of(caption or None, text)
-        if not caption.strip():
+        if is_blank(caption):
             raise Problem(f"'{text}' is empty: the picture {name} has no caption")
         return {"picture": (place.relative_to(self.folder) / name).as_posix(), "caption": caption}
 

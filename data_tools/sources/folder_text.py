@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pdfx.data.schema import is_blank
 from pdfx.errors import UserError, shortened
 
+from .base import file_stamp
 from .cells import Problem
-from .folder_files import CAPTION_ENDING, PICTURE_ENDINGS, is_caption, is_picture, listings
+from .folder_files import CAPTION_ENDING, PICTURE_ENDINGS, UNREAD_ENDINGS, is_caption, is_picture, left_out, listings
 from .lines import RAW_CHARACTERS
 from .rows import Row
 
@@ -24,7 +27,7 @@ class TextFileCaptions:
 
     Args:
         folder: it is searched with all folders in it.
-        captions: ``file`` or ``lines``; see ``folder.FolderSource``.
+        captions: ``file``, ``first`` or ``lines``; see ``folder.FolderSource``.
 
     Raises:
         UserError: there is no picture.
@@ -33,25 +36,27 @@ class TextFileCaptions:
     def __init__(self, folder: Path, captions: str):
         self.folder, self.captions = folder, captions
         if not any(is_picture(name) for _, names in listings(folder) for name in names):
-            raise UserError(f"There is no picture ({', '.join(PICTURE_ENDINGS)}) in the folder {folder} or in folders in it.")
+            reason = " ".join([f"There is no picture ({', '.join(PICTURE_ENDINGS)}) in the folder {folder} or in folders in it.", *left_out(folder)])
+            raise UserError(reason)
 
     def identity(self) -> str:
-        """A hash of name and size of every picture and text file."""
+        """A hash of the names of all pictures and text files, and of the text files' stamps."""
         digest = hashlib.sha256()
         for place, names in listings(self.folder):
             for name in names:
                 if is_picture(name) or is_caption(name):
-                    digest.update(f"{self._name(place, name)}\0{_size(place / name)}\0".encode(errors="surrogateescape"))
+                    stamp = file_stamp(place / name) if is_caption(name) else ""
+                    digest.update(f"{self._name(place, name)}\0{stamp}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def total(self) -> int | None:
-        return sum(1 for _ in self._pairs()) if self.captions == "file" else None
+        return sum(1 for _ in self._pairs()) if self.captions != "lines" else None
 
     def read(self, start: int = 0) -> Iterator[Row]:
         seen = 0
         for place, picture, text_file in self._pairs():
-            # Where each text file is one caption, those before the start need not be opened.
-            rows = [None] if self.captions == "file" and seen < start else self._rows(place, picture, text_file)
+            # Text files of one caption each that are before the start need not be opened.
+            rows = [None] if self.captions != "lines" and seen < start else self._rows(place, picture, text_file)
             for row in rows:
                 seen += 1
                 if seen > start:
@@ -63,13 +68,16 @@ class TextFileCaptions:
             text_files = {os.path.splitext(name)[0]: name for name in names if is_caption(name)}
             pictures = [name for name in names if is_picture(name)]
             pairs = [(name, text_files.get(os.path.splitext(name)[0])) for name in pictures]
-            orphans = text_files.keys() - {os.path.splitext(name)[0] for name in pictures}
+            orphans = {name for name in names if is_caption(name)} - {text_file for _, text_file in pairs}
             yield from ((place, picture, text_file) for picture, text_file in pairs)
-            yield from ((place, None, text_files[stem]) for stem in sorted(orphans))
+            yield from ((place, None, name) for name in sorted(orphans))
 
     def _rows(self, place: Path, picture: str | None, text_file: str | None) -> Iterator[Row]:
         if picture is None:
-            yield Row(str(place / text_file), None, "there is no picture of the same name beside the text file")
+            stem = os.path.splitext(text_file)[0]
+            unread = next((stem + ending for ending in UNREAD_ENDINGS if (place / (stem + ending)).exists()), None)
+            what = f"{unread} beside the text file is of a format that is not read; convert it, to PNG for example"
+            yield Row(str(place / text_file), None, what if unread else "there is no picture of the same name beside the text file")
             return
         path = place / picture
         if text_file is None:
@@ -83,7 +91,14 @@ class TextFileCaptions:
         except Problem as error:
             yield Row(str(path), None, str(error))
 
+    def notes(self) -> list[str]:
+        pairs = [(picture is None, text_file is None) for _, picture, text_file in self._pairs()]
+        alone = [f"{pairs.count((False, True))} pictures without a text file", f"{pairs.count((True, False))} text files without a picture"]
+        return [*([f"There are {' and '.join(alone)} in {self.folder}."] if any(map(any, pairs)) else []), *left_out(self.folder)]
+
     def _captions(self, path: Path) -> list[str]:
+        if path.exists() and not path.is_file():
+            raise Problem(f"the text file {path.name} is not a file that can be read")
         try:
             with path.open("rb") as stream:
                 data = stream.read(_CAPTION_BYTES + 1)
@@ -95,19 +110,11 @@ class TextFileCaptions:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise Problem(f"the text file {path.name} is no valid UTF-8 (byte {error.start})") from None
-        captions = [text.strip()] if self.captions == "file" else [line.strip() for line in text.split("\n")]
-        captions = [caption for caption in captions if caption]
+        captions = [text.strip()] if self.captions == "file" else [line.strip() for line in re.split(r"[\r\n]+", text)]
+        captions = [caption for caption in captions if not is_blank(caption)][: 1 if self.captions == "first" else None]
         if not captions:
             raise Problem(f"the text file {path.name} is empty")
         return captions
 
     def _name(self, place: Path, name: str) -> str:
         return (place.relative_to(self.folder) / name).as_posix()
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; -1 of a link that leads nowhere."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

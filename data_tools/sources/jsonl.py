@@ -32,6 +32,9 @@ class JsonlSource:
     def total(self) -> int | None:
         return count_lines(self.files)
 
+    def notes(self) -> list[str]:
+        return []
+
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         return map(_to_record, read_lines(self.files, start))
 

@@ -18,7 +18,7 @@ from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
 from .files import Paths, has_ending, input_files
 from .image_markers import has_marker, without_markers
-from .rows import TABLE_ENDINGS, Row, listed, open_rows, raw_of
+from .rows import TABLE_ENDINGS, Row, listed, open_rows, raw_of, unused_columns
 
 TRAINING = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
 EVALUATION = ("qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path")
@@ -64,6 +64,9 @@ class MmebSource:
 
     def total(self) -> int | None:
         return None if self.is_evaluation else self.rows.total()
+
+    def notes(self) -> list[str]:
+        return unused_columns(self.rows, self.columns)
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         if self.is_evaluation:

@@ -24,7 +24,7 @@ class Option:
 def one_of(*values: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in values:
-            raise ValueError(f"it must be {' or '.join(values)}")
+            raise ValueError(f"it must be {', '.join(values[:-1])} or {values[-1]}")
         return text
 
     return parse

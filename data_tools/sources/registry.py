@@ -46,7 +46,10 @@ FORMATS: dict[str, Format] = {
         "folder:FolderSource",
         {
             "query": Option("which side is the query: 'text' (default) or 'image'", one_of("text", "image")),
-            "captions": Option("'file' (default): a text file is one caption; 'lines': each of its lines is one", one_of("file", "lines")),
+            "captions": Option(
+                "'file' (default): a text file is one caption; 'lines': each of its lines is one; 'first': its first line is the only one",
+                one_of("file", "lines", "first"),
+            ),
             "text": Option("column of captions in metadata files"),
         },
     ),

@@ -14,7 +14,7 @@ from pdfx.errors import UserError, shortened
 
 from .files import has_ending
 from .lines import RAW_CHARACTERS, bounded_lines, is_cheap_to_read, open_input, too_long
-from .rows import Row, common_columns
+from .rows import Row, any_columns, common_columns
 
 _CELL_LIMIT = 1 << 24
 """Characters of the longest cell, and about those that are looked at to find the end of a cell with quotation marks."""
@@ -40,7 +40,8 @@ class DelimitedRows:
         if delimiter is not None and len(delimiter) != 1:
             raise UserError(f"The delimiter '{delimiter}' must be one character.")
         self.files, self.delimiter, self.quotes = files, delimiter, quotes
-        self.columns = common_columns([self._header(path) for path in files])
+        columns_of = [self._header(path) for path in files]
+        self.columns, self.all_columns = common_columns(columns_of), any_columns(columns_of)
 
     def total(self) -> int | None:
         return sum(1 for _ in self.read()) if is_cheap_to_read(self.files, _COUNTED_BYTES) else None
@@ -52,7 +53,7 @@ class DelimitedRows:
         with open_input(path) as stream:
             _, header, problem, _ = next(self._records(path, stream), (1, [], None, ""))
         if problem is not None:
-            raise UserError(f"The first row of {path}, which names its columns, cannot be read ({problem}); save it as UTF-8, with every quotation mark closed.")
+            raise UserError(f"The first row of {path}, which names its columns, cannot be read ({problem}); save it as UTF-8, with quotation marks closed.")
         if not any(header):
             raise UserError(f"{path} has no first row that names its columns; add one.")
         for name in header:

@@ -19,13 +19,20 @@ class JsonlRows:
 
     def __init__(self, files: list[Path]):
         self.files = files
+        self._keys: dict[str, None] = {}
         self.columns = list(dict.fromkeys(key for row in islice(self.read(), _SAMPLED_LINES) for key in row.values or ()))
 
     def total(self) -> int | None:
         return count_lines(self.files)
 
     def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
-        return map(_to_row, read_lines(self.files, start))
+        for row in map(_to_row, read_lines(self.files, start)):
+            self._keys |= dict.fromkeys(row.values or ())
+            yield row
+
+    @property
+    def all_columns(self) -> list[str]:
+        return list(self._keys)
 
 
 def _to_row(line: Line) -> Row:

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from pdfx.errors import UserError
 
-from .rows import Row, common_columns, raw_of
+from .rows import Row, any_columns, common_columns, raw_of
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1 << 20
@@ -36,7 +36,7 @@ class ParquetRows:
                     self._group_rows.append([file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)])
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"{path} is no sound parquet file ({_brief(error)}).") from None
-        self.columns = common_columns(columns_of)
+        self.columns, self.all_columns = common_columns(columns_of), any_columns(columns_of)
 
     def total(self) -> int:
         return sum(map(sum, self._group_rows))
@@ -60,6 +60,8 @@ class ParquetRows:
                         if number >= skipped:
                             yield Row(_origin(path, first + number), values, problem, raw_of(values) if values is not None else "")
                     done += len(batch)
+                if done != rows:
+                    raise UserError(f"Row group {group + 1} of {path} has {done} rows, and its header claims {rows}; write the file again.")
         except (pyarrow.ArrowException, OSError) as error:
             for number in range(max(done, skipped), rows):
                 yield Row(_origin(path, first + number), None, f"its row group is damaged ({_brief(error)})")

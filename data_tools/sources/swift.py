@@ -11,12 +11,13 @@ from .cells import Pictures, Problem, as_record, is_missing, list_of, shown, sid
 from .files import Paths
 from .image_markers import without_markers
 from .labels import Labels
-from .rows import Row, open_rows
+from .rows import Row, open_rows, unused_columns
 
 _TAG = "<image>"
 _OUTER_TAGS = re.compile(rf"\A(?:\s*{_TAG})+|(?:{_TAG}\s*)+\Z")
 _UNREADABLE_TAGS = ("<video>", "<audio>")
 _LABEL = "label"
+_FIELDS = (_LABEL, *(f"{side}{name}" for side in ("", "positive_", "negative_") for name in ("messages", "images")))
 
 
 class SwiftSource:
@@ -47,6 +48,10 @@ class SwiftSource:
 
     def total(self) -> int | None:
         return self.rows.total() if self.positives == "first" else None
+
+    def notes(self) -> list[str]:
+        hint = "ms-swift's own training of embeddings takes hard negatives from 'negative_messages', a list of conversations."
+        return [*unused_columns(self.rows, _FIELDS), *([hint] if any(name.startswith("rejected_") for name in self.rows.all_columns) else [])]
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         if self.positives == "first":

@@ -11,7 +11,7 @@ from pdfx.errors import UserError
 from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, identity_of, is_missing, list_of, side_of, text_of
 from .files import Paths
-from .rows import listed, open_rows, others, require_columns
+from .rows import listed, open_rows, others, require_columns, unused_columns
 
 PARTS = ("query.text", "query.images", "target.text", "target.images", "negatives.text", "negatives.images", "key", "target_id", "candidates")
 _SINGLE = ("key", "target_id", "candidates")
@@ -52,9 +52,15 @@ class TableSource:
     def total(self) -> int | None:
         return self.rows.total()
 
+    def notes(self) -> list[str]:
+        return unused_columns(self.rows, self._wanted)
+
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
-        wanted = list(dict.fromkeys(name for names in self.columns.values() for name in names))
-        return (as_record(row, self._fields) for row in self.rows.read(start, wanted))
+        return (as_record(row, self._fields) for row in self.rows.read(start, self._wanted))
+
+    @property
+    def _wanted(self) -> list[str]:
+        return list(dict.fromkeys(name for names in self.columns.values() for name in names))
 
     def _columns_of(self, part: str, given: str | None) -> list[str]:
         if not given:

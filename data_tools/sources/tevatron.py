@@ -15,7 +15,7 @@ from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, identity_of, is_missing, list_of, shown, side_of, text_of
 from .corpus import Corpus, Document
 from .files import Paths
-from .rows import Row, open_rows, require_columns
+from .rows import Row, open_rows, require_columns, unused_columns
 
 _DOCUMENT_COLUMNS = ("docid", "title", "document_text", "text", "document_image", "image")
 _QUERY_COLUMNS = ("query_text", "query", "query_image")
@@ -74,6 +74,10 @@ class TevatronSource:
         is_known = self.settings["positives"] == "first" and self.settings["documents"] == "named"
         return self.queries.total() if is_known else None
 
+    def notes(self) -> list[str]:
+        of_corpus = unused_columns(self.documents, _DOCUMENT_COLUMNS) if self.documents is not None else []
+        return [*unused_columns(self.queries, self._columns), *of_corpus]
+
     @cached_property
     def corpus(self) -> Corpus:
         return Corpus(self.documents, _document_side, [name for name in _DOCUMENT_COLUMNS if name in self.documents.columns])
@@ -82,11 +86,14 @@ class TevatronSource:
         return self._of_queries(start) if self.settings["documents"] == "named" else islice(self._with_rest(), start, None)
 
     def _of_queries(self, start: int = 0) -> Iterator[SourceRecord]:
-        columns = [name for name in (*_QUERY_COLUMNS, self.positive_field, self.negative_field) if name in self.queries.columns]
         if self.settings["positives"] == "first":
-            return (self._record(row, 0) for row in self.queries.read(start, columns))
-        places = ((row, positive) for row in self.queries.read(0, columns) for positive in range(self._count_positives(row)))
+            return (self._record(row, 0) for row in self.queries.read(start, self._columns))
+        places = ((row, positive) for row in self.queries.read(0, self._columns) for positive in range(self._count_positives(row)))
         return (self._record(row, positive) for row, positive in islice(places, start, None))
+
+    @property
+    def _columns(self) -> list[str]:
+        return [name for name in (*_QUERY_COLUMNS, self.positive_field, self.negative_field) if name in self.queries.columns]
 
     def _with_rest(self) -> Iterator[SourceRecord]:
         is_target = np.zeros(len(self.corpus), dtype=bool)

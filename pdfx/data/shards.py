@@ -289,5 +289,8 @@ def read_index(place: str | Path | Storage) -> ShardIndex:
 def _no_index(storage: Storage) -> str:
     if storage.remote:
         return f"There is no {INDEX_NAME} at {storage.path}, so no finished shards; make them with 'pdfx shards build' and copy the whole folder there."
+    if Path(storage.path).is_file():
+        make = f"make them of records with 'pdfx shards build {storage.path} --out DIRECTORY', and name that directory"
+        return f"{storage.path} is a file, and shards are a directory; {make}."
     what = f"There is no {INDEX_NAME}, so no finished shards, in" if Path(storage.path).is_dir() else "There is no directory of shards at"
     return f"{what} {storage.path}; make it with 'pdfx shards build'."

@@ -28,6 +28,9 @@ class ListSource:
     def identity(self) -> dict:
         return {"format": "list", "records": len(self.list)}
 
+    def notes(self) -> list[str]:
+        return []
+
     def total(self) -> int | None:
         return len(self.list) if self.counts else None
 
@@ -142,7 +145,7 @@ def test_the_share_is_that_of_all_records_where_their_number_is_known(tmp_path, 
 
 
 def test_a_build_without_any_sample_says_why(tmp_path):
-    with pytest.raises(UserError, match=r"None of the 1 records gives a sample \(1 missing image\). .*records.jsonl line 1: there is no image .*absent.png\."):
+    with pytest.raises(UserError, match=r"None of the 1 records gives a sample. By kind: 1 missing image. .* line 1: there is no image .*absent.png\."):
         build_shards(write_records(tmp_path, [with_image("absent.png")]), tmp_path, tmp_path / "out")
     assert not (tmp_path / "out" / "index.json").exists()
 

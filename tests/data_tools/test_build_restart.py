@@ -129,7 +129,7 @@ def test_a_changed_source_or_image_folder_is_named(tmp_path, small):
     with source.files[0].open("a") as stream:
         stream.write("\n")
     size = source.files[0].stat().st_size
-    with pytest.raises(UserError, match=f"source.files is {size} and was {size - 1}"):
+    with pytest.raises(UserError, match=f'source.files is "records.jsonl: {size} bytes, .* and was "records.jsonl: {size - 1} bytes'):
         build(source, images, tmp_path / "out", settings)
 
 

@@ -114,7 +114,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
 
 
 def test_the_identity_changes_with_files_and_options(folder):
-    identities = [FolderSource(folder, **options).identity() for options in ({}, {"query": "image"}, {"captions": "lines"}, {"text": "text"})]
+    identities = [FolderSource(folder, **options).identity() for options in ({}, {"query": "image"}, {"captions": "lines"}, {"captions": "first"})]
     (folder / "a.txt").write_text("another apple")
     identities.append(FolderSource(folder).identity())
     (folder / "b.png").rename(folder / "bb.png")
