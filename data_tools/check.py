@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pdfx.data.images import MAX_IMAGE_PIXELS
 from pdfx.data.schema import INDEX_NAME, ShardIndex
-from pdfx.data.shards import Shard, read_index
+from pdfx.data.shards import Shard, no_index, read_index
 from pdfx.data.storage import Storage, StorageError, open_storage
 from pdfx.errors import UserError
 
@@ -59,7 +59,7 @@ def check_shards(
 def _require_place(storage: Storage) -> None:
     """Raises UserError where nothing can be said about shards, sound or not."""
     if not storage.remote and not Path(storage.path).is_dir():
-        raise UserError(f"There is no directory of shards at {storage.path}; make it with 'pdfx shards build'.")
+        raise UserError(no_index(storage))
     try:
         storage.load(INDEX_NAME)
     except StorageError as error:

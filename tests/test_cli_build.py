@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import pytest
@@ -88,6 +89,36 @@ def test_sizes_are_read_with_their_units(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(typer.BadParameter, match="is no size"):
         parse_bytes(text)
+
+
+def test_rows_below_min_label_are_left_out_and_never_too_many(pdfx, tmp_path):
+    (tmp_path / "a.csv").write_text("anchor,positive,score,source\n" + "q,d,0.9,x\n" * 2 + "q,d,0.1,x\n" * 8)
+    words = ["--option", "min_label=0.5", "--option", "columns=anchor,positive", "--max-bad-share", "0", "--workers", "1"]
+    code, text, _ = pdfx("shards", "build", tmp_path / "a.csv", "--out", tmp_path / "out", *words)
+    assert code == 0
+    assert "10 records: 2 samples, 0 that cannot be used, 8 left out on purpose (8 below min_label)." in text
+    assert f"Columns of {tmp_path}/a.csv that are not used: 'source'." in text
+
+
+@pytest.mark.parametrize("format", ["auto", "jsonl", "table", "folder"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_in_place_of_records_is_refused_at_once(pdfx, tmp_path, kind, format):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    words = ["--format", format, *(["--option", "query.text=q", "--option", "target.text=t"] if format == "table" else [])]
+    told(pdfx("shards", "build", tmp_path / f"{kind}.jsonl", "--out", tmp_path / "out", *words))
+
+
+@pytest.mark.parametrize("command", [("describe",), ("check",), ("split", "--out", "a=0.5", "--out", "b=0.5"), ("merge", "--out", "c")])
+def test_records_in_place_of_shards_are_told_with_the_command_that_is_wanted(pdfx, tmp_path, command):
+    records = write_records(tmp_path, [PAIR])
+    _, text, error = pdfx("shards", command[0], records, *command[1:])
+    assert f"{records} is a file, and shards are a directory" in text + error and f"pdfx shards build {records}" in text + error
+
+
+def test_an_image_folder_that_is_not_there_is_named(pdfx, tmp_path):
+    words = "shards", "build", write_records(tmp_path, [PAIR]), "--out", tmp_path / "out", "--images", tmp_path / "nowhere"
+    assert f"There is no image folder {tmp_path}/nowhere" in told(pdfx(*words))
 
 
 def test_help_tells_the_exit_codes(pdfx):

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from pdfx.errors import shortened
+
 INDEX_NAME = "index.json"
 KEY_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
 """No dots (webdataset cuts a member's name at its first dot), no slashes (a key is never a path), short enough for a plain tar header."""
@@ -128,6 +130,7 @@ def identity_number(target_id: str) -> int:
 
 
 _NESTED = {"query": Side, "target": Side, "negatives": Negative}
+_SHOWN_CHARACTERS = 80
 _OUTERMOST = {model.__name__: model for model in (Record, Side, ShardIndex)}
 
 
@@ -136,20 +139,19 @@ def explain(error: ValidationError) -> str:
     items = error.errors(include_url=False)
     # A misspelt key also makes the right one missing: the misspelling is what helps.
     item = next((candidate for candidate in items if candidate["type"] == "extra_forbidden"), items[0])
-    key = ".".join(str(part) for part in item["loc"])
+    key = shortened(".".join(str(part) for part in item["loc"]), _SHOWN_CHARACTERS)
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "json_invalid":
         return f"it is no valid JSON ({message.removeprefix('Invalid JSON: ').replace('at line 1 column', 'at column')})"
     if item["type"] == "extra_forbidden":
         holder = _OUTERMOST.get(error.title) if len(item["loc"]) == 1 else _NESTED.get(str(item["loc"][0]))
-        nearest = difflib.get_close_matches(str(item["loc"][-1]), holder.model_fields, n=1, cutoff=0.0) if holder else []
+        nearest = difflib.get_close_matches(str(item["loc"][-1])[:_SHOWN_CHARACTERS], holder.model_fields, n=1, cutoff=0.0) if holder else []
         return f"unknown key '{key}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
     if item["type"] == "missing":
         return f"the key '{key}' is missing"
     if item["type"] == "value_error":
         return f"in '{key}', {message}" if key else message
-    value = repr(item["input"])
-    value = value if len(value) <= 80 else value[:77] + "..."
+    value = shortened(repr(item["input"]), _SHOWN_CHARACTERS)
     if item["loc"] == ("key",) and item["type"] == "string_pattern_mismatch":
         return f"'key' is {value}: a key is 1 to 64 letters, digits, '_' and '-', without dots and slashes"
     return f"'{key}' is {value}: {message}" if key else f"it is {value}: {message}"

@@ -271,8 +271,8 @@ def read_index(place: str | Path | Storage) -> ShardIndex:
     try:
         data = storage.load(INDEX_NAME)
     except StorageError as error:
-        if error.missing:
-            raise UserError(_no_index(storage)) from None
+        if error.missing or not storage.remote and Path(storage.path).is_file():
+            raise UserError(no_index(storage)) from None
         raise UserError(f"{path} cannot be read: {error}.") from None
     try:
         version = json.loads(data).get("version")
@@ -286,7 +286,8 @@ def read_index(place: str | Path | Storage) -> ShardIndex:
         raise UserError(f"{path} is damaged: {explain(error)}; copy it again, or {_REBUILD}.") from None
 
 
-def _no_index(storage: Storage) -> str:
+def no_index(storage: Storage) -> str:
+    """The sentence for a place that holds no finished shards."""
     if storage.remote:
         return f"There is no {INDEX_NAME} at {storage.path}, so no finished shards; make them with 'pdfx shards build' and copy the whole folder there."
     if Path(storage.path).is_file():

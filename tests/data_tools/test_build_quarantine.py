@@ -76,6 +76,41 @@ def test_every_bad_record_is_kept_with_its_place_its_reason_and_its_content(tmp_
     assert [key for key, _ in ShardedDataset(tmp_path / "out").records()] == ["a", "b"]
 
 
+def test_what_is_quoted_of_a_record_is_bounded(tmp_path):
+    long = "x" * 3_000_000
+    bad = [{"query": {"text": "q"}, long: 1}, with_image(long), with_image("../" + long), PAIR | {"key": long}, PAIR | {"target_id": long}]
+    bad += [{"query": {"text": long}}]
+    source = ListSource([SourceRecord(long, problem=long, raw=long)])
+    for out, build_it in (("a", lambda out: build_shards(write_records(tmp_path, bad), tmp_path, out)), ("b", lambda out: build(source, None, out))):
+        with pytest.raises(UserError) as caught:
+            build_it(tmp_path / out)
+        assert len(str(caught.value)) < 5000
+        kept = (tmp_path / out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+        assert kept and all(len(line) < 6000 for line in kept)
+
+
+@pytest.mark.parametrize("blank", [" ", "\t\r\n", "\u3000", "\u200b\ufeff", "\u2060\u00ad", "\x00\x1f", "\u3164\u2800"])
+def test_a_side_without_a_visible_character_is_empty(tmp_path, blank):
+    (tmp_path / "a.png").write_bytes(picture(0))
+    records = [{"query": {"text": blank}, "target": {"text": "t"}}, {"query": {"text": "q"}, "target": {"text": "t"}, "negatives": [{"text": blank}]}]
+    records += [PAIR, {"query": {"text": blank, "images": ["a.png"]}, "target": {"text": "\U0001fae9 \u0301x"}}]
+    summary = build_shards(write_records(tmp_path, records), tmp_path, tmp_path / "out", max_bad_share=1)
+    assert (summary.samples, summary.rejected) == (2, {"unusable record": 2})
+    assert [line["reason"] for line in lines(tmp_path / "out" / "quarantine.jsonl")] == [
+        f"'{side}' is empty: its text has no visible character, and there is no image" for side in ("query", "negatives.0")
+    ]
+
+
+def test_too_many_bad_records_name_their_kinds_and_the_image_folder(tmp_path):
+    records = [with_image("absent.png")] * 3 + [{"query": {"text": " "}, "target": {"text": "t"}}]
+    with pytest.raises(UserError) as caught:
+        build_shards(write_records(tmp_path, records), tmp_path / "pictures", tmp_path / "out", max_bad_share=1)
+    told = str(caught.value)
+    assert "By kind: 3 missing image, 1 unusable record." in told
+    assert f"Pictures are looked up in {tmp_path}/pictures; name another folder with --images" in told
+    assert "line 1: there is no image" in told and "line 4: 'query' is empty" in told and "line 2" not in told
+
+
 def test_text_that_is_no_unicode_reaches_the_quarantine_as_readable_json(tmp_path):
     (tmp_path / "r.jsonl").write_bytes(b'{"query": "\xff\xfe"}\n' + json.dumps(PAIR).encode())
     build_shards(tmp_path / "r.jsonl", tmp_path, tmp_path / "out")

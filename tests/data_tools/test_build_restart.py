@@ -133,6 +133,39 @@ def test_a_changed_source_or_image_folder_is_named(tmp_path, small):
         build(source, images, tmp_path / "out", settings)
 
 
+def edited(path: Path) -> None:
+    """Another content of the same size, a second later than the file was."""
+    path.write_bytes(path.read_bytes()[:-1] + b"\n")
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 1))
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize("what", ["edited", "removed", "added", "record"])
+def test_a_build_whose_pictures_or_records_changed_does_not_go_on(tmp_path, small, what, is_finished):
+    source, images, settings = small
+    out = tmp_path / "out"
+    build(source, images, out, settings)
+    if not is_finished:
+        lines = (out / "build.jsonl").read_bytes().splitlines(keepends=True)
+        (out / "build.jsonl").write_bytes(b"".join(lines[:3]))
+    if what == "edited":
+        edited(images / "1.png")
+    elif what == "removed":
+        (images / "1.png").unlink()
+    elif what == "added":
+        (images / "absent.png").write_bytes((images / "1.png").read_bytes())
+    else:
+        edited(source.files[0])
+    named = {"edited": "1.png", "added": "absent.png"}.get(what, "")
+    message = rf"A picture of the records 1 to \d+ .*{named}\); start over with --overwrite"
+    message = message if what != "record" else r"source.files is .* and was .*--overwrite"
+    with pytest.raises(UserError, match=message):
+        build(source, images, out, settings)
+    again = BuildSettings(**{**vars(settings), "overwrite": True, "max_bad_share": 1})
+    assert not build(source, images, out, again).was_finished
+    assert build(source, images, out, again.__class__(**{**vars(again), "overwrite": False})).was_finished
+
+
 def test_overwriting_replaces_a_build_and_leaves_other_files_alone(tmp_path, small):
     source, images, settings = small
     out = tmp_path / "out"

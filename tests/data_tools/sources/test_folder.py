@@ -1,9 +1,12 @@
+import os
+
 import pytest
 from source_checks import check_source, problems_of
 from tiny_formats import write_jsonl, write_parquet
 from tiny_shards import picture
 
 from data_tools.sources.folder import FolderSource
+from data_tools.sources.registry import open_source
 from pdfx.errors import UserError
 
 
@@ -122,3 +125,63 @@ def test_the_identity_changes_with_files_and_options(folder):
     write_jsonl(folder / "metadata.jsonl", [{"file_name": "a.png", "text": "an apple"}])
     identities.append(FolderSource(folder).identity())
     assert len({str(identity) for identity in identities}) == 7
+
+
+def test_linked_folders_are_read_once_each_and_loops_end(folder, tmp_path):
+    outside = tmp_path / "outside" / "deep"
+    outside.mkdir(parents=True)
+    (outside / "d.PNG").write_bytes(picture(6))
+    (outside / "d.TXT").write_text("a dog")
+    (outside / "back").symlink_to(folder)
+    (folder / "linked").symlink_to(tmp_path / "outside")
+    (folder / "once more").symlink_to(outside)
+    source = FolderSource(folder)
+    check_source(source, 4, 0)
+    assert ("a dog", "linked/deep/d.PNG") in pairs_of(source) or ("a dog", "once more/d.PNG") in pairs_of(source)
+    assert source.notes() == [f"Not read in {folder}: 2 link to a folder that is read already."]
+
+
+def test_what_is_in_a_folder_and_not_read_is_counted(folder):
+    (folder / "drawing.svg").write_text("<svg/>")
+    (folder / "drawing.txt").write_text("a drawing")
+    (folder / "alone.jpeg").write_bytes(picture(5))
+    (folder / ".hidden").mkdir()
+    for name in (".a.png", "notes.md", "README"):
+        (folder / name).write_text("x")
+    source = FolderSource(folder)
+    records = check_source(source, 5, 2)
+    assert "drawing.svg beside the text file is of a format that is not read; convert it" in " ".join(problems_of(records))
+    notes = " ".join(source.notes())
+    assert f"There are 1 pictures without a text file and 1 text files without a picture in {folder}." in notes
+    for part in ("2 hidden", "1 .svg", "1 .md", "1 without ending", "kind .svg are not read: convert them"):
+        assert part in notes
+
+
+def test_a_folder_of_svg_alone_says_what_to_do(tmp_path):
+    (tmp_path / "a.SVG").write_text("<svg/>")
+    (tmp_path / "a.txt").write_text("a caption")
+    with pytest.raises(UserError, match=r"There is no picture .* 1 \.svg.*convert them, to PNG"):
+        open_source("auto", tmp_path)
+
+
+def test_the_first_line_alone_can_be_the_caption(folder):
+    check_source(FolderSource(folder, captions="first"), 3, 0)
+    assert pairs_of(FolderSource(folder, captions="first"))[0] == ("an apple", "a.png")
+    write_jsonl(folder / "metadata.jsonl", [{"file_name": "a.png", "text": ["one", "two"], "licence": "CC0"}])
+    source = FolderSource(folder, captions="first")
+    assert pairs_of(source) == [("one", "a.png")] and source.total() == 1
+    notes = " ".join(source.notes())
+    assert "3 pictures" in notes and "3 text files beside them are not read" in notes and "not used: 'licence'" in notes
+    with pytest.raises(UserError, match="captions=lines is for text files"):
+        FolderSource(folder, captions="lines")
+
+
+def test_an_option_without_effect_is_refused(folder):
+    with pytest.raises(UserError, match="text=caption names a column of metadata files, and .* has none"):
+        FolderSource(folder, text="caption")
+
+
+def test_a_pipe_in_place_of_a_text_file_is_a_problem(folder):
+    (folder / "a.txt").unlink()
+    os.mkfifo(folder / "a.txt")
+    assert problems_of(check_source(FolderSource(folder), 3, 1)) == ["the text file a.txt is not a file that can be read"]
