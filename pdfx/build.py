@@ -87,6 +87,7 @@ def prepare(embedder: ParallelEmbedder, model: ModelSection) -> ParallelEmbedder
     if model.lora is not None:
         apply_lora(embedder, model.lora)
     set_trainable(embedder, model)
+    embedder.module_files = [Path(path) for path in model.modules]
     if model.gradient_checkpointing:
         # The non-reentrant form also works where the layer's input needs no gradient, as with LoRA on a frozen token embedding.
         embedder.backbone.activation_checkpointing_enable({"use_reentrant": False})

@@ -18,5 +18,4 @@ def tiny_export(directory: Path, family: str = "llava_next") -> Path:
     )
     export = directory / "export"
     embedder.save_pretrained(export)
-    embedder.processor.save_pretrained(export)
     return export

@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from pdfx.config import ModelSection
 from pdfx.errors import UserError
+from pdfx.model.loading import load_whole
 from pdfx.tensor_files import TensorFile
 
 
@@ -73,7 +74,8 @@ def open_backbone(model: ModelSection, backbone: PreTrainedModel) -> BackboneWei
         places = files and weight_places([TensorFile(path) for path in files], backbone)
         if places:
             return BackboneFiles(places)
-        return LoadedBackbone(AutoModel.from_pretrained(model.path, dtype=torch.float32, revision=model.revision, trust_remote_code=model.trust_remote_code))
+        hub = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        return LoadedBackbone(load_whole(AutoModel.from_pretrained, model.path, dtype=torch.float32, **hub)[0])
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"The weights of model.path '{model.path}' cannot be read: {' '.join(str(error).split())}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -34,29 +33,15 @@ def write_documents(embedder: ParallelEmbedder, directory: Path, config: Config,
     except (OSError, ValueError) as error:
         raise UserError(f"The processor of model.path '{model.path}' cannot be loaded: {' '.join(str(error).split())}") from error
     embedder.to(dtype)
-    embedder.save_pretrained(directory, state_dict={})
+    try:
+        embedder.save_pretrained(directory, state_dict={})
+    except ValueError as error:
+        raise UserError(str(error)) from error
     # An empty one; the real weights are written in pieces.
     (directory / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
-    embedder.processor.save_pretrained(directory)
-    write_own_modules(directory, [Path(path) for path in model.modules])
     record = {"pdfx": pdfx.__version__, "step": source.step, "config": config.model_dump(mode="json")}
     (directory / "pdfx_export.json").write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
     (directory / "README.md").write_text(model_card(embedder, directory.name, config, source, dtype), encoding="utf-8")
-
-
-def write_own_modules(directory: Path, files: list[Path]) -> None:
-    """Let the backbone's own modules travel: copied beside ours, and imported by ours before the backbone's configuration is read."""
-    if not files:
-        return
-    imports = []
-    for path in files:
-        if (directory / path.name).exists():
-            raise UserError(f"model.modules names {path}, but the export has a file of that name of its own; rename it.")
-        shutil.copyfile(path, directory / path.name)
-        imports.append(f"from .{path.stem} import __name__ as _{path.stem}  # noqa: F401")
-    names = ", ".join(repr(path.name) for path in files)
-    lines = ['"""Importing the backbone\'s own files registers their classes with transformers."""', "", *imports, "", f"MODULE_FILES = ({names},)", ""]
-    (directory / "registered_modules.py").write_text("\n".join(lines), encoding="utf-8")
 
 
 def model_card(embedder: ParallelEmbedder, name: str, config: Config, source: Checkpoint, dtype: torch.dtype) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import transformers
 from torch import nn
 
 
@@ -17,6 +18,7 @@ class Family:
         image_prompt: text that stands for one image; the processor expands the image token in it.
         reserved: strings with a meaning of their own in the prompt, blanked out of a user's text.
         image_settings: the settings of ``inputs`` that bound its images.
+        transformers: the first version that reads an export's weights by the names they have.
     """
 
     model_type: str
@@ -26,6 +28,7 @@ class Family:
     image_prompt: str
     reserved: tuple[str, ...]
     image_settings: tuple[str, ...]
+    transformers: tuple[int, int] = (5, 0)
 
     def decoder_of(self, backbone: nn.Module) -> nn.Module:
         return backbone.get_submodule(self.decoder)
@@ -47,13 +50,34 @@ FAMILIES = {
             ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>", "<|vision_pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
             ("image_min_pixels", "image_max_pixels"),
         ),
-        Family("llava_next", "language_model", "vision_tower", "multi_modal_projector", "<image>\n", ("<image>", "<s>", "</s>"), ("image_grid_pinpoints",)),
+        Family(
+            "llava_next",
+            "language_model",
+            "vision_tower",
+            "multi_modal_projector",
+            "<image>\n",
+            ("<image>", "<s>", "</s>"),
+            ("image_grid_pinpoints",),
+            # CLIP's tower had other names before.
+            transformers=(5, 6),
+        ),
     )
 }
 
 
 def family_of(backbone_config) -> Family:
-    """The family of a backbone's configuration. Raises ValueError for a model type that has none."""
-    if backbone_config.model_type not in FAMILIES:
-        raise ValueError(f"Backbones of type '{backbone_config.model_type}' are not supported; supported are {', '.join(FAMILIES)}.")
-    return FAMILIES[backbone_config.model_type]
+    """The family of a backbone's configuration. Raises ValueError for a model type that has none, and under a transformers that is too old for it."""
+    family = family_of_type(backbone_config.model_type)
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < family.transformers:
+        needed = ".".join(map(str, family.transformers))
+        raise ValueError(
+            f"A '{family.model_type}' backbone needs transformers {needed} or later, and {transformers.__version__} is installed: it would draw weights anew."
+        )
+    return family
+
+
+def family_of_type(model_type: str | None) -> Family:
+    """The same by its name alone."""
+    if model_type not in FAMILIES:
+        raise ValueError(f"Backbones of type '{model_type}' are not supported; supported are {', '.join(FAMILIES)}.")
+    return FAMILIES[model_type]

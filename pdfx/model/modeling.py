@@ -1,8 +1,10 @@
 """ParallelEmbedder: one multimodal backbone, K deep prefixes, K unit embeddings per input."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
@@ -11,13 +13,18 @@ from transformers.utils import ModelOutput
 from .adapted import load_adapted
 from .attention import ATTENTION_NAME
 from .configuration import ParallelEmbedderConfig
-from .door import packed_decoder
+from .door import attach_hooks, packed_decoder
 from .families import family_of
-from .fusion import Fusion, pool, unit
-from .own_modules import load_export_modules
+from .fusion import Fusion, fuse, pool, unit
+from .loading import as_dtype, backbone_config, load_whole, record_dtype
+from .own_modules import load_export_modules, write_own_modules
 from .packing import Packing
 from .prefixes import Gathered, attach_prefixes, initialise_prefixes
 from .processing import InputProcessor, append_inputs
+from .registered_modules import MODULE_FILES  # noqa: F401  transformers 5.8 to 5.10 copy only what a file imports by itself.
+
+LOCK = Lock()
+"""Held while a tokenizer works, whose padding is a state of its own, and while a model changes between training and evaluation mode."""
 
 
 @dataclass
@@ -43,6 +50,7 @@ class ParallelEmbedder(PreTrainedModel):
 
     Attributes:
         processor: turns texts and images into inputs; set by ``from_backbone`` and ``from_pretrained``.
+        module_files: the Python files of ``config.modules``, which ``save_pretrained`` copies.
         vision_agreement: tells whether any rank needs the vision tower in this forward pass, given whether this one does.
     """
 
@@ -56,12 +64,17 @@ class ParallelEmbedder(PreTrainedModel):
     def __init__(self, config: ParallelEmbedderConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.family = family_of(config.backbone)
-        self.backbone = backbone if backbone is not None else AutoModel.from_config(config.backbone)
+        # transformers sets the default type to what is to be loaded, of which the backbone's own configuration need not know.
+        self.backbone = backbone if backbone is not None else AutoModel.from_config(config.backbone, dtype=torch.get_default_dtype())
+        record_dtype(config, self.backbone.dtype)
         decoder = self.family.decoder_of(self.backbone)
         decoder.config._attn_implementation = ATTENTION_NAME
         attach_prefixes(decoder, config)
+        attach_hooks(decoder, min(config.prefix_layers, default=0))
         self.fusion = Fusion(config.fusion, config.paths).to(self.backbone.dtype)
         self.processor: InputProcessor | None = None
+        self.module_files: list[Path] = []
+        self._evaluations, self._was_training = 0, False
         self._dummy: dict[str, torch.Tensor] | None = None
         self.vision_agreement: Callable[[bool], bool] = bool
         self.post_init()
@@ -91,33 +104,54 @@ class ParallelEmbedder(PreTrainedModel):
             settings: further fields of ``ParallelEmbedderConfig``.
 
         Raises:
-            ValueError: unsupported family or contradictory settings.
+            ValueError: unsupported family, contradictory settings, or weights that are missing, of another shape or not finite.
             OSError: there is no such backbone.
         """
-        backbone = AutoModel.from_pretrained(path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-        processor = AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-        embedder = cls(new_config(backbone.config, inputs, prefix_layers, dtype=dtype, **settings), backbone)
+        hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+        backbone, _ = load_whole(AutoModel.from_pretrained, path, config=backbone_config(path, **hub), dtype=dtype, **hub)
+        processor = AutoProcessor.from_pretrained(path, **hub)
+        embedder = cls(new_config(backbone.config, inputs, prefix_layers, **settings), backbone)
         initialise_prefixes(embedder.decoder, embedder.config, seed, gathered)
         embedder.attach_processor(processor)
         return embedder
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_remote_code: bool = False, **kwargs):
-        """Load an exported embedder together with its processor.
+        """Load an exported embedder together with its processor, in the type that it was written in or in ``dtype``.
 
         Raises:
-            ValueError: the export brings code of its own (a vision tower, say) and ``trust_remote_code`` is not set.
+            ValueError: a weight is missing, unknown, of another shape or not finite; the backbone needs a later transformers; or the export brings code of
+                its own (a vision tower, say) and ``trust_remote_code`` is not set.
         """
-        load_export_modules(pretrained_model_name_or_path, trust_remote_code)
-        config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path, revision=kwargs.get("revision"))
+        export, revision, wants_info = pretrained_model_name_or_path, kwargs.get("revision"), kwargs.pop("output_loading_info", False)
+        files = load_export_modules(export, revision, trust_remote_code)
+        config = kwargs.get("config") or cls.config_class.from_pretrained(export, revision=revision)
+        asked = kwargs.pop("torch_dtype", None)
+        dtype = as_dtype(kwargs.pop("dtype", asked), config.dtype)
         if config.base_model:
-            embedder = load_adapted(cls, pretrained_model_name_or_path, config, kwargs.get("dtype"), kwargs.get("revision"), trust_remote_code)
+            model, info = load_adapted(cls, export, config, dtype, revision, trust_remote_code), {}
         else:
-            embedder = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = embedder[0] if isinstance(embedder, tuple) else embedder
+            model, info = load_whole(super().from_pretrained, export, *args, exact=True, dtype=dtype, **kwargs)
+        model.module_files = files
         # The processor is always one of transformers' own classes; the export's code is never needed for it.
-        model.attach_processor(AutoProcessor.from_pretrained(pretrained_model_name_or_path, revision=kwargs.get("revision"), trust_remote_code=False))
-        return embedder
+        model.attach_processor(AutoProcessor.from_pretrained(export, revision=revision, trust_remote_code=False))
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Write weights, configuration, this code, the processor and the backbone's own modules: all that ``from_pretrained`` reads, by the names it knows.
+
+        Raises:
+            ValueError: the files of ``config.modules`` are not known, or ``push_to_hub`` is asked for, which sends no processor; ``model.push_to_hub`` does.
+        """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained(push_to_hub=True) would leave the processor behind; call push_to_hub, which sends all files.")
+        if {file.name for file in self.module_files} != set(self.config.modules):
+            raise ValueError(f"The model needs the modules {', '.join(self.config.modules)}; say where they are by setting its module_files.")
+        record_dtype(self.config, self.dtype)
+        super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
+        write_own_modules(Path(save_directory), self.module_files)
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory)
 
     def attach_processor(self, processor) -> None:
         """Use transformers' ``processor`` with the input settings of the configuration."""
@@ -167,9 +201,8 @@ class ParallelEmbedder(PreTrainedModel):
         inputs = dict(inputs)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
-        config = self.config
-        first = min(config.prefix_layers, default=0)
-        with packed_decoder(self.decoder, inputs["attention_mask"], chosen, first, config.attention) as packing:
+        share_trunk = min(self.config.prefix_layers, default=0) > 0
+        with packed_decoder(inputs["attention_mask"], chosen, share_trunk, self.config.attention) as packing:
             output = self.backbone(**inputs, use_cache=False)
         return output.last_hidden_state, packing
 
@@ -198,33 +231,60 @@ class ParallelEmbedder(PreTrainedModel):
     ) -> EmbedderOutput:
         """Embed texts and images for use: no gradient, evaluation mode, results on the CPU.
 
+        Threads may call it side by side.
+
         Args:
             items: ``{"text": str, "images": [PIL.Image, ...]}``; either may be missing.
             side: ``query`` or ``target``, which chooses the instruction.
-            truncate_dim: keep the leading dimensions only and normalise again (Matryoshka).
+            batch_size: items of one forward pass.
+            truncate_dim: keep the leading dimensions of a path only, 1 to D, and normalise again (Matryoshka); a concatenation is then one of cut paths.
+
+        Raises:
+            ValueError: an argument that has no meaning.
         """
         if self.processor is None:
             raise ValueError("The embedder has no processor; load it with from_pretrained or call attach_processor.")
         if side not in ("query", "target"):
             raise ValueError(f"side must be 'query' or 'target', not '{side}'.")
         items = [{"text": item.get("text") or "", "images": list(item.get("images") or [])} for item in items]
-        training = self.training
-        self.eval()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {batch_size}.")
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.config.hidden_size:
+            raise ValueError(f"truncate_dim must be among 1 to {self.config.hidden_size}, the dimensions of a path, not {truncate_dim}.")
         outputs = []
-        for start in range(0, len(items), batch_size):
-            batch = items[start : start + batch_size]
-            inputs, _ = self.processor(batch, [side] * len(batch))
-            outputs.append(self({name: tensor.to(self.device) for name, tensor in inputs.items()}, paths))
-        self.train(training)
-        return join_outputs(outputs, truncate_dim)
+        with self._evaluation():
+            for start in range(0, len(items), batch_size):
+                batch = items[start : start + batch_size]
+                with LOCK:
+                    inputs, _ = self.processor(batch, [side] * len(batch))
+                outputs.append(self({name: tensor.to(self.device) for name, tensor in inputs.items()}, paths))
+        return join_outputs(outputs, truncate_dim, self.config.fusion)
+
+    @contextmanager
+    def _evaluation(self):
+        """Evaluation mode while any thread is within the block; the last one to leave sets the mode back."""
+        with LOCK:
+            if self._evaluations == 0:
+                self._was_training = self.training
+                self.eval()
+            self._evaluations += 1
+        try:
+            yield
+        finally:
+            with LOCK:
+                self._evaluations -= 1
+                if self._evaluations == 0:
+                    self.train(self._was_training)
 
 
-def join_outputs(outputs: list[EmbedderOutput], truncate_dim: int | None = None) -> EmbedderOutput:
+def join_outputs(outputs: list[EmbedderOutput], truncate_dim: int | None = None, fusion: str = "mean") -> EmbedderOutput:
     """Outputs of consecutive batches as one, on the CPU, optionally cut to leading dimensions and normalised again."""
-    joined = [torch.cat([output[name].cpu() for output in outputs]) for name in ("paths", "fused")]
+    paths, fused = (torch.cat([output[name].cpu() for output in outputs]) for name in ("paths", "fused"))
     if truncate_dim is not None:
-        joined = [unit(tensor[..., :truncate_dim]) for tensor in joined]
-    return EmbedderOutput(paths=joined[0], fused=joined[1])
+        paths = unit(paths[..., :truncate_dim])
+        # The leading dimensions of a concatenation would be the first path's alone.
+        fused = fuse(fusion, paths) if fusion == "concat" else unit(fused[..., :truncate_dim])
+    return EmbedderOutput(paths=paths, fused=fused)
 
 
 def new_config(backbone_config, inputs: dict | None, prefix_layers, **settings) -> ParallelEmbedderConfig:

@@ -22,20 +22,44 @@ def run_module_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def load_export_modules(export, trust_remote_code: bool) -> None:
-    """Run the modules that an export lists in its configuration, where its backbone needs them.
+def load_export_modules(export, revision: str | None, trust_remote_code: bool) -> list[Path]:
+    """Run the modules that an export lists in its configuration, where its backbone needs them, and return their files.
 
     Raises:
         ValueError: they are needed and ``trust_remote_code`` is not set.
     """
-    settings = json.loads(Path(cached_file(str(export), "config.json")).read_text(encoding="utf-8"))
-    files = [Path(name).name for name in settings.get("modules", [])]
-    if not files or not _unknown_types(settings.get("backbone") or {}):
+    settings = json.loads(Path(cached_file(str(export), "config.json", revision=revision)).read_text(encoding="utf-8"))
+    names = [Path(name).name for name in settings.get("modules", [])]
+    needed = names and _unknown_types(settings.get("backbone") or {})
+    if needed and not trust_remote_code:
+        raise ValueError(f"{export} brings code of its own ({', '.join(names)}); read it, then pass trust_remote_code=True.")
+    files = [Path(cached_file(str(export), name, revision=revision)) for name in names]
+    for file in files if needed else ():
+        run_module_file(file)
+    return files
+
+
+def write_own_modules(directory: Path, files: list[Path]) -> None:
+    """Let the backbone's own modules travel in an export: copied beside our code, and imported by it before the backbone's configuration is read.
+
+    Raises:
+        ValueError: the export has another file of that name.
+    """
+    if not files:
         return
-    if not trust_remote_code:
-        raise ValueError(f"{export} brings code of its own ({', '.join(files)}); read it, then pass trust_remote_code=True.")
-    for name in files:
-        run_module_file(Path(cached_file(str(export), name)))
+    for path in files:
+        copy = directory / path.name
+        if copy.exists() and copy.read_bytes() != path.read_bytes():
+            raise ValueError(f"model.modules names {path}, but the export has a file of that name of its own; rename it.")
+        copy.write_bytes(path.read_bytes())
+    imports = "".join(f"from .{path.stem} import __name__ as _{path.stem}  # noqa: E402, F401\n" for path in files)
+    names = ", ".join(repr(path.name) for path in files)
+    text = f'"""Importing the backbone\'s own files registers their classes with transformers."""\n\n{imports}\nMODULE_FILES = ({names},)\n'
+    (directory / "registered_modules.py").write_text(text, encoding="utf-8")
+    # transformers 5.8 to 5.10 copy only what a file imports by itself.
+    for name in ("configuration.py", "modeling.py"):
+        if imports not in (own := (directory / name).read_text(encoding="utf-8")):
+            (directory / name).write_text(f"{own}\n{imports}", encoding="utf-8")
 
 
 def _unknown_types(settings: dict) -> set[str]:

@@ -37,15 +37,21 @@ class Packing:
     Args:
         attention_mask: ``[B, T]``, non-zero at real tokens; padding may be on either side.
         paths: int64 ``[K]``, numbers of the prefixes that the K copies of the row read.
+        whole: the packing of all paths, where this one is of one path for the layers that all share.
+
+    Attributes:
+        position_embeddings: the layers' rotary tables for K rows, kept by the first layer above a shared trunk.
 
     Raises:
         ValueError: a sequence has no token at all.
     """
 
-    def __init__(self, attention_mask: torch.Tensor, paths: torch.Tensor):
+    def __init__(self, attention_mask: torch.Tensor, paths: torch.Tensor, whole: "Packing | None" = None):
         keep = attention_mask.bool()
         self.attention_mask = attention_mask
         self.paths = paths
+        self.whole = whole
+        self.position_embeddings: tuple[torch.Tensor, ...] | None = None
         self.token_index = keep.flatten().nonzero().squeeze(1)
         self.lengths: list[int] = keep.sum(1).tolist()
         if min(self.lengths) == 0:
@@ -69,7 +75,7 @@ class Packing:
 
     def one_path(self) -> "Packing":
         """The same row once, for layers that all paths share."""
-        return Packing(self.attention_mask, self.paths[:1])
+        return Packing(self.attention_mask, self.paths[:1], whole=self)
 
     def repeat(self, row: torch.Tensor) -> torch.Tensor:
         """``[..., N, D]`` of one path to ``[..., K*N, D]``, path by path."""

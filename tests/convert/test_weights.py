@@ -5,61 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from tiny_checkpoints import checkpoint_of, recipe, trained
 from tiny_models import FAMILIES, items, tiny_backbone
 
 from pdfx.adapters import adapted_modules, merged_weight, remove_adapters
 from pdfx.build import build_embedder, build_on_meta
-from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
-from pdfx.checkpoint.manifest import Manifest
-from pdfx.checkpoint.parameters import MASTER, part_file_name, parts_metadata
-from pdfx.checksums import read_record
-from pdfx.config import Config, parse_config
+from pdfx.config import Config
 from pdfx.convert import weights as weights_module
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.shards import parse_size, plan_shards
 from pdfx.convert.weights import WeightSource
 from pdfx.errors import UserError
 from pdfx.exports import load_export
-from pdfx.model import ParallelEmbedder
 
 LORA = {"r": 2, "alpha": 8, "targets": ["q_proj", "down_proj"]}
 KINDS = {"lora": {"lora": LORA}, "dora": {"lora": LORA | {"dora": True}}, "full": {"lora": None, "train_vision": True}, "prefixes": {"lora": LORA, "paths": 3}}
-
-
-def recipe(path: Path, **model) -> Config:
-    train = {"output_dir": "run", "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10}
-    settings = {"path": str(path), "paths": 2, "prefix": {"length": 3}, "fusion": "softmax"} | model
-    return parse_config({"model": settings, "data": {"train": "unused"}, "train": train})
-
-
-def trained(config: Config) -> ParallelEmbedder:
-    """The recipe's embedder after its trained parameters moved."""
-    embedder, generator = build_embedder(config).eval(), torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in embedder.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return embedder
-
-
-def checkpoint_of(embedder: ParallelEmbedder, folder: Path, ranks: int) -> Checkpoint:
-    """What so many ranks under ZeRO-3 would have saved: each parameter cut into equal parts, the last one shorter or empty."""
-    (folder / PARAMETERS).mkdir(parents=True)
-    (folder / BUFFERS).parent.mkdir()
-    values = {f"embedder.{name}": parameter.detach() for name, parameter in embedder.named_parameters() if parameter.requires_grad}
-    for rank in range(ranks):
-        tensors, starts = {}, {}
-        for name, value in values.items():
-            size = -(-value.numel() // ranks)
-            part = value.reshape(-1)[rank * size : (rank + 1) * size]
-            if len(part):
-                tensors[f"{MASTER}/{name}"], starts[name] = part.clone(), rank * size
-        metadata = parts_metadata(starts, {name: tuple(value.shape) for name, value in values.items()})
-        save_file(tensors, folder / PARAMETERS / part_file_name(rank, ranks), metadata)
-    save_file({}, folder / BUFFERS)
-    written = [path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")]
-    return Checkpoint(folder, Manifest(7, {name: read_record(folder / name) for name in written}))
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -131,7 +131,7 @@ def test_layers_below_the_first_prefix_run_once_for_all_paths_and_change_nothing
         layer.mlp.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[1]))
     shared = gradients(embedder, inputs)
     shared_rows = rows[:2]
-    monkeypatch.setattr(modeling, "packed_decoder", lambda decoder, mask, paths, first, attention: packed_decoder(decoder, mask, paths, 0, attention))
+    monkeypatch.setattr(modeling, "packed_decoder", lambda mask, paths, share, attention: packed_decoder(mask, paths, False, attention))
     rows.clear()
     unshared = gradients(embedder, inputs)
     assert shared_rows[1] == 3 * shared_rows[0] and rows[:2] == [shared_rows[1]] * 2

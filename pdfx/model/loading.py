@@ -1,0 +1,98 @@
+"""Weights are loaded whole or not at all, in one type of number."""
+
+import warnings
+
+import torch
+from torch import distributed
+from transformers import AutoConfig, PretrainedConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging
+
+from .families import family_of_type
+
+
+def backbone_config(path: str, **hub):
+    """The configuration of a supported backbone, found in a directory or on the hub (``revision``, ``trust_remote_code``).
+
+    Raises:
+        OSError: there is none.
+        ValueError: the model's type is not supported.
+    """
+    settings, _ = PretrainedConfig.get_config_dict(path, revision=hub.get("revision"))
+    # Before transformers reads it, whose own message lists all types that it knows.
+    family_of_type(settings.get("model_type"))
+    return AutoConfig.from_pretrained(path, **hub)
+
+
+def load_whole(load, path, *args, exact: bool = False, **kwargs):
+    """The model that ``load`` (a class's ``from_pretrained``) gives, and its loading info.
+
+    Args:
+        exact: whether weights that the model does not have are refused; a warning names them otherwise, except for a head that the backbone has no use for.
+
+    Raises:
+        OSError: files are missing.
+        ValueError: a weight is missing, has another shape or is not finite; transformers itself would draw another one.
+    """
+    level, problem = logging.get_verbosity(), None
+    # Its report of the same would come before the one sentence.
+    logging.set_verbosity_error()
+    try:
+        model, info = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    except RuntimeError as error:
+        problem = str(error)
+    finally:
+        logging.set_verbosity(level)
+    if (problem := first_ranks(problem)) is not None:
+        raise ValueError(f"The weights in {path} do not fit the model: {problem}")
+    # A weight of another shape is missing too, for some versions of transformers.
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    broken = {name for name, parameter in model.named_parameters() if not is_finite(parameter)}
+    unknown = {name for name in info["unexpected_keys"] if not name.startswith("lm_head.")}
+    problems = {
+        "lacks {} of the model": set(info["missing_keys"]) - mismatched,
+        "holds {} of another shape than the model's": mismatched,
+        "holds {} with NaN or infinity": broken,
+        "holds {} that the model does not have": unknown,
+    }
+    for problem, names in problems.items():
+        if names:
+            sentence = f"{path} {problem.format(f'{len(names)} weights')}, {min(names)} among them."
+            if names is unknown and not exact:
+                warnings.warn(sentence, stacklevel=2)
+            else:
+                raise ValueError(sentence + " Copy its files again; its config.json and its weights must belong together.")
+    return model, info
+
+
+def first_ranks(problem: str | None) -> str | None:
+    """The problem of the first rank under ZeRO-3, where that one alone reads the values; elsewhere one's own."""
+    if not is_deepspeed_zero3_enabled() or not distributed.is_initialized():
+        return problem
+    told = [problem]
+    distributed.broadcast_object_list(told)
+    return told[0] or problem
+
+
+def is_finite(parameter: torch.Tensor) -> bool:
+    """Whether all values are numbers, in one pass without a copy; what is not here (sharded, or on the meta device) passes."""
+    if parameter.is_meta or not parameter.numel() or not parameter.is_floating_point():
+        return True
+    return all(bound.isfinite() for bound in torch.aminmax(parameter.detach()))
+
+
+def as_dtype(asked, written) -> torch.dtype:
+    """The type that ``from_pretrained(dtype=asked)`` means: a type, its name, or the one ``written`` where it is None or ``auto``."""
+    chosen = written if asked in (None, "auto") else asked
+    chosen = getattr(torch, chosen, None) if isinstance(chosen, str) else chosen or torch.float32
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type of torch, its name or 'auto', not {asked!r}.")
+    return chosen
+
+
+def record_dtype(config: PretrainedConfig, dtype: torch.dtype) -> None:
+    """Say in a configuration, and in all inside it, which type of number the weights have."""
+    config.dtype = dtype
+    for part in vars(config).values():
+        if isinstance(part, PretrainedConfig):
+            record_dtype(part, dtype)
