@@ -26,7 +26,8 @@ from pdfx.data.collate import filler
 from pdfx.model import ParallelEmbedder
 from pdfx.objective import Objective
 from pdfx.train.cluster import World, join_world
-from pdfx.train.engine import TrainingModule, load_deepspeed_config, start_engine
+from pdfx.train.deepspeed_file import load_deepspeed_config
+from pdfx.train.engine import TrainingModule, start_engine
 from pdfx.train.step import Stepper
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from pdfx.adapters import apply_lora, set_trainable
 from pdfx.config import Config, ModelSection
@@ -48,17 +48,29 @@ def build_embedder(config: Config, dtype: torch.dtype = torch.float32, gathered:
 
 def build_on_meta(config: Config) -> ParallelEmbedder:
     """The same embedder without weights or processor, on the meta device: for parameter tables and for checking a recipe against a real model's shape."""
-    model = config.model
-    register_modules(model.modules)
-    settings = embedder_settings(config)
+    model, settings = config.model, embedder_settings(config)
     try:
-        backbone_config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
         with torch.device("meta"):
-            backbone = AutoModel.from_config(backbone_config, trust_remote_code=model.trust_remote_code)
+            backbone = AutoModel.from_config(backbone_config(config), trust_remote_code=model.trust_remote_code)
             embedder = ParallelEmbedder(new_config(backbone.config, **settings), backbone)
             return prepare(embedder, model)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path '{model.path}' cannot be used as a backbone: {' '.join(str(error).split())}") from error
+
+
+def backbone_config(config: Config) -> PretrainedConfig:
+    """The backbone's own configuration. Raises UserError where it cannot be read."""
+    model = config.model
+    register_modules(model.modules)
+    try:
+        return AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path '{model.path}' cannot be used as a backbone: {' '.join(str(error).split())}") from error
+
+
+def backbone_width(config: Config) -> int:
+    """Dimensions of the backbone's hidden states."""
+    return backbone_config(config).get_text_config().hidden_size
 
 
 def embedder_settings(config: Config) -> dict:

@@ -74,6 +74,17 @@ def parse_yaml(text: str):
     return yaml.load(text, RecipeLoader)
 
 
+def read_small(path: Path) -> str:
+    """The text of a regular file of at most ``MAX_BYTES``. Raises OSError or, where it is something else, ValueError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a regular file")
+    with open(path, "rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    return content.decode("utf-8")
+
+
 def read_recipe(path: Path) -> dict:
     """The sections of a recipe's file.
 
@@ -81,20 +92,12 @@ def read_recipe(path: Path) -> dict:
         ConfigError: it is missing, is not a regular file of at most ``MAX_BYTES``, is not YAML, repeats a key, or holds no sections.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(f"The recipe {path} is not a regular file.")
-        with open(path, "rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ConfigError(f"The recipe {path} has more than {MAX_BYTES:,} bytes, which no recipe needs.")
-        tree = parse_yaml(content.decode("utf-8"))
+        tree = parse_yaml(read_small(path))
     except FileNotFoundError:
         raise ConfigError(f"There is no recipe at {path}.") from None
     except OSError as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{path} is not a valid recipe: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold sections such as 'model:' and 'train:', not {'nothing' if tree is None else type(tree).__name__}.")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
-from pdfx.build import build_on_meta
+from pdfx.build import backbone_width, build_on_meta
 from pdfx.config import Config, dump_config
 from pdfx.data.training_sets import Sequence, open_training_sets
 from pdfx.evaluate.data_sets import open_evaluation
 from pdfx.model import ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
 from pdfx.train.best import check_metric_name
-from pdfx.train.engine import load_deepspeed_config
+from pdfx.train.deepspeed_file import load_deepspeed_config
 from pdfx.train.ineffective import tell_settings
 from pdfx.train.schedule import count_steps, settle_warm_ups
 
@@ -29,7 +30,7 @@ def dry_run(config: Config) -> None:
         return
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     console = Console()
-    settings = load_deepspeed_config(config.train.deepspeed, config.train, ranks)
+    settings = load_deepspeed_config(config.train.deepspeed, config.train, ranks, partial(backbone_width, config))
     embedder = build_on_meta(config)
     sequence = Sequence(open_training_sets(config.data), config.data, config.train.seed)
     check_metric_name(config, open_evaluation(config))

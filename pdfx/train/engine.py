@@ -1,12 +1,10 @@
-"""The DeepSpeed engine of a run: its configuration, parameter groups, optimiser, and the module it wraps."""
+"""The DeepSpeed engine of a run: its parameter groups, optimiser, and the module it wraps."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import deepspeed
 import torch
@@ -14,7 +12,6 @@ from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from pdfx.config import Config, TrainSection
-from pdfx.errors import UserError
 from pdfx.model import ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
 
@@ -54,83 +51,6 @@ class TrainingModule(nn.Module):
             log_temperature = log_temperature + self.log_temperature_offset.float().sum()
         logits = output.paths.new_zeros(0) if output.fusion_logits is None else output.fusion_logits
         return output.paths, output.fused, log_temperature, logits
-
-
-def load_deepspeed_config(path: str | Path, train: TrainSection, world_size: int) -> dict:
-    """A DeepSpeed JSON completed by what the recipe says.
-
-    The recipe owns optimiser, schedule, precision, clipping and batch sizes. A key of the JSON that would set the first two, or that contradicts the recipe on
-    the others, is refused; ``auto`` and equal values are fine.
-
-    Raises:
-        UserError: the file is missing, no JSON object, no ZeRO 1 to 3, or at odds with the recipe.
-    """
-    settings = read_json(path)
-    zero = settings.get("zero_optimization")
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
-    if stage not in (1, 2, 3):
-        raise UserError(f"{path}: 'zero_optimization.stage' is {stage}; pdfx needs ZeRO stage 1, 2 or 3.")
-    check_offload(path, zero)
-    for key in ("optimizer", "scheduler"):
-        if settings.pop(key, None) is not None:
-            raise UserError(f"{path}: remove '{key}'; the recipe's train section sets it.")
-    for key in ("fp16", "amp", "torch_autocast"):
-        if isinstance(settings.get(key), dict) and settings[key].get("enabled", key == "amp"):
-            raise UserError(f"{path}: remove '{key}'; pdfx trains in bf16 or float32, as the recipe's train.bf16 says.")
-    bf16 = settings.setdefault("bf16", {})
-    own(path, bf16, "enabled", train.bf16, "train.bf16", "bf16.enabled")
-    # Otherwise ZeRO 1 and 2 would apply gradients that are not finite.
-    own(path, bf16, "check_grad_overflow", True, "pdfx, which skips such updates,", "bf16.check_grad_overflow")
-    own(path, settings, "gradient_clipping", train.max_grad_norm, "train.max_grad_norm")
-    # The chunks of an accumulated batch are contrasted with one another, which the engine's own accumulation would not do.
-    own(path, settings, "gradient_accumulation_steps", 1, "pdfx, which accumulates by itself (train.gradient_accumulation_steps),")
-    own(path, settings, "train_batch_size", world_size * train.per_device_train_batch_size, "ranks x train.per_device_train_batch_size")
-    # Only DeepSpeed's own throughput figures depend on it, so a shipped file's value of 1 is no contradiction.
-    settings["train_micro_batch_size_per_gpu"] = train.per_device_train_batch_size
-    settings.setdefault("steps_per_print", 2**31 - 1)
-    if train.bf16:
-        settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
-    for key, value in flatten(settings).items():
-        if value == "auto":
-            raise UserError(f"{path}: '{key}' is 'auto', which only some trainers fill in; give a value or remove the key.")
-    return settings
-
-
-def check_offload(path: str | Path, zero: dict) -> None:
-    """Raises UserError where parameters or optimiser states would be kept where checkpoints do not find them."""
-    for key in ("offload_optimizer", "offload_param"):
-        offload = zero.get(key)
-        if isinstance(offload, dict) and offload.get("device") == "nvme":
-            raise UserError(f"{path}: 'zero_optimization.{key}.device' is 'nvme', which checkpoints cannot read; use 'cpu'.")
-        if isinstance(offload, dict) and offload.get("ratio", 1) != 1:
-            raise UserError(f"{path}: 'zero_optimization.{key}.ratio' is {offload['ratio']}, which checkpoints cannot read; remove it to offload all.")
-
-
-def read_json(path: str | Path) -> dict:
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"train.deepspeed names {path}, which is no file.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(settings).__name__}.")
-    return settings
-
-
-def own(path, settings: dict, key: str, value, owner: str, name: str | None = None) -> None:
-    """Set a key that the recipe decides. Raises UserError where the file decides otherwise."""
-    if settings.get(key, "auto") not in ("auto", value):
-        raise UserError(f"{path}: '{name or key}' is {settings[key]!r}, but {owner} sets it to {value!r}; remove it from the file.")
-    settings[key] = value
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """Nested dictionaries as one with dotted keys."""
-    flat = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
 
 
 def parameter_groups(module: TrainingModule, config: Config) -> list[dict]:

@@ -13,12 +13,13 @@ from pdfx.config import Config
 from pdfx.data.negatives import tell_hard_negatives
 from pdfx.data.training_sets import TrainingSet
 from pdfx.section import Section
+from pdfx.train.deepspeed_file import unused_keys
 from pdfx.urls import is_url
 
 
 def tell_settings(config: Config, sets: list[TrainingSet], steps: int, ranks: int) -> list[str]:
     """All there is to say at the start about settings that are not used, or not fully. Arguments as of ``settings_without_effect``."""
-    return settings_without_effect(config, steps, ranks) + tell_hard_negatives(sets, config.data)
+    return settings_without_effect(config, steps, ranks) + unused_keys(config.train.deepspeed) + tell_hard_negatives(sets, config.data)
 
 
 def settings_without_effect(config: Config, steps: int, ranks: int) -> list[str]:

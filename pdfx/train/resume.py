@@ -14,7 +14,7 @@ from pdfx.checkpoint.parameters import SavedParameters
 from pdfx.errors import UserError
 from pdfx.tensor_files import TensorFile
 from pdfx.train.cluster import World
-from pdfx.train.engine import flatten
+from pdfx.train.deepspeed_file import flatten
 from pdfx.train.lineage import descendants
 from pdfx.train.parts import persistent_buffers, publish, restore_parts
 

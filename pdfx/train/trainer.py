@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import transformers
 
-from pdfx.build import build_embedder
+from pdfx.build import backbone_width, build_embedder
 from pdfx.checkpoint.choice import retention_of
 from pdfx.checkpoint.directory import Checkpoint
 from pdfx.config import Config, dump_config
@@ -23,9 +23,10 @@ from pdfx.train.agreement import require_agreement, settings_of_start, state_of_
 from pdfx.train.best import check_metric_name, metric_among
 from pdfx.train.cluster import World, join_world, leave_world
 from pdfx.train.cost import StepCost
+from pdfx.train.deepspeed_file import load_deepspeed_config
 from pdfx.train.elastic import SHARDING, sharding, take_over
 from pdfx.train.ending import watched
-from pdfx.train.engine import TrainingModule, load_deepspeed_config, peak_memory, set_learning_rate, sharded_loading, start_engine
+from pdfx.train.engine import TrainingModule, peak_memory, set_learning_rate, sharded_loading, start_engine
 from pdfx.train.environment import tell_environment
 from pdfx.train.feed import Feed
 from pdfx.train.guards import RollBack, StepGuards
@@ -101,7 +102,7 @@ class Trainer:
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
         self.run_path = world.from_first(self.run_path)
         with world.together():
-            settings = load_deepspeed_config(config.train.deepspeed, config.train, world.size)
+            settings = load_deepspeed_config(config.train.deepspeed, config.train, world.size, partial(backbone_width, config))
             self.evaluation = open_evaluation(config)
             check_metric_name(config, self.evaluation)
         stage = settings["zero_optimization"]["stage"]
