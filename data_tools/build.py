@@ -12,10 +12,10 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from pdfx.data.images import MAX_IMAGE_PIXELS
 from pdfx.data.schema import INDEX_NAME, ShardIndex
 from pdfx.data.shards import Shard, read_index
 from pdfx.errors import UserError
+from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 from .assembly import Assembly
 from .journal import JOURNAL_NAME, START_OVER, Journal, chained

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pdfx.data.images import MAX_IMAGE_PIXELS
 from pdfx.data.schema import INDEX_NAME, ShardIndex
 from pdfx.data.shards import Shard, no_index, read_index
 from pdfx.data.storage import Storage, StorageError, open_storage
 from pdfx.errors import UserError
+from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 from .build import Progress
 from .check_content import content_problems

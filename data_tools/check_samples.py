@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pdfx.data.images import ImageError, decode_image, image_header
 from pdfx.data.schema import identity_number
 from pdfx.data.shards import SampleError, Shard
 from pdfx.data.storage import Storage
+from pdfx.model.pictures import ImageError, decode_image, image_header
 
 from .check_tar import examine_tar
 from .keys import key_number

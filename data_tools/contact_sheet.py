@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdfx.data.images import MAX_IMAGE_PIXELS
 from pdfx.data.shards import SampleError, ShardedDataset
 from pdfx.errors import UserError
 from pdfx.files import write_atomically
+from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 from .build import Progress
 from .parts import drawn_samples

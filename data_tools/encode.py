@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import PIL
 from PIL import Image
 
-from pdfx.data.images import ImageError
 from pdfx.errors import UserError
+from pdfx.model.pictures import ImageError
 
 EXTENSIONS = {"jpeg": "jpg", "webp": "webp", "png": "png"}
 """Formats that pictures can be stored in, with the extension of their members."""

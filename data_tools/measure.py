@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pdfx.data.images import ImageError, image_header
 from pdfx.data.schema import Record, Side, content_identity, identity_number
 from pdfx.data.shards import SampleError, Shard
+from pdfx.model.pictures import ImageError, image_header
 
 from .languages import language_of
 

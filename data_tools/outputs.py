@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdfx.data.images import ImageError, image_header
 from pdfx.data.schema import INDEX_NAME, Record, ShardEntry, ShardIndex, fingerprint
 from pdfx.errors import UserError
+from pdfx.model.pictures import ImageError, image_header
 
 from .shard_writer import ShardWriter, pack_members, sync_and_close, sync_directory
 from .stats import count_sample

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from pdfx.data.images import ImageError, decode_image, image_header
 from pdfx.data.schema import Record, content_identity, identity_number, is_blank
+from pdfx.model.pictures import ImageError, decode_image, image_header
 
 from .encode import Encoding
 from .pictures import PictureError, PictureFolder

@@ -7,7 +7,7 @@ import tarfile
 from functools import lru_cache
 from pathlib import Path
 
-from pdfx.data.images import MAX_IMAGE_PIXELS
+from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 from .sources.base import file_stamp
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pdfx.data.images import MAX_IMAGE_PIXELS
 from pdfx.errors import UserError
+from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 from .encode import Encoding
 

@@ -19,11 +19,11 @@ from pydantic import ValidationError
 from safetensors.torch import save as safetensors_bytes
 
 from data_tools.pictures import PictureError, PictureFolder
-from pdfx.data.images import ImageError, decode_image
 from pdfx.data.schema import Side, explain
 from pdfx.errors import UserError
 from pdfx.exports import check_export, load_export
 from pdfx.files import require_folder, write_atomically
+from pdfx.model.pictures import ImageError, decode_image
 from pdfx.ranks import launched_ranks, launched_world_size, pick_device
 
 SUFFIXES = (".safetensors", ".npy")

@@ -11,14 +11,13 @@ from pathlib import Path
 def main(export: str, probe: str, result: str) -> None:
     # Whatever is installed here, the export must not lean on it.
     sys.modules["pdfx"] = None
-    from PIL import Image
     from safetensors.torch import save_file
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype="auto").eval()
     outputs = {"paths": [], "fused": []}
     for entry in json.loads((Path(probe) / "items.json").read_text(encoding="utf-8")):
-        images = [Image.open(Path(probe) / name).convert("RGB") for name in entry["images"]]
+        images = [Path(probe) / name for name in entry["images"]]
         output = model.embed([{"text": entry["text"], "images": images}], side=entry["side"])
         for name, rows in outputs.items():
             rows.append(output[name])

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from PIL import Image
 from pydantic import ValidationError
 
-from .images import ImageError, decode_image
+from pdfx.model.pictures import ImageError, decode_image
+
 from .plain_tar import plain_members
 from .schema import KEY_PATTERN, Record, Side, explain, identity_number
 

@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from pdfx.errors import UserError
+from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 from .cache import SpanCache
-from .images import MAX_IMAGE_PIXELS
 from .samples import HEAD_BYTES, Place, Sample, SampleError, decode_side, open_members, parse_head, parse_record, parse_sample
 from .schema import INDEX_NAME, Record, ShardEntry, ShardIndex, explain
 from .storage import Reading, Storage, StorageError, open_storage

@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 from pdfx.config import Config, EvaluateSection
 from pdfx.data import ShardedDataset
-from pdfx.data.images import MAX_IMAGE_PIXELS
 from pdfx.data.storage import Reading
 from pdfx.errors import UserError
 from pdfx.evaluate.mmeb import GROUPS, present_sets
 from pdfx.evaluate.retrieval import EmbedInputs, Progress, evaluate_shards
+from pdfx.model.pictures import MAX_IMAGE_PIXELS
 from pdfx.urls import without_secrets
 
 Results = dict[str, dict[str, float]]

@@ -1,8 +1,24 @@
-"""The embedder: torch and transformers alone, because this folder travels inside an export as its remote code."""
+"""The embedder: torch, transformers, Pillow and numpy alone, because this folder travels inside an export as its remote code.
 
-from .configuration import ParallelEmbedderConfig
-from .modeling import EmbedderOutput, ParallelEmbedder, join_outputs
-from .processing import InputProcessor
-from .vision_cache import cache_vision_tower
+A name's file is imported when the name is first asked for: what only opens pictures does so without torch.
+"""
 
-__all__ = ["EmbedderOutput", "InputProcessor", "ParallelEmbedder", "ParallelEmbedderConfig", "cache_vision_tower", "join_outputs"]
+from importlib import import_module
+from typing import Any
+
+_FILES = {
+    "EmbedderOutput": "modeling",
+    "InputProcessor": "processing",
+    "ParallelEmbedder": "modeling",
+    "ParallelEmbedderConfig": "configuration",
+    "cache_vision_tower": "vision_cache",
+    "join_outputs": "modeling",
+}
+
+__all__ = list(_FILES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_FILES[name]}", __name__), name)

@@ -1,5 +1,6 @@
 """ParallelEmbedder: one multimodal backbone, K deep prefixes, K unit embeddings per input."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from .loading import as_dtype, backbone_config, load_whole, record_dtype
 from .own_modules import load_export_modules, write_own_modules
 from .packing import Packing
 from .prefixes import Gathered, attach_prefixes, initialise_prefixes
-from .processing import InputProcessor, append_inputs
+from .pictures import ImageError  # noqa: F401  see below
+from .processing import InputProcessor, append_inputs, checked_items
 from .registered_modules import MODULE_FILES  # noqa: F401  transformers 5.8 to 5.10 copy only what a file imports by itself.
 
 LOCK = Lock()
@@ -234,30 +236,34 @@ class ParallelEmbedder(PreTrainedModel):
         Threads may call it side by side.
 
         Args:
-            items: ``{"text": str, "images": [PIL.Image, ...]}``; either may be missing.
+            items: ``{"text": str, "images": [picture, ...]}``; either may be missing. A picture is a path, a file's bytes or a PIL image.
             side: ``query`` or ``target``, which chooses the instruction.
             batch_size: items of one forward pass.
             truncate_dim: keep the leading dimensions of a path only, 1 to D, and normalise again (Matryoshka); a concatenation is then one of cut paths.
 
         Raises:
             ValueError: an argument that has no meaning.
+            ItemError: an item cannot be embedded; it is named by its number. A text that is cut gives a warning instead.
         """
         if self.processor is None:
             raise ValueError("The embedder has no processor; load it with from_pretrained or call attach_processor.")
         if side not in ("query", "target"):
             raise ValueError(f"side must be 'query' or 'target', not '{side}'.")
-        items = [{"text": item.get("text") or "", "images": list(item.get("images") or [])} for item in items]
+        items = checked_items(items)
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}.")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.config.hidden_size:
             raise ValueError(f"truncate_dim must be among 1 to {self.config.hidden_size}, the dimensions of a path, not {truncate_dim}.")
-        outputs = []
+        outputs, truncated = [], 0
         with self._evaluation():
             for start in range(0, len(items), batch_size):
-                batch = items[start : start + batch_size]
                 with LOCK:
-                    inputs, _ = self.processor(batch, [side] * len(batch))
+                    inputs, cut = self.processor.prepare(items[start : start + batch_size], side, start)
+                truncated += cut
                 outputs.append(self({name: tensor.to(self.device) for name, tensor in inputs.items()}, paths))
+        if truncated:
+            limit = self.processor.settings["max_text_tokens"]
+            warnings.warn(f"{truncated} of {len(items)} texts are longer than max_text_tokens ({limit}) and were cut there.", stacklevel=3)
         return join_outputs(outputs, truncate_dim, self.config.fusion)
 
     @contextmanager

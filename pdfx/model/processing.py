@@ -1,9 +1,14 @@
 """From texts and images to the tensors that a backbone reads; transformers' own processor does the work."""
 
+import difflib
+from collections.abc import Mapping
+
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from .families import Family
+from .pictures import decode_image
 
 PROMPT_DEFAULTS = {
     "query_instruction": "",
@@ -19,8 +24,30 @@ IMAGE_TENSORS = ("pixel_values", "image_grid_thw", "image_sizes")
 """What the families' processors make of images: one row per image, except for Qwen2-VL's ``pixel_values``, which has one per patch."""
 
 
+HEAD_TOKENS = 256
+HEAD_CHARACTERS = 8
+"""A long text is tokenised in its first characters alone: so many per token, and until so many tokens stand behind those that are kept. What is kept is then
+the same as of the whole text, because a tokenizer's decisions do not reach that far back."""
+
+
+class ItemError(ValueError):
+    """An item cannot be embedded.
+
+    Attributes:
+        number: its place among the items given, from 0.
+        reason: the part of a sentence that says why.
+    """
+
+    def __init__(self, number: int, reason: str):
+        super().__init__(f"items[{number}] cannot be embedded: {reason}.")
+        self.number, self.reason = number, reason
+
+    def __reduce__(self):
+        return type(self), (self.number, self.reason)
+
+
 class InputProcessor:
-    """Turn items ``{"text": str, "images": [PIL.Image, ...]}`` into a padded batch of backbone inputs.
+    """Turn items ``{"text": str, "images": [picture, ...]}`` into a padded batch of backbone inputs; a picture is whatever ``decode_image`` takes.
 
     The prompt is: one marker per image, the side's instruction, the text, the tokenizer's end token (whose state is the ``last`` embedding). That form is ours.
     A text over ``max_text_tokens`` is cut at the text; images are never cut. Strings with a meaning in the prompt are blanked out of texts.
@@ -68,9 +95,25 @@ class InputProcessor:
             text, cut = self.cut(self.clean(item["text"]))
             truncated += cut
             texts.append(self.family.image_prompt * len(item["images"]) + self.settings[f"{side}_instruction"] + text + self.end)
-        images = [image for item in items for image in item["images"]]
+        images = [decode_image(image) for item in items for image in item["images"]]
         inputs = self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
         return dict(inputs), truncated
+
+    def prepare(self, items: list[dict], side: str, first: int = 0) -> tuple[dict[str, torch.Tensor], int]:
+        """The same for items of one side, the first of which has the number ``first``.
+
+        Raises:
+            ItemError: a picture cannot be opened, or the backbone's processor refuses an item.
+        """
+        try:
+            return self(items, [side] * len(items))
+        except Exception:
+            for number, item in enumerate(items, start=first):
+                try:
+                    self([item], [side])
+                except Exception as error:  # the backbone's processor is not ours: what it raises on odd pictures or texts is open
+                    raise ItemError(number, " ".join(str(error).split())[:300].removesuffix(".") or type(error).__name__) from error
+            raise
 
     def select_items(self, inputs: dict[str, torch.Tensor], chosen: list[int], images: list[int]) -> dict[str, torch.Tensor]:
         """The inputs of the ``chosen`` items, in that order, as if they alone had been processed.
@@ -107,19 +150,52 @@ class InputProcessor:
         limit = self.settings["max_text_tokens"]
         if text.isascii() and len(text) < limit:
             return text, False
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        wanted, size = limit + HEAD_TOKENS, HEAD_CHARACTERS * (limit + HEAD_TOKENS)
+        while True:
+            offsets = self.tokenizer(text[:size], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            if size >= len(text) or len(offsets) >= wanted:
+                break
+            size *= 4
         if len(offsets) <= limit:
             return text, False
         return text[: offsets[limit - 1][1]], True
 
     def dummy(self) -> dict[str, torch.Tensor]:
         """The smallest item with an image, for a rank that has none when others have one."""
-        from PIL import Image
-
         return self([{"text": "", "images": [Image.new("RGB", (28, 28))]}], ["query"])[0]
 
     def save_pretrained(self, directory) -> None:
         self.processor.save_pretrained(directory)
+
+
+def checked_items(items: list[dict]) -> list[dict]:
+    """What a caller gave, as items with both a text and a list of images.
+
+    Raises:
+        ValueError: it is no list of items.
+        ItemError: an item is no mapping, has an unknown key or nothing to embed, or one of its values has the wrong type.
+    """
+    if isinstance(items, (str, bytes, dict)) or not hasattr(items, "__iter__"):
+        raise ValueError(f"The items must be a list of dicts with 'text' and 'images', not one {type(items).__name__}.")
+    return [_checked_item(number, item) for number, item in enumerate(items)]
+
+
+def _checked_item(number: int, item: dict) -> dict:
+    if not isinstance(item, Mapping):
+        raise ItemError(number, f"it must be a dict with 'text' and 'images', not {type(item).__name__}")
+    for key in item:
+        if key not in ("text", "images"):
+            nearest = difflib.get_close_matches(str(key), ("text", "images"), n=1, cutoff=0.0)[0]
+            raise ItemError(number, f"it has the key {key!r}, which is unknown; the nearest one is {nearest!r}")
+    text, images = item.get("text"), item.get("images")
+    text, images = "" if text is None else text, [] if images is None else images
+    if not isinstance(text, str):
+        raise ItemError(number, f"'text' must be a str, not {type(text).__name__}")
+    if not isinstance(images, (list, tuple)):
+        raise ItemError(number, f"'images' must be a list, not {type(images).__name__}; put a single picture into a list")
+    if not text and not images:
+        raise ItemError(number, "there is neither a text nor an image; give at least one of 'text' and 'images'")
+    return {"text": text, "images": list(images)}
 
 
 def bound_images(image_processor, settings: dict) -> None:

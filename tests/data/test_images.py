@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pdfx.data.images import ImageError, decode_image, image_header
+from pdfx.model.pictures import ImageError, decode_image, image_header
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -19,10 +19,10 @@ from tiny_shards import ByteProcessor
 from pdfx.config import DataSection
 from pdfx.data import Sample, SampleError, ShardedDataset, TrainLoader
 from pdfx.data.collate import collate
-from pdfx.data.images import ImageError, decode_image
 from pdfx.data.samples import KINDS, Place, parse_sample
 from pdfx.data.storage import Reading
 from pdfx.model import ParallelEmbedder
+from pdfx.model.pictures import ImageError, decode_image
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from PIL import Image
 from tiny_shards import picture
 
 from data_tools.encode import Encoding
-from pdfx.data.images import ImageError, decode_image
 from pdfx.errors import UserError
+from pdfx.model.pictures import ImageError, decode_image
 
 
 def encode(data: bytes, extension: str, **settings):
