@@ -6,12 +6,15 @@ Batches are cut from the whole file before they are shared out, so every batch h
 from __future__ import annotations
 
 import multiprocessing
-import shutil
+import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,11 +25,17 @@ from data_tools.pictures import PictureError, PictureFolder
 from pdfx.data.schema import Side, explain
 from pdfx.errors import UserError
 from pdfx.exports import check_export, load_export
-from pdfx.files import require_folder, write_atomically
+from pdfx.files import draft_beside, require_folder, write_atomically
 from pdfx.model.pictures import ImageError, decode_image
+from pdfx.model.processing import ItemError
 from pdfx.ranks import launched_ranks, launched_world_size, pick_device
 
+if TYPE_CHECKING:
+    from pdfx.model import EmbedderOutput, ParallelEmbedder
+
 SUFFIXES = (".safetensors", ".npy")
+NAMED_LINES = 5
+"""Of the lines whose texts were cut."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,6 @@ class EmbedJob:
     def image_folder(self) -> PictureFolder:
         return PictureFolder(self.input.parent if self.images is None else self.images)
 
-    @property
-    def parts(self) -> Path:
-        """Folder that the processes write their parts to."""
-        return self.out.with_name(f".{self.out.name}.parts")
-
-
 def read_lines(job: EmbedJob) -> list[Side]:
     """The checked lines of a job's input.
 
@@ -113,38 +116,51 @@ def embed_file(job: EmbedJob, processes: int = 1, on_progress: Callable[[int, in
     world_size = launched_world_size()
     if world_size > 1 and processes > 1:
         raise UserError(f"--processes {processes} was given under a launch of {world_size} ranks; use one of the two.")
-    job.parts.mkdir(exist_ok=True)
-    try:
-        if world_size > 1:
-            return _embed_as_rank(job, on_progress)
+    if world_size > 1:
+        return _embed_as_rank(job, on_progress)
+    with draft_beside(job.out) as parts:
+        parts.mkdir()
         if processes > 1:
-            _embed_in_processes(job, processes, on_progress)
+            _embed_in_processes(job, parts, processes, on_progress)
         else:
-            write_part(job, 0, 1, pick_device(), on_progress)
-        return merge_parts(job, processes)
-    finally:
-        if world_size == 1:
-            shutil.rmtree(job.parts, ignore_errors=True)
+            write_part(job, parts, 0, 1, pick_device(), on_progress)
+        return merge_parts(job, parts, processes)
 
 
-def write_part(job: EmbedJob, rank: int, world_size: int, device: torch.device, on_progress: Callable[[int, int], None] | None = None) -> None:
-    """Embed this rank's share of the batches and write it to the job's folder of parts, which exists; nothing where the share is empty."""
+def write_part(
+    job: EmbedJob, parts: Path, rank: int, world_size: int, device: torch.device, on_progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Embed this rank's share of the batches and write it into the folder ``parts``; nothing where the share is empty."""
     lines = read_lines(job)
     starts = range(0, len(lines), job.batch_size)
     mine = starts[len(starts) * rank // world_size : len(starts) * (rank + 1) // world_size]
     model = load_export(job.model, device, job.trust_remote_code)
     chosen = _chosen_path(job, model.config)
-    parts = []
+    rows, cut = [], []
     for start in mine:
-        batch = [_item(job, number, side) for number, side in enumerate(lines[start : start + job.batch_size], start=start + 1)]
-        output = model.embed(batch, job.side, batch_size=len(batch), paths=chosen, truncate_dim=job.truncate_dim)
-        parts.append(output.fused if job.paths == "fused" else output.paths if chosen is None else output.paths[:, 0])
+        batch = lines[start : start + job.batch_size]
+        output = _embed(job, model, start, batch, chosen)
+        rows.append(output.fused if job.paths == "fused" else output.paths if chosen is None else output.paths[:, 0])
+        cut += [number for number, side in enumerate(batch, start=start + 1) if model.processor.cut(model.processor.clean(side.text))[1]]
         if on_progress is not None:
             on_progress(min(start + job.batch_size, len(lines)) - mine.start, min(mine.stop, len(lines)) - mine.start)
-    if parts:
-        np.save(_part(job, rank), torch.cat(parts).float().numpy())
-    else:
-        _part(job, rank).unlink(missing_ok=True)
+    if rows:
+        limit = model.processor.settings["max_text_tokens"]
+        np.savez(_part(parts, rank), rows=torch.cat(rows).float().numpy(), cut=np.array(cut, dtype=np.int64), limit=limit)
+
+
+def _embed(job: EmbedJob, model: ParallelEmbedder, start: int, batch: list[Side], chosen: list[int] | None) -> EmbedderOutput:
+    """Embed the lines that follow the first ``start``. Raises UserError where one cannot be."""
+    items = [_item(job, number, side) for number, side in enumerate(batch, start=start + 1)]
+    try:
+        with warnings.catch_warnings():
+            # Texts that were cut are told once, with their lines.
+            warnings.filterwarnings("ignore", ".* were cut there")
+            return model.embed(items, job.side, batch_size=len(items), paths=chosen, truncate_dim=job.truncate_dim)
+    except ItemError as error:
+        images = ", ".join(job.image_folder.describe(name) for name in batch[error.number].images)
+        images = f" with the image {images}" if images else ""
+        raise UserError(f"{job.input} line {start + 1 + error.number}: the item{images} cannot be embedded: {error.reason}.") from None
 
 
 def _item(job: EmbedJob, number: int, side: Side) -> dict:
@@ -169,40 +185,44 @@ def _chosen_path(job: EmbedJob, config) -> list[int] | None:
     return [int(job.paths)]
 
 
-def _part(job: EmbedJob, rank: int) -> Path:
-    return job.parts / f"{rank:05d}.npy"
+def _part(parts: Path, rank: int) -> Path:
+    return parts / f"{rank:05d}.npz"
 
 
-def merge_parts(job: EmbedJob, world_size: int) -> tuple[int, ...]:
-    """Join the parts in the order of the input, write the output in one atomic step, and return its shape."""
-    parts = [np.load(_part(job, rank)) for rank in range(world_size) if _part(job, rank).exists()]
-    embeddings = np.concatenate(parts)
+def merge_parts(job: EmbedJob, parts: Path, world_size: int) -> tuple[int, ...]:
+    """Join the parts in the order of the input, write the output in one atomic step, and return its shape. Texts that were cut are told on stderr."""
+    loaded = [np.load(path) for path in (_part(parts, rank) for rank in range(world_size)) if path.exists()]
+    embeddings = np.concatenate([part["rows"] for part in loaded])
     with write_atomically(job.out) as stream:
         if job.out.suffix == ".npy":
             np.save(stream, embeddings)
         else:
             stream.write(safetensors_bytes({"embeddings": torch.from_numpy(embeddings)}, {"side": job.side, "paths": job.paths}))
+    cut = np.concatenate([part["cut"] for part in loaded]).tolist()
+    if cut:
+        lines = ", ".join(map(str, cut[:NAMED_LINES])) + (", ..." if len(cut) > NAMED_LINES else "")
+        bound = f"max_text_tokens ({int(loaded[0]['limit'])})"
+        print(f"{len(cut)} of {len(embeddings)} texts are longer than the model's {bound} and were cut there: lines {lines}.", file=sys.stderr)
     return embeddings.shape
 
 
 def _embed_as_rank(job: EmbedJob, on_progress: Callable[[int, int], None] | None) -> tuple[int, ...] | None:
-    with launched_ranks() as ranks:
-        write_part(job, ranks.rank, ranks.world_size, ranks.device, on_progress if ranks.rank == 0 else None)
+    with launched_ranks() as ranks, draft_beside(job.out) if ranks.rank == 0 else nullcontext() as own:
+        if own is not None:
+            own.mkdir()
+        parts = ranks.from_first(own)
+        write_part(job, parts, ranks.rank, ranks.world_size, ranks.device, on_progress if ranks.rank == 0 else None)
         ranks.wait_for_all()
-        if ranks.rank != 0:
-            return None
-        shape = merge_parts(job, ranks.world_size)
-    shutil.rmtree(job.parts, ignore_errors=True)
-    return shape
+        return merge_parts(job, parts, ranks.world_size) if ranks.rank == 0 else None
 
 
-def _embed_in_processes(job: EmbedJob, processes: int, on_progress: Callable[[int, int], None] | None) -> None:
+def _embed_in_processes(job: EmbedJob, parts: Path, processes: int, on_progress: Callable[[int, int], None] | None) -> None:
     context = multiprocessing.get_context("spawn")
     done, stop = context.Value("q", 0), context.Event()
     threads = max(1, torch.get_num_threads() // processes)
     total = len(read_lines(job))
     with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads, done, stop)) as pool:
-        waiting = [pool.submit(_work, job, rank, processes) for rank in range(processes)]
+        waiting = [pool.submit(_work, job, parts, rank, processes) for rank in range(processes)]
         try:
             while waiting:
                 finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -231,7 +251,7 @@ def _start_worker(threads: int, done, stop) -> None:
     _worker_done, _worker_stop = done, stop
 
 
-def _work(job: EmbedJob, rank: int, world_size: int) -> None:
+def _work(job: EmbedJob, parts: Path, rank: int, world_size: int) -> None:
     counted = 0
 
     def count(lines_done: int, _: int) -> None:
@@ -242,4 +262,4 @@ def _work(job: EmbedJob, rank: int, world_size: int) -> None:
             _worker_done.value += lines_done - counted
         counted = lines_done
 
-    write_part(job, rank, world_size, pick_device(rank), count)
+    write_part(job, parts, rank, world_size, pick_device(rank), count)

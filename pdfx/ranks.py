@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -22,6 +23,13 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value on every rank, which all must ask for."""
+        shared = [value]
+        if self.world_size > 1:
+            distributed.broadcast_object_list(shared)
+        return shared[0]
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
