@@ -20,8 +20,8 @@ from .fusion import Fusion, fuse, pool, unit
 from .loading import as_dtype, backbone_config, load_whole, record_dtype
 from .own_modules import load_export_modules, write_own_modules
 from .packing import Packing
-from .prefixes import Gathered, attach_prefixes, initialise_prefixes
 from .pictures import ImageError  # noqa: F401  see below
+from .prefixes import Gathered, attach_prefixes, initialise_prefixes
 from .processing import InputProcessor, append_inputs, checked_items
 from .registered_modules import MODULE_FILES  # noqa: F401  transformers 5.8 to 5.10 copy only what a file imports by itself.
 
