@@ -215,4 +215,4 @@ def _out_of_space_told(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _OUT_OF_SPACE:
             raise
-        raise UserError(f"{out} cannot be written ({error.strerror}); make room, and the same command goes on where it stopped.") from None
+        raise UserError(f"{error.filename or out} cannot be written ({error.strerror}); make room, and the same command goes on where it stopped.") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from pdfx.data.schema import INDEX_NAME, Record, ShardEntry, ShardIndex, fingerprint
 from pdfx.errors import UserError
 from pdfx.model.pictures import ImageError, image_header
+from pdfx.system_errors import naming
 
 from .shard_writer import ShardWriter, pack_members, sync_and_close, sync_directory
 from .stats import count_sample
@@ -45,7 +46,8 @@ def new_directories(paths: list[Path]) -> Iterator[None]:
         for path in paths:
             undo.callback(_remove, path, _first_missing(path))
             (path / STAGING_NAME).mkdir(parents=True)
-        yield
+        with naming(" or ".join(map(str, paths))):
+            yield
         for path in paths:
             shutil.rmtree(path / STAGING_NAME)
         undo.pop_all()

@@ -1,13 +1,17 @@
 """What ``deepspeed``, ``torchrun``, ``srun`` or plain ``python`` starts: ``launch/train.py RECIPE.yaml [section.key=value ...] [--dry-run]``."""
 
 import argparse
+import faulthandler
 import os
-import signal
 import sys
 import traceback
 
 
 def main() -> None:
+    from pdfx.stopping import StopRequest
+
+    # Before all slow imports: a batch system may end a job that has just started.
+    stop = StopRequest(attended=False)
     parser = argparse.ArgumentParser(description="Train parallel embeddings as a recipe says.")
     parser.add_argument("recipe", help="YAML file with the run's settings")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
@@ -16,12 +20,15 @@ def main() -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
 
-    from pdfx.stopping import StopRequest
+    from pdfx.console import open_streams, outlive_stdout
 
-    # Before all slow imports: otherwise the order to save and stop would end a process that is about to start as if it had failed.
-    stop = StopRequest(signal.SIGUSR1)
+    open_streams()
+    outlive_stdout()
+    # A crash in C code leaves its stack.
+    faulthandler.enable()
     from pdfx.config import ConfigError, load_config
     from pdfx.errors import UserError
+    from pdfx.system_errors import sentence_of
 
     try:
         config = load_config(arguments.recipe, arguments.overrides + ["train.profile_steps=3"] * arguments.profile)
@@ -36,11 +43,13 @@ def main() -> None:
     except (ConfigError, UserError) as error:
         leave(str(error), 2)
     except SystemExit as error:
-        leave("", error.code or 0)
+        code = error.code or 0
+        leave("", code) if isinstance(code, int) else leave(str(code), 1)
     except KeyboardInterrupt:
         leave("Interrupted.", 130)
-    except Exception:
-        leave(traceback.format_exc(), 1)
+    except Exception as error:
+        sentence = sentence_of(error)
+        leave(sentence or traceback.format_exc(), 2 if sentence else 1)
 
 
 def leave(message: str, code: int) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdfx.system_errors import naming
+
 PIECE = 16 * 2**20
 """Bytes that are read and hashed at once."""
 
@@ -40,7 +42,7 @@ class ChecksummedStream:
 @contextmanager
 def checksummed(path: Path) -> Iterator[ChecksummedStream]:
     """A new file; when the block ends it is on the disk and the stream's ``record`` is complete."""
-    with path.open("wb", buffering=0) as file:
+    with naming(path), path.open("wb", buffering=0) as file:
         stream = ChecksummedStream(_Whole(file))
         yield stream
         os.fsync(file.fileno())

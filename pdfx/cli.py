@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pdfx import __version__
 from pdfx.cli_checkpoints import checkpoints, convert
 from pdfx.cli_shards import shards_app
 from pdfx.cli_shared import SHARDS_HELP, example, fail, progress_bar
 from pdfx.config import ConfigError
+from pdfx.console import console, open_streams, outlive_stdout
 from pdfx.errors import UserError
+from pdfx.system_errors import sentence_of
 
 app = typer.Typer(
     name="pdfx",
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(shards_app, name="shards")
 
+INTERRUPTED = 130
 MODEL_HELP = "Directory that 'pdfx convert' wrote."
 TRUST_HELP = "Run the model code inside MODEL; needed where its backbone brings classes of its own. Only for models whose source you trust."
 BATCH_HELP = "Items of one forward pass."
@@ -58,6 +61,9 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, the parameters and the steps, then stop.")] = False,
 ) -> None:
     """Train in this one process. For several GPUs or machines start [bold]deepspeed launch/train.py RECIPE[/bold] instead (torchrun and srun work too)."""
+    from pdfx.stopping import StopRequest
+
+    stop = StopRequest(attended=False)
     from pdfx.config import load_config
 
     config = load_config(recipe, overrides or ())
@@ -68,7 +74,8 @@ def train(
         return
     from pdfx.train.trainer import train as run_training
 
-    run_training(config)
+    outlive_stdout()
+    run_training(config, stop)
 
 
 app.command(
@@ -131,7 +138,7 @@ def evaluate(
     with progress_bar() as bar:
         results = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter)
     if results is not None:
-        print_tables(result_tables(results), Console())
+        print_tables(result_tables(results), console())
         if sentence := missing_sentence(results):
             print(sentence)
         if json_file is not None:
@@ -159,14 +166,24 @@ def report(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. What a user can cure ends with one sentence on stderr and exit code 2."""
+    open_streams()
     try:
-        app(arguments)
+        try:
+            app(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except (UserError, ConfigError) as error:
         fail(str(error))
-    except OSError as error:
-        if error.filename is None:
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            fail("Interrupted.", INTERRUPTED)
+        raise
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
             raise
-        fail(f"{error.filename2 or error.filename}: {error.strerror}.")
+        fail(sentence)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pdfx.cli_shared import JsonOption, give_json, prints_json, progress_bar
+from pdfx.console import console
 
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")]
 
@@ -40,7 +40,7 @@ def checkpoints(
     with progress_bar() as bar:
         rows = list_checkpoints(run, rule, verify, bar.counter("verifying") if verify else None)
     if not alone:
-        Console().print(table_of(rows, rule, verify) if rows else f"{run} has no checkpoints.")
+        console().print(table_of(rows, rule, verify) if rows else f"{run} has no checkpoints.")
         for row in rows:
             if row.problem:
                 print(row.problem)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from pdfx.console import console
 
 FORMATS_EXAMPLES = ("pdfx shards formats", "pdfx shards formats tevatron")
 
@@ -15,14 +16,14 @@ def formats(name: Annotated[str | None, typer.Argument(metavar="[FORMAT]", help=
     """List the formats that shards can be built from, or the options of one."""
     from data_tools.sources.registry import FORMATS, find_format
 
-    console = Console()
+    out = console()
     if name is None:
-        console.print(_table("format", "what SOURCE is", {known: format.summary for known, format in FORMATS.items()}))
+        out.print(_table("format", "what SOURCE is", {known: format.summary for known, format in FORMATS.items()}))
         return
     format = find_format(name)
-    console.print(f"{name}: {format.summary}", highlight=False, markup=False)
+    out.print(f"{name}: {format.summary}")
     if format.options:
-        console.print(_table("--option", "meaning", {f"{option}=": given.help for option, given in format.options.items()}))
+        out.print(_table("--option", "meaning", {f"{option}=": given.help for option, given in format.options.items()}))
 
 
 def _table(left: str, right: str, rows: dict[str, str]) -> Table:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pdfx.cli_build import EXAMPLES, build
 from pdfx.cli_formats import FORMATS_EXAMPLES, formats
 from pdfx.cli_rearrange import MERGE_EXAMPLES, SPLIT_EXAMPLES, merge, split
 from pdfx.cli_shared import SHARDS_HELP, JsonOption, WorkersOption, example, give_json, prints_json, progress_bar, worker_count
+from pdfx.console import console
 
 shards_app = typer.Typer(help="Build, check, describe, split and merge directories of samples.", no_args_is_help=True)
 shards_app.command(epilog=example(*EXAMPLES))(build)
@@ -73,7 +73,7 @@ def describe(
     if quiet:
         return
     for table in description_tables(description):
-        Console().print(table)
+        console().print(table)
     if contact_sheet is not None:
         lacking = f"; {sheet.lacking} of them have characters that the font lacks, choose another with --font" if sheet.lacking else ""
         print(f"{contact_sheet}: {sheet.samples} samples, {sheet.width} x {sheet.height} pixels{lacking}")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.text import Text
+
+from pdfx.console import console
 
 SHARDS_HELP = "Directory that 'pdfx shards build' wrote, or the URL of one (s3://..., https://...)."
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file; '-' prints it instead of the rest.")]
@@ -55,5 +56,5 @@ def give_json(result: Any, file: Path | None) -> None:
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """End with one sentence on stderr and an exit code."""
-    Console(stderr=True, soft_wrap=True).print(Text(" ".join(message.split()), style="bold red"))
+    console(stderr=True, soft_wrap=True).print(Text(" ".join(message.split()), style="bold red"))
     sys.exit(code)

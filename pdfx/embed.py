@@ -29,6 +29,7 @@ from pdfx.files import draft_beside, require_folder, write_atomically
 from pdfx.model.pictures import ImageError, decode_image
 from pdfx.model.processing import ItemError
 from pdfx.ranks import launched_ranks, launched_world_size, pick_device
+from pdfx.system_errors import naming
 
 if TYPE_CHECKING:
     from pdfx.model import EmbedderOutput, ParallelEmbedder
@@ -146,7 +147,8 @@ def write_part(
             on_progress(min(start + job.batch_size, len(lines)) - mine.start, min(mine.stop, len(lines)) - mine.start)
     if rows:
         limit = model.processor.settings["max_text_tokens"]
-        np.savez(_part(parts, rank), rows=torch.cat(rows).float().numpy(), cut=np.array(cut, dtype=np.int64), limit=limit)
+        with naming(job.out):
+            np.savez(_part(parts, rank), rows=torch.cat(rows).float().numpy(), cut=np.array(cut, dtype=np.int64), limit=limit)
 
 
 def _embed(job: EmbedJob, model: ParallelEmbedder, start: int, batch: list[Side], chosen: list[int] | None) -> EmbedderOutput:

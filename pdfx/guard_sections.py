@@ -59,9 +59,12 @@ class GuardsSection(Section):
     agreement_steps: int | None = Field(50, ge=1)
     """Steps between two comparisons of all ranks: step, position in the data, settings, metrics, samples of the weights. Null: only at the start."""
     stall_seconds: float | None = Field(40.0, gt=0)
-    """Within a step, longest time without any progress on a rank (a batch, a pass, an update). A run that was ever slower gets five times its longest such
-    time. Null: never stops for that."""
+    """Within a step or an evaluation, longest time without any progress on a rank (a batch, a pass, an update). A run that was ever slower gets five times
+    its longest such time. Where data is behind a URL, a batch may also take as long as the ``data.read_`` settings allow one request with its repetitions.
+    Null: never stops for any of these."""
+    first_seconds: float = Field(300.0, gt=0, le=86_400)
+    """The same for what happens for the first time, in which libraries compile and measure: the first step, and the first batch of an evaluation."""
     pause_seconds: float = Field(1800.0, gt=0, le=86_400)
-    """The same outside of steps: starting and the first step, writing a checkpoint, a batch of an evaluation."""
+    """The same outside of steps: loading at the start, writing a checkpoint, listing and scoring the items of an evaluation."""
     lost_seconds: float = Field(20.0, gt=0)
     """Longest time without a sign of life from a rank's process."""

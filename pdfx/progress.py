@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+from pdfx.console import console
 
 _SECONDS_BETWEEN_UPDATES = 0.05
 
@@ -24,9 +25,9 @@ class ProgressBar(Progress):
     """rich's progress display, silent where stderr is no terminal; ``counter`` gives what the library's long functions call."""
 
     def __init__(self):
-        console = Console(stderr=True)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        screen = console(stderr=True)
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        super().__init__(*columns, console=screen, transient=True, disable=not screen.is_terminal)
 
     def counter(self, description: str) -> Callable[[int, int | None], None]:
         """A function of (items done, items in all or None). What its first call says to be done was done before, and enters no rate."""

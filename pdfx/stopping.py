@@ -1,31 +1,51 @@
-"""Stopping a run in order: a signal asks for it, a checkpoint is saved, and the exit code says that the same command goes on from there."""
+"""Stopping a run in order: a signal asks for it, a checkpoint is saved, and the exit code says that the same command resumes from there."""
 
+import os
 import signal
+import socket
+import threading
 
 EXIT_STOPPED = 75
-"""Exit code of a run that saved a checkpoint and stopped because it was told to (SIGTERM or SIGUSR1); the same command goes on from there.
+"""Exit code of a run that saved a checkpoint and stopped because it was told to (see ``STOP_SIGNALS``), or that had nothing to save yet; the same command
+resumes from there.
 
 DeepSpeed's launcher hands SIGTERM on to its ranks, waits 30 s for each of them, and then exits with 1 whatever they say.
 """
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""SIGHUP comes when a terminal is closed, and counts unless the process was started to ignore it (``nohup``)."""
 
 
 class StopRequest:
-    """Remembers that this process was asked to stop.
+    """Remembers that this process was asked to stop; made outside of the main thread, which alone gets signals, it never is.
 
-    Args:
-        signals: that ask for it.
+    Attributes:
+        asked: whether it was.
+        urgent: whether by a signal that launchers and batch systems soon follow with SIGKILL.
+        attended: whether someone looks at ``asked``; until then the process ends at once when it is asked, since there is nothing to save yet.
     """
 
-    def __init__(self, *signals: signal.Signals):
-        self.asked = False
-        self.listen(*signals or STOP_SIGNALS)
+    def __init__(self, attended: bool = True):
+        self.asked, self.urgent, self.attended = False, False, attended
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # Python calls handlers between two of its own instructions, which a main thread that hangs in C code never reaches.
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, _: self._ask(number))
+        threading.Thread(target=self._listen, name="pdfx signals", daemon=True).start()
 
-    def listen(self, *signals: signal.Signals) -> None:
-        """From now on also to these."""
-        for number in signals:
-            signal.signal(number, self._ask)
+    def _listen(self) -> None:
+        while numbers := self._reader.recv(64):
+            for number in numbers:
+                if number in STOP_SIGNALS:
+                    self._ask(number)
 
-    def _ask(self, *_) -> None:
+    def _ask(self, number: int) -> None:
+        self.urgent = self.urgent or number != signal.SIGUSR1
         self.asked = True
+        if not self.attended:
+            os._exit(EXIT_STOPPED)

@@ -51,7 +51,8 @@ class TrainLoader:
 
     With B = ``batch_pairs * chunks`` pairs per rank and G = W * B, step s reads positions ``[start + s*G, start + (s+1)*G)`` of the canonical order,
     and this rank takes ``[start + s*G + rank*B, start + s*G + (rank+1)*B)`` of them; ``start`` is 0 or the state's count. Epochs follow one another
-    without a gap, so every sample is read exactly once per epoch and none is dropped.
+    without a gap, so every sample is read exactly once per epoch and none is dropped between epochs. Where the run ends is for its owner: samples of the last
+    epoch that do not fill G pairs are not read.
 
     Args:
         data: the run's ``data`` section.

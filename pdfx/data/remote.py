@@ -19,9 +19,8 @@ from pdfx.errors import UserError
 from pdfx.urls import HTTP, protocol_of, split_query, without_secrets
 
 from .remote_errors import is_missing, is_transient, reason_of
-from .storage import Reading, StorageError
+from .storage import LONGEST_DELAY, Reading, StorageError
 
-_LONGEST_DELAY = 60.0
 _S3 = ("s3", "s3a")
 
 
@@ -128,7 +127,7 @@ class RemoteFolder:
 
     def _delay(self, repetition: int) -> float:
         """Seconds before a repetition: twice as many each time, of which a random half is dropped, so that many processes do not come back together."""
-        return min(self.reading.retry_seconds * 2**repetition, _LONGEST_DELAY) * random.SystemRandom().uniform(0.5, 1)
+        return min(self.reading.retry_seconds * 2**repetition, LONGEST_DELAY) * random.SystemRandom().uniform(0.5, 1)
 
     def _ask(self, method: str, name: str, **options: Any) -> Any:
         connection = self._connect()

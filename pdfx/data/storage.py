@@ -13,6 +13,8 @@ from pdfx.config import DataSection
 from pdfx.urls import is_url
 
 _OPEN_FILES = 64
+LONGEST_DELAY = 60.0
+"""Seconds between two attempts at most."""
 
 
 class StorageError(Exception):
@@ -51,6 +53,12 @@ class Reading:
             cache_gigabytes=data.cache_gigabytes,
             span_samples=data.span_samples,
         )
+
+    @property
+    def longest_seconds(self) -> float:
+        """Time that one request may take with all its repetitions."""
+        delays = (min(self.retry_seconds * 2**number, LONGEST_DELAY) for number in range(self.retries))
+        return (self.retries + 1) * self.timeout_seconds + sum(delays)
 
 
 class Storage(Protocol):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pdfx.console import open_streams
 from pdfx.errors import UserError
 from pdfx.host_memory import keep_large_blocks
 
@@ -29,7 +30,7 @@ _METHOD = "forkserver"
 started clean and forks itself has no such threads. Measured on two cores: 1.2 s for the first start, 0.03 s after it; "spawn" takes 1.2 s always."""
 
 
-JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 """Launchers send them to every process of a job; what to do then (save a checkpoint, say) is for the main process, which needs its workers meanwhile."""
 
 
@@ -118,6 +119,7 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _start_worker(_: int) -> None:
+    open_streams()
     for number in JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # torch's own watchdog asks for the parent's process number, which is the server's here and outlives a trainer that was killed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from pdfx.console import console as plain_console
 from pdfx.evaluate.data_sets import Average, Results, averages, missing_sets
 from pdfx.evaluate.metrics import PRECISION
 from pdfx.evaluate.mmeb import SETS, present_sets
@@ -25,7 +26,7 @@ def result_tables(results: Results) -> list[Table]:
 
 def print_tables(tables: list[Table], console: Console) -> None:
     """Print where the console does; in a file at the tables' own width."""
-    wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH)
+    wide = console if console.is_terminal else plain_console(console.file, width=_WIDTH)
     for table in tables:
         wide.print(table)
 

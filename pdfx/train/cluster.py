@@ -28,6 +28,10 @@ CONTROL_TIMEOUT = timedelta(days=1)
 """Longest wait in agreements; the run's guards end it long before, ``guards.pause_seconds`` where a rank loads weights or writes a checkpoint."""
 
 
+class PeerFailure(SystemExit):
+    """This rank ends because another one has a mistake to tell."""
+
+
 @dataclass(frozen=True)
 class World:
     """The ranks of a run.
@@ -90,7 +94,7 @@ class World:
         if teller == self.rank:
             raise failure
         if teller < self.size:
-            raise SystemExit(EXIT_USER_ERROR)
+            raise PeerFailure(EXIT_USER_ERROR)
 
 
 def join_world(environment: MutableMapping[str, str] = os.environ) -> World:
@@ -110,7 +114,9 @@ def join_world(environment: MutableMapping[str, str] = os.environ) -> World:
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+        # A single rank meets nobody, so it needs no network.
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if environment["WORLD_SIZE"] == "1" else {}
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, **alone)
     join_deepspeed()
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     return World(dist.get_rank(), dist.get_world_size(), device, control)
@@ -141,7 +147,7 @@ def launch_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
         return {name: value for name, value in wanted.items() if name not in environment}
     if "SLURM_PROCID" in environment:
         return slurm_variables(environment)
-    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 def slurm_variables(environment: MutableMapping[str, str]) -> dict[str, str]:

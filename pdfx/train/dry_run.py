@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from rich.console import Console
 from rich.table import Table
 
 from pdfx.build import backbone_width, build_on_meta
 from pdfx.config import Config, dump_config
+from pdfx.console import console
 from pdfx.data.training_sets import Sequence, open_training_sets
 from pdfx.evaluate.data_sets import open_evaluation
 from pdfx.model import ParallelEmbedder
@@ -29,7 +29,7 @@ def dry_run(config: Config) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         return
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    console = Console()
+    out = console()
     settings = load_deepspeed_config(config.train.deepspeed, config.train, ranks, partial(backbone_width, config))
     embedder = build_on_meta(config)
     sequence = Sequence(open_training_sets(config.data), config.data, config.train.seed)
@@ -37,10 +37,10 @@ def dry_run(config: Config) -> None:
     steps, plan = count_steps(config.train, sequence.mixture.epoch_samples, ranks)
     told = tell_settings(config, sequence.sets, steps, ranks)
     told = [f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}", settle_warm_ups(config, steps), *told]
-    console.print(dump_config(config), markup=False, highlight=False, soft_wrap=True)
-    console.print(parameter_table(embedder))
-    console.print(mixture_table(sequence))
-    console.print("\n".join(told), markup=False, highlight=False, soft_wrap=True)
+    out.print(dump_config(config), soft_wrap=True)
+    out.print(parameter_table(embedder))
+    out.print(mixture_table(sequence))
+    out.print("\n".join(told), soft_wrap=True)
 
 
 def mixture_table(sequence: Sequence) -> Table:

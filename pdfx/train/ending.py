@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import faulthandler
-import os
 import sys
 import time
 import traceback
@@ -12,16 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from pdfx.config import Config, ConfigError
+from pdfx.data.storage import Reading
 from pdfx.errors import UserError
-from pdfx.train.cluster import EXIT_USER_ERROR, World
+from pdfx.stopping import StopRequest
+from pdfx.system_errors import CURES, is_out_of_memory, sentence_of, system_error
+from pdfx.train.cluster import EXIT_USER_ERROR, PeerFailure, World
 from pdfx.train.lifeline import DEPARTURE, EXIT_LOST, Failure, Lifeline, Unreachable
 from pdfx.train.notes import leave_note
 from pdfx.train.run_directory import open_run_directory
 from pdfx.train.run_lock import RunLock
 from pdfx.train.watchdog import INTERVAL, Progress, Watchdog
+from pdfx.urls import is_url
 
 EXIT_FAILED = 1
 """Exit code of all ranks where one failed with an error that is no user's mistake."""
@@ -29,17 +29,19 @@ EXIT_FAILED = 1
 RECONSIDER = 5.0
 """Seconds without a sign of life after which a rank counts as lost where a collective has failed already."""
 
+LONGEST_WORDS = 2000
+"""Characters of an error's own words in the last line; its stack has all of them."""
+
 BROKEN_CONNECTION = ("gloo", "NCCL", "Connection", "connection", "Broken pipe", "Socket", "socket")
 """What errors of collectives speak of where another rank ended; the classes of these errors differ between releases of torch."""
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc")
-
 
 @contextmanager
-def watched(config: Config, world: World) -> Iterator[Progress]:
+def watched(config: Config, world: World, stop: StopRequest) -> Iterator[Progress]:
     """Within the block no rank waits for ever: a rank that fails, hangs or vanishes ends all of them, and one of them says why.
 
-    Every rank enters it together. Rank 0 also holds the run's directory against other runs. Yields what the main thread marks its progress in.
+    Every rank enters it together. Rank 0 also holds the run's directory against other runs. An order to stop is attended to from here on. Yields what the main
+    thread marks its progress in.
 
     Raises:
         UserError: the directory cannot be used, or is in use.
@@ -47,24 +49,25 @@ def watched(config: Config, world: World) -> Iterator[Progress]:
     """
     progress, locks = Progress(), []
     lifeline = Lifeline(world, config.guards.lost_seconds) if world.size > 1 else None
-    watchdog = Watchdog(config.guards, progress, Path(config.train.output_dir), world.rank, lifeline, lambda: locks[0].trouble() if locks else None)
+    run, trouble = Path(config.train.output_dir), lambda: locks[0].trouble() if locks else None
+    watchdog = Watchdog(config.guards, progress, run, world.rank, lifeline, trouble, stop, longest_read(config))
+    stop.attended = True
     try:
         with world.together():
             if world.rank == 0:
                 locks.append(RunLock(open_run_directory(config.train)))
         yield progress
-    except BaseException as error:
+    except BaseException as cause:
         failed = time.time()
         watchdog.stand_down()
-        if lifeline is None:
-            if is_disk_full(error):
-                raise UserError(tell_disk_full(error, config.train.output_dir)) from error
-            raise
+        error = mistake_of(cause, lifeline.name(world.rank) if lifeline else "The run", progress)
         # What the ranks tell one another must not become the next thing that a rank hangs in.
         faulthandler.dump_traceback_later(4 * DEPARTURE, exit=True)
-        code = settle(error, lifeline, watchdog, failed)
-        if code is None:
+        code = settle(error, lifeline, watchdog, failed) if lifeline else settle_alone(error, progress)
+        if code is None and error is cause:
             raise
+        if code is None:
+            raise error from cause
         raise SystemExit(code) from error
     finally:
         for lock in locks:
@@ -72,7 +75,22 @@ def watched(config: Config, world: World) -> Iterator[Progress]:
         watchdog.stop()
         if lifeline:
             lifeline.depart()
-            faulthandler.cancel_dump_traceback_later()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def longest_read(config: Config) -> float:
+    """Seconds that a batch may wait for storage: those of one request with its repetitions, and as many as any work may take; 0 where all data is local."""
+    evaluation = config.data.evaluation or []
+    places = [own.path for own in config.data.training_sets()] + ([evaluation] if isinstance(evaluation, str) else evaluation)
+    return Reading.of(config.data).longest_seconds + (config.guards.stall_seconds or 0) if any(map(is_url, places)) else 0.0
+
+
+def settle_alone(error: BaseException, progress: Progress) -> int | None:
+    """``settle`` for a run of one rank."""
+    if isinstance(error, (UserError, ConfigError, KeyboardInterrupt)):
+        return None
+    print(story(error, "The run", progress), file=sys.stderr, flush=True)
+    return EXIT_FAILED
 
 
 def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed: float) -> int | None:
@@ -83,7 +101,7 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
     """
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, SystemExit):
+    if isinstance(error, PeerFailure):
         time.sleep(INTERVAL)
         return None
     mistake = isinstance(error, (UserError, ConfigError))
@@ -107,7 +125,7 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
     if mistake:
         leave_note(str(error), failed)
         return None
-    text = lifeline.tell_lost(lost) if lost else story(error, lifeline.name(lifeline.rank), watchdog.progress, watchdog.run)
+    text = lifeline.tell_lost(lost) if lost else story(error, lifeline.name(lifeline.rank), watchdog.progress)
     print(text, file=sys.stderr, flush=True)
     leave_note(text, failed)
     return EXIT_LOST if lost else EXIT_FAILED
@@ -133,25 +151,24 @@ def is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and not isinstance(error, UserError) and any(word in str(error) for word in BROKEN_CONNECTION)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def mistake_of(error: BaseException, name: str, progress: Progress) -> BaseException:
+    """An error that says which file has no room, or which limit is reached, as the user's mistake; others as they are."""
+    known = system_error(error)
+    if not known or known[0] not in CURES:
+        return error
+    return UserError(f"{name} failed {place_of(progress)}: {sentence_of(error)} Then the same command resumes from the newest whole checkpoint.")
 
 
-def tell_disk_full(error: OSError, run: str | Path) -> str:
-    what = error.filename or f"the files of {run}"
-    return f"{os.strerror(error.errno)} for {what}; free some, or lower train.save_total_limit, then the same command goes on from the newest whole checkpoint."
+def place_of(progress: Progress) -> str:
+    return f"in step {progress.step}, where it had to {progress.doing}"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and any(word in str(error) for word in OUT_OF_MEMORY))
-
-
-def story(error: BaseException, name: str, progress: Progress, run: Path) -> str:
+def story(error: BaseException, name: str, progress: Progress) -> str:
     """An error as the last entry of a log: its stack, and a sentence that says where it happened."""
-    if is_disk_full(error):
-        return f"{name} failed in step {progress.step}: {tell_disk_full(error, run)}"
-    stack = "".join(traceback.format_exception(error))
+    stack, place = "".join(traceback.format_exception(error)), place_of(progress)
     if is_out_of_memory(error):
         cure = "lower train.chunk_tokens or train.per_device_train_batch_size, set train.chunk_paths or model.gradient_checkpointing, or raise the ZeRO stage."
-        return f"{stack}{name} ran out of memory in step {progress.step}, where it had to {progress.doing}; {cure}"
-    return f"{stack}{name} failed in step {progress.step}, where it had to {progress.doing}: {type(error).__name__}: {error}"
+        return f"{stack}{name} ran out of memory {place}; {cure}"
+    if isinstance(error, SystemExit):
+        return f"{stack}{name} failed {place}: something there ended the process with exit code {error.code}."
+    return f"{stack}{name} failed {place}: {type(error).__name__}: {' '.join(str(error).split())[:LONGEST_WORDS]}"

@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Literal
 
+import psutil
 import torch.distributed as dist
 
 from pdfx.train.cluster import World
+from pdfx.train.run_lock import machine
 
 FAILURE = "failure"
 LEFT = "left"
@@ -40,13 +42,13 @@ class Failure:
 
     Attributes:
         rank: whose log entry tells it.
-        kind: ``error``: an exception; ``mistake``: the user's, told in a sentence; ``stall``: no progress; ``lost``: a process is gone.
+        kind: ``error``: an exception; ``mistake``: the user's, told in a sentence; ``stall``: no progress; ``lost``: a process is gone; ``stop``: asked to.
         code: every rank's exit code.
         missing: ranks that are gone, whom nobody needs to wait for.
     """
 
     rank: int
-    kind: Literal["error", "mistake", "stall", "lost"]
+    kind: Literal["error", "mistake", "stall", "lost", "stop"]
     code: int
     missing: int = 0
 
@@ -91,13 +93,13 @@ class Lifeline:
         patience: seconds until rank 0 counts as unreachable.
 
     Attributes:
-        members: "host n1, process 123" of every rank.
+        members: host, process and machine of every rank.
     """
 
     def __init__(self, world: World, patience: float):
         self.rank, self.size, self.patience, self.broken, self.missing = world.rank, world.size, patience, False, 0
         self._deadline = math.inf
-        self.members = world.gather(f"host {socket.gethostname()}, process {os.getpid()}")
+        self.members = world.gather((socket.gethostname(), os.getpid(), machine()))
         # Rank 0's address is known to be reachable: the process group met there.
         host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=max(60.0, patience))
         self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout) if world.rank == 0 else None
@@ -107,15 +109,29 @@ class Lifeline:
         world.barrier()
 
     def name(self, rank: int) -> str:
-        return f"Rank {rank} ({self.members[rank]})"
+        host, process, _ = self.members[rank]
+        return f"Rank {rank} (host {host}, process {process})"
+
+    def is_frozen(self, rank: int) -> bool:
+        """Whether its process is known to be there still."""
+        _, process, place = self.members[rank]
+        try:
+            return place == self.members[self.rank][2] and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
     def tell_lost(self, ranks: list[int]) -> str:
         """What there is to say about ranks that vanished."""
         names = ", ".join(self.name(rank) for rank in ranks[:3]) + (f" and {len(ranks) - 3} more" if len(ranks) > 3 else "")
+        if all(map(self.is_frozen, ranks)):
+            return (
+                f"{names} gave no more sign of life, so the job ends: the process is still there, but it does not run; a signal stopped it, or it hangs in C "
+                "code or in the kernel, as for a file system that does not answer. The same command resumes from the last checkpoint."
+            )
         return (
-            f"{names} gave no more sign of life, so the job ends: the process was killed, most often because the machine's memory ran out (see its kernel log "
-            "with 'dmesg'), or the node is down. The same command goes on from the last checkpoint; where memory was the reason, lower train.chunk_tokens, "
-            "data.num_workers or data.prefetch_batches first."
+            f"{names} gave no more sign of life, so the job ends: the process is gone without a word. It was killed, most often because the machine's "
+            "memory ran out (see its kernel log with 'dmesg'), or it crashed or ended itself (the launcher names the signal or exit code), or the node is down."
+            " The same command resumes from the last checkpoint; if memory was the reason, lower train.chunk_tokens, data.num_workers or data.prefetch_batches."
         )
 
     def give(self, sign: Sign) -> None:

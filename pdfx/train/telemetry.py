@@ -11,13 +11,14 @@ import math
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pdfx.console import console
 from pdfx.data.coverage import coverage_table
 from pdfx.evaluate.data_set_tables import print_tables, result_tables
 from pdfx.evaluate.data_sets import Results, flattened
 from pdfx.files import write_atomically
+from pdfx.system_errors import naming
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -36,7 +37,7 @@ class Telemetry:
     """
 
     def __init__(self, run: Path, total_steps: int, first_step: int, tensorboard: bool):
-        self.console = Console()
+        self.console = console()
         self.run, self.tensorboard = run, tensorboard
         self._open(first_step)
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
@@ -88,7 +89,7 @@ class Telemetry:
         self.console.print(coverage_table(report, f"step {step}: what was read, {figures['epoch']:.2f} epochs"))
 
     def say(self, sentence: str) -> None:
-        self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(sentence, soft_wrap=True)
 
     def close(self) -> None:
         self.progress.stop()
@@ -168,8 +169,9 @@ def step_line(step: int, metrics: dict[str, float], timings: dict[str, float]) -
 def write_record(stream, record: dict) -> None:
     """One JSON line, on its way to the disk before the next step. A value that is no number becomes null, because JSON has no NaN."""
     clean = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
-    stream.write(json.dumps(clean) + "\n")
-    stream.flush()
+    with naming(stream.name):
+        stream.write(json.dumps(clean) + "\n")
+        stream.flush()
 
 
 def drop_records(path: Path, first_step: int) -> None:

@@ -18,10 +18,10 @@ from pdfx.errors import UserError
 from pdfx.evaluate.data_sets import evaluate_data_sets, flattened, open_evaluation
 from pdfx.host_memory import keep_large_blocks
 from pdfx.objective import Objective
-from pdfx.stopping import EXIT_STOPPED, STOP_SIGNALS, StopRequest
+from pdfx.stopping import EXIT_STOPPED, StopRequest
 from pdfx.train.agreement import require_agreement, settings_of_start, state_of_step
 from pdfx.train.best import check_metric_name, metric_among
-from pdfx.train.cluster import World, join_world, leave_world
+from pdfx.train.cluster import PeerFailure, World, join_world, leave_world
 from pdfx.train.cost import StepCost
 from pdfx.train.deepspeed_file import load_deepspeed_config
 from pdfx.train.elastic import SHARDING, sharding, take_over
@@ -49,10 +49,10 @@ from pdfx.train.watchdog import Progress
 def train(config: Config, stop: StopRequest | None = None) -> None:
     """Train as the recipe says, from the newest whole checkpoint of its output directory if there is one.
 
-    Every rank calls this. On SIGTERM or SIGUSR1 to any rank all ranks save a checkpoint after the current step.
+    Every rank calls this. On SIGTERM, SIGHUP or SIGUSR1 to any rank all ranks save a checkpoint after the current step.
 
     Args:
-        stop: listens to SIGUSR1 already; made here where None.
+        stop: made here where None.
 
     Raises:
         UserError: a mistake in data, model, checkpoint or settings.
@@ -64,21 +64,20 @@ def train(config: Config, stop: StopRequest | None = None) -> None:
     if world.rank != 0:
         transformers.utils.logging.disable_progress_bar()
     stop = stop or StopRequest()
-    stop.listen(*STOP_SIGNALS)
-    with watched(config, world) as progress:
+    with watched(config, world, stop) as progress:
         tell_environment(world)
         with world.together():
             require_agreement(world, settings_of_start(config), "at the start")
         trainer = Trainer(config, world, progress)
         try:
             finished = trainer.run(stop)
-        except (UserError, SystemExit):
-            progress.mark("finish a checkpoint", slow=True)
+        except (UserError, PeerFailure):
+            progress.mark("finish a checkpoint", "pause")
             trainer.saver.rescue()
             raise
         finally:
             trainer.close()
-    leave_world()
+        leave_world()
     if not finished:
         raise SystemExit(EXIT_STOPPED)
 
@@ -212,9 +211,12 @@ class Trainer:
                 timer.reset()
             if stopping and not last:
                 self._say(*self.saver.finish())
+                self.progress.mark("end the run")
                 self._say(f"Stopped by a signal after step {saved}; the same command goes on from there.")
                 return False
+        self.progress.mark("save a checkpoint", "pause")
         self._say(*self.saver.finish())
+        self.progress.mark("end the run")
         self._say(f"Finished after step {self.step}: {self.run_path}")
         return True
 
@@ -239,7 +241,7 @@ class Trainer:
 
     def _roll_back(self, trouble: RollBack) -> int:
         """Go on from the newest checkpoint from before the trouble; returns its step."""
-        self.progress.mark("go back to a checkpoint", slow=True)
+        self.progress.mark("go back to a checkpoint", "pause")
         self._say(*self.saver.finish())
         checkpoint = checkpoint_before(self.run_path, trouble, self.world)
         state, repeat = checkpoint.state(), self.guards.take_back(checkpoint.step)
@@ -270,18 +272,25 @@ class Trainer:
 
     def _evaluate(self) -> None:
         def embed(inputs: dict[str, torch.Tensor]):
-            self.progress.mark("evaluate", slow=True)
-            return embed_inputs(self.engine, inputs, self.world)
+            self.progress.mark("embed a batch of the evaluation")
+            output = embed_inputs(self.engine, inputs, self.world)
+            self.progress.mark("read a batch of the evaluation", "data")
+            return output
 
-        config, world = self.config, self.world
-        results = evaluate_data_sets(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, config.data.num_workers)
+        def advance(done: int, total: int) -> None:
+            if done == total:
+                self.progress.mark("score the evaluation", "pause")
+
+        config, world, workers = self.config, self.world, self.config.data.num_workers
+        self.progress.mark("list the items of the evaluation", "pause")
+        results = evaluate_data_sets(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, workers, lambda name: advance)
         self.evaluated = flattened(results)
         if self.telemetry:
             self.telemetry.log_evaluation(self.step, results)
 
     def save(self) -> None:
         """Begin to write a checkpoint of the current step."""
-        self.progress.mark("save a checkpoint", slow=True)
+        self.progress.mark("save a checkpoint", "pause")
         state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity, SHARDING: self.sharding}
         state |= {"guards": self.guards.state_dict(), ORIGIN: self.origin}
         with self.world.together():

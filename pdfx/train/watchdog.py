@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pdfx.guard_sections import GuardsSection
+from pdfx.stopping import EXIT_STOPPED, StopRequest
 from pdfx.train.lifeline import DEPARTURE, EXIT_LOST, Failure, Lifeline, Sign, Unreachable, blame
 from pdfx.train.notes import leave_note
 from pdfx.train.stacks import STACKS, main_place, read_main_stack, write_stacks
@@ -22,6 +23,18 @@ INTERVAL = 1.0
 
 SLACK = 5.0
 """A step may be without progress for so many times the longest such time so far, where that is more than ``guards.stall_seconds``."""
+
+URGENT = 20.0
+"""Seconds without progress that are left after a signal which launchers follow with SIGKILL after 30 s; long enough to tell what hangs, and where."""
+
+SETTINGS = {
+    "step": "guards.stall_seconds",
+    "data": "data.read_timeout_seconds with data.read_retries",
+    "first": "guards.first_seconds",
+    "pause": "guards.pause_seconds",
+    "stop": "after the order to stop",
+}
+"""What limits the time without progress, by pace."""
 
 PHASES = {
     "embed": "embed a chunk",
@@ -40,24 +53,28 @@ class Progress:
         step: optimiser step that it is in.
         marks: within that step.
         doing: what it is at.
-        slow: whether that may take long (``guards.pause_seconds``).
+        pace: how long that may take, a key of ``SETTINGS``.
+        begun: optimiser steps that this process has begun.
     """
 
     def __init__(self):
-        self.count = self.step = self.marks = self._begun = 0
-        self.doing, self.slow = "start", True
+        self.count = self.step = self.marks = self.begun = 0
+        self.doing, self.pace, self._known = "start", "pause", set()
 
     def begin(self, step: int) -> None:
         """An optimiser step begins. The first one of a process may take long: libraries compile and measure in it."""
-        self.step, self.marks, self._begun = step, 0, self._begun + 1
-        self.mark("read the batch")
+        self.step, self.marks, self.begun = step, 0, self.begun + 1
+        self.mark("read the batch", "data")
 
     def phase(self, name: str) -> None:
         """A phase of the step begins (see ``Phases``)."""
         self.mark(PHASES[name])
 
-    def mark(self, doing: str, slow: bool = False) -> None:
-        self.doing, self.slow = doing, slow or self._begun < 2
+    def mark(self, doing: str, pace: str = "step") -> None:
+        """The main thread now begins to do this. What is new in a process may take longer than the same later."""
+        new = self.begun < 2 or doing not in self._known
+        self.doing, self.pace = doing, "first" if new and pace != "pause" else pace
+        self._known.add(doing)
         self.marks += 1
         self.count += 1
 
@@ -67,26 +84,34 @@ class Patience:
 
     Args:
         settings: the recipe's section ``guards``.
+        storage: seconds that one request for data may take with all its repetitions; 0 where data is on this machine.
     """
 
-    def __init__(self, settings: GuardsSection):
-        self.settings, self.quiet, self._longest, self._seen, self._slow = settings, 0.0, 0.0, 0, True
+    def __init__(self, settings: GuardsSection, storage: float = 0.0):
+        self.settings, self.storage, self.quiet, self._longest, self._seen, self._pace = settings, storage, 0.0, 0.0, 0, "pause"
+        self.setting = SETTINGS[self._pace]
+        """Which one limits the time now."""
 
-    def is_over(self, progress: Progress, passed: float) -> bool:
-        """Whether it is too long now, ``passed`` seconds after the last call."""
+    def is_over(self, progress: Progress, passed: float, urgent: bool = False) -> bool:
+        """Whether it is too long now, ``passed`` seconds after the last call; ``urgent`` where the process will soon be killed."""
         if progress.count != self._seen:
-            if not self._slow:
-                self._longest = max(self._longest, self.quiet)
-            self._seen, self._slow, self.quiet = progress.count, progress.slow, 0.0
+            if self._pace in ("step", "first"):
+                # A first time is no more than a hint how slow the machine is.
+                self._longest = max(self._longest, self.quiet if self._pace == "step" else self.quiet / SLACK)
+            self._seen, self.quiet = progress.count, 0.0
+            self._pace = "step" if progress.pace == "data" and not self.storage else progress.pace
         self.quiet += passed
         if self.settings.stall_seconds is None:
             return False
-        return self.quiet > (self.settings.pause_seconds if self._slow else max(self.settings.stall_seconds, SLACK * self._longest))
+        limits = self._limits()
+        pace = "stop" if urgent and self._pace != "pause" and limits["stop"] < limits[self._pace] else self._pace
+        self.setting = SETTINGS[pace]
+        return self.quiet > limits[pace]
 
-    @property
-    def setting(self) -> str:
-        """Which one limits the time now."""
-        return "guards.pause_seconds" if self._slow else "guards.stall_seconds"
+    def _limits(self) -> dict[str, float]:
+        usual = max(self.settings.stall_seconds, SLACK * self._longest)
+        first, data = max(self.settings.first_seconds, usual, self.storage), max(usual, self.storage)
+        return {"step": usual, "data": data, "first": first, "pause": self.settings.pause_seconds, "stop": max(URGENT, SLACK * self._longest)}
 
 
 class Watchdog:
@@ -99,6 +124,8 @@ class Watchdog:
         rank: this process.
         lifeline: None for a run of one rank.
         trouble: asked at every look; a sentence ends the run with it. It must answer at once.
+        stop: attended to from now on; one that comes before the first step ends the run at once.
+        storage: see ``Patience``.
     """
 
     def __init__(
@@ -109,9 +136,11 @@ class Watchdog:
         rank: int,
         lifeline: Lifeline | None = None,
         trouble: Callable[[], str | None] = lambda: None,
+        stop: StopRequest | None = None,
+        storage: float = 0.0,
     ):
         self.settings, self.progress, self.run, self.rank, self.lifeline, self.trouble = settings, progress, run, rank, lifeline, trouble
-        self.patience, self.beat, self.first_silent, self.claimed = Patience(settings), 0, 0.0, time.time()
+        self.stop_request, self.patience, self.beat, self.first_silent, self.claimed = stop, Patience(settings, storage), 0, 0.0, time.time()
         self.woke = -math.inf
         """When this process last got to run again after it was frozen for a while."""
         self._waited: dict[int, tuple[int, float]] = {}
@@ -173,11 +202,14 @@ class Watchdog:
                 traceback.print_exc()
 
     def _look(self, passed: float) -> None:
-        over = self.patience.is_over(self.progress, passed)
+        stop = self.stop_request
+        over = self.patience.is_over(self.progress, passed, bool(stop and stop.urgent))
         if self.lifeline:
             self._meet_the_others(passed)
         if self._decides and (sentence := self.trouble()):
             self._end(Failure(self.rank, "lost", EXIT_LOST), sentence)
+        if self._decides and stop and stop.asked and not self.progress.begun:
+            self._end(Failure(self.rank, "stop", EXIT_STOPPED), "Stopped by a signal before the first step; the same command starts again.")
         if self._decides and over:
             self._end(Failure(self.rank, "stall", EXIT_LOST))
 

@@ -53,7 +53,7 @@ def last_entry(log: str, launched_by: str) -> str:
     [
         ("torchrun", "fail", r"Rank 1 \(host .*, process \d+\) failed in step 3, where it had to embed a chunk: ValueError: .*picture stands upside down"),
         ("torchrun", "run_out_of_memory", r"Rank 1 \(.*\) ran out of memory in step 3, where it had to embed a chunk; lower train.chunk_tokens"),
-        ("deepspeed", "vanish", r"Rank 1 \(.*\) gave no more sign of life, so the job ends: the process was killed, most often because .*memory ran out"),
+        ("deepspeed", "vanish", r"Rank 1 \(.*\) gave no more sign of life, so the job ends: the process is gone .* most often because .*memory ran out"),
         ("deepspeed", "hang", r"Rank 1 \(.*\) holds the others up: in step 3 it had to embed a chunk; it is at .*faulty_train.py, line \d+, in hang"),
     ],
 )

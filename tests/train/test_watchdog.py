@@ -1,8 +1,12 @@
 """When there is no progress for too long, and who is to blame."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from pdfx.data_sections import DataSection
 from pdfx.guard_sections import GuardsSection
+from pdfx.train.ending import longest_read
 from pdfx.train.lifeline import Sign, blame
 from pdfx.train.watchdog import Patience, Progress
 
@@ -12,6 +16,9 @@ def progress() -> Progress:
     progress = Progress()
     for step in (1, 2):
         progress.begin(step)
+        progress.phase("embed")
+        progress.phase("backward")
+    progress.begin(3)
     return progress
 
 
@@ -38,20 +45,46 @@ def test_a_run_whose_steps_are_slow_gets_five_times_its_slowest_progress(progres
     assert seconds_until_over(patience, progress) == 100
 
 
-def test_starting_the_first_step_checkpoints_and_evaluations_may_take_longer(progress):
-    settings = GuardsSection(stall_seconds=30, pause_seconds=50)
-    assert seconds_until_over(Patience(settings), Progress()) == 50
-    first = Progress()
+def test_each_phase_has_a_limit_of_its_own_and_names_its_setting(progress):
+    settings = GuardsSection(stall_seconds=30, first_seconds=40, pause_seconds=50)
+    start, first = Progress(), Progress()
     first.begin(7)
     first.phase("embed")
-    assert seconds_until_over(Patience(settings), first) == 50
-    progress.mark("save a checkpoint", slow=True)
     patience = Patience(settings)
-    assert seconds_until_over(patience, progress) == 50
-    assert patience.setting == "guards.pause_seconds"
-    # What a pause took says nothing about steps.
-    progress.begin(3)
-    assert seconds_until_over(patience, progress) == 30
+    assert (seconds_until_over(patience, start), patience.setting) == (50, "guards.pause_seconds")
+    assert (seconds_until_over(patience, first), patience.setting) == (40, "guards.first_seconds")
+    progress.mark("save a checkpoint", "pause")
+    assert (seconds_until_over(patience, progress), patience.setting) == (50, "guards.pause_seconds")
+    # What a pause took says nothing about steps, and a first time, 41 seconds here, asks for no more than itself.
+    progress.begin(4)
+    assert (seconds_until_over(patience, progress), patience.setting) == (41, "guards.stall_seconds")
+    progress.mark("embed a batch of the evaluation")
+    assert (seconds_until_over(Patience(settings), progress)) == 40
+    progress.mark("read a batch of the evaluation", "data")
+    progress.mark("embed a batch of the evaluation")
+    assert (seconds_until_over(Patience(settings), progress)) == 30
+
+
+@pytest.mark.parametrize("data", [{}, {"read_timeout_seconds": 5, "read_retry_seconds": 0}, {"read_retries": 0}, {"read_timeout_seconds": 0.5}])
+def test_a_batch_from_a_url_may_take_as_long_as_its_requests_may_be_repeated_and_a_local_one_no_longer_than_other_work(progress, data):
+    section = DataSection(train="https://host/shards", **data)
+    allowed = section.read_timeout_seconds * (section.read_retries + 1) + sum(section.read_retry_seconds * 2**n for n in range(section.read_retries))
+    config = SimpleNamespace(data=section, guards=GuardsSection())
+    remote, local = Patience(config.guards, longest_read(config)), Patience(config.guards)
+    assert int(allowed) <= seconds_until_over(remote, progress) - 40 <= allowed + 1
+    assert "data.read_timeout_seconds" in remote.setting
+    assert seconds_until_over(local, progress) == 40
+    # What else hangs is noticed as early as with local data, although a batch has taken longer before.
+    progress.phase("embed")
+    assert seconds_until_over(remote, progress) == 40
+
+
+def test_a_rank_that_hangs_and_will_soon_be_killed_tells_it_before_unless_it_saves(progress):
+    patience = Patience(GuardsSection())
+    assert next(second for second in range(100) if patience.is_over(progress, 1.0, urgent=True)) == 20
+    assert patience.setting == "after the order to stop"
+    progress.mark("save a checkpoint", "pause")
+    assert not any(patience.is_over(progress, 1.0, urgent=True) for _ in range(1000))
 
 
 def test_nothing_is_too_long_where_the_guard_is_switched_off(progress):
