@@ -74,14 +74,14 @@ class Sign:
     place: str = ""
 
 
-def blame(signs: list[Sign]) -> list[int]:
+def blame(signs: dict[int, Sign]) -> list[int]:
     """The ranks that most likely hold the others up, from everyone's last sign: those that could not even look at themselves; otherwise the ones furthest
     behind and, among these, those that wait for nobody."""
-    silent = [rank for rank, sign in enumerate(signs) if not sign.place]
+    silent = [rank for rank, sign in signs.items() if not sign.place]
     if silent:
         return silent
-    reached = [(sign.step, sign.marks) for sign in signs]
-    behind = [rank for rank, place in enumerate(reached) if place == min(reached)]
+    reached = {rank: (sign.step, sign.marks) for rank, sign in signs.items()}
+    behind = [rank for rank, place in reached.items() if place == min(reached.values())]
     return [rank for rank in behind if not signs[rank].waiting] or behind
 
 

@@ -43,7 +43,7 @@ from pdfx.train.saver import CheckpointSaver, Content
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor, settle_warm_ups
 from pdfx.train.step import Stepper, chunk_tokens_per_path, was_skipped
 from pdfx.train.telemetry import StepTimer, Telemetry
-from pdfx.train.watchdog import Progress
+from pdfx.train.watchdog import END, Progress
 
 
 def train(config: Config, stop: StopRequest | None = None) -> None:
@@ -211,12 +211,12 @@ class Trainer:
                 timer.reset()
             if stopping and not last:
                 self._say(*self.saver.finish())
-                self.progress.mark("end the run")
+                self.progress.mark(END)
                 self._say(f"Stopped by a signal after step {saved}; the same command goes on from there.")
                 return False
         self.progress.mark("save a checkpoint", "pause")
         self._say(*self.saver.finish())
-        self.progress.mark("end the run")
+        self.progress.mark(END)
         self._say(f"Finished after step {self.step}: {self.run_path}")
         return True
 

@@ -36,6 +36,9 @@ SETTINGS = {
 }
 """What limits the time without progress, by pace."""
 
+END = "end the run"
+"""What the main thread is at when the run is complete, and this rank waits for no other one any more."""
+
 PHASES = {
     "embed": "embed a chunk",
     "objective": "compute the objective",
@@ -221,6 +224,10 @@ class Watchdog:
             failure = self.lifeline.failure() if self._decides else None
             lost = self.find_lost(self.settings.lost_seconds, passed) if self._decides and self.rank == 0 else []
         except Unreachable:
+            if self.progress.doing == END:
+                # Rank 0 has ended in order.
+                self.lifeline = None
+                return
             # Rank 0 may be ending in order, and this rank's main thread as well.
             self.first_silent += passed
             if self._decides and self.first_silent > DEPARTURE:
@@ -280,7 +287,7 @@ class Watchdog:
 
     def _tell_stall(self) -> str:
         """Which rank holds the others up, where it is, and its stack."""
-        signs = self.lifeline.final_signs() if self.lifeline else [self._last_sign()]
+        signs = dict(enumerate(self.lifeline.final_signs())) if self.lifeline else {self.rank: self._last_sign()}
         behind = blame(signs)
         lines = [f"No progress for {self.patience.quiet:.0f} s ({self.patience.setting}); the stack of each rank is in {self.run / STACKS}."]
         lines += [read_main_stack(self.run, behind[0]).rstrip()] if signs[behind[0]].place else []

@@ -119,6 +119,8 @@ def run_rank(case: dict, rank: int, port: int) -> None:
     sys.argv = ["launch/train.py", *case["arguments"]]
     try:
         runpy.run_path(str(ROOT / "launch/train.py"), run_name="__main__")
+        sys.stdout.flush()
+        os._exit(0)
     finally:
         os._exit(99)
 

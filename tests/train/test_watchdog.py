@@ -108,4 +108,4 @@ def sign(step: int, marks: int, waiting: bool = True, place: str = "somewhere") 
     ids=["behind in the step", "behind by a step", "the only one that waits for nobody", "cannot say where it is", "all wait"],
 )
 def test_the_rank_that_holds_the_others_up_is_found_from_all_signs(signs, blamed):
-    assert blame(signs) == blamed
+    assert blame(dict(enumerate(signs))) == blamed
