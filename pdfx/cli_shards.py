@@ -44,17 +44,15 @@ def check(
 @shards_app.command(
     epilog=example(
         "pdfx shards describe shards/train",
-        "pdfx shards describe shards/train --json description.json --contact-sheet pairs.png",
-        "pdfx shards describe shards/train --contact-sheet pairs.png --font NotoSansCJK-Regular.ttc",
+        "pdfx shards describe shards/train --json description.json --contact-sheet pairs.html",
     )
 )
 def describe(
     shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
     workers: WorkersOption = None,
     json_file: JsonOption = None,
-    contact_sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Also draw some of the pairs, with their pictures and texts.")] = None,
+    contact_sheet: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page with some of the pairs: their pictures and texts.")] = None,
     pairs: Annotated[int, typer.Option(min=1, max=500, help="Pairs on the contact sheet, drawn evenly over the shards.")] = 24,
-    font: Annotated[Path | None, typer.Option(help="Font file of the drawn texts. The default has most alphabets, but no CJK signs and no emoji.")] = None,
 ) -> None:
     """Print what the shards hold: counts, lengths, sizes of pictures, languages, and what is equal by content."""
     from data_tools.contact_sheet import write_contact_sheet
@@ -67,7 +65,7 @@ def describe(
         require_folder(contact_sheet)
     with progress_bar() as bar:
         if contact_sheet is not None:
-            sheet = write_contact_sheet(shards, contact_sheet, pairs, font, bar.counter("drawing"))
+            shown = write_contact_sheet(shards, contact_sheet, pairs, bar.counter("drawing"))
         description = describe_shards(shards, bar.counter("reading"), worker_count(workers))
     give_json(description, json_file)
     if quiet:
@@ -75,8 +73,7 @@ def describe(
     for table in description_tables(description):
         console().print(table)
     if contact_sheet is not None:
-        lacking = f"; {sheet.lacking} of them have characters that the font lacks, choose another with --font" if sheet.lacking else ""
-        print(f"{contact_sheet}: {sheet.samples} samples, {sheet.width} x {sheet.height} pixels{lacking}")
+        print(f"{contact_sheet}: {shown} samples")
 
 
 shards_app.command(epilog=example(*SPLIT_EXAMPLES))(split)

@@ -3,7 +3,6 @@ from functools import partial
 
 import pytest
 from command_line import run_pdfx, told
-from PIL import Image
 from tiny_shards import damage_image, make_shards
 
 from data_tools.describe import describe_shards
@@ -41,16 +40,16 @@ def test_check_ends_with_0_1_or_2_and_writes_the_same_as_json(shards_command, tm
 
 def test_describe_gives_tables_json_and_a_contact_sheet(shards_command, tmp_path):
     shards = make_shards(tmp_path)
-    words = ("describe", shards, "--workers", 1, "--json", tmp_path / "description.json", "--contact-sheet", tmp_path / "pairs.png", "--pairs", 4)
+    words = ("describe", shards, "--workers", 1, "--json", tmp_path / "description.json", "--contact-sheet", tmp_path / "pairs.html", "--pairs", 4)
     code, out, _ = shards_command(*words)
     assert code == 0
     assert "Equal by content" in out and "languages: undetermined 25" in out
     assert json.loads((tmp_path / "description.json").read_text()) == describe_shards(shards)
-    size = Image.open(tmp_path / "pairs.png").size
-    assert out.splitlines()[-1] == f"{tmp_path / 'pairs.png'}: 4 samples, {size[0]} x {size[1]} pixels"
+    assert out.splitlines()[-1] == f"{tmp_path / 'pairs.html'}: 4 samples"
+    assert (tmp_path / "pairs.html").read_text().count("<article>") == 4
     code, out, _ = shards_command("describe", shards, "--workers", 1, "--json", "-")
     assert (code, json.loads(out)) == (0, describe_shards(shards))
-    assert "no font file" in told(shards_command("describe", shards, "--contact-sheet", tmp_path / "pairs.png", "--font", tmp_path / "absent.ttf"))
+    assert "HTML page" in told(shards_command("describe", shards, "--contact-sheet", tmp_path / "pairs.png"))
 
 
 def test_split_and_merge_tell_exact_counts_and_give_everything_back(shards_command, tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 
 from pdfx.data import ShardedDataset
-from pdfx.evaluate.figures import data_uri
+from pdfx.data_uris import thumbnail
 from pdfx.evaluate.metrics import relevant_ranks, similarity
 from pdfx.evaluate.retrieval import DIRECTIONS, EmbeddedItems, directions_of, own_candidates
 
@@ -76,13 +74,4 @@ def _examples(dataset: ShardedDataset, asking: EmbeddedItems, asking_side: str, 
 def read_card(dataset: ShardedDataset, sample: int, side: str) -> Card:
     item = dataset.read_item(sample, side)
     text = item["text"] if len(item["text"]) <= TEXT_CHARACTERS else item["text"][: TEXT_CHARACTERS - 1] + "…"
-    return Card(text, [thumbnail(image) for image in item["images"]])
-
-
-def thumbnail(image: Image.Image) -> str:
-    """A small WebP of a picture as a data URI."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "WEBP", quality=80)
-    return data_uri("image/webp", stream.getvalue())
+    return Card(text, [thumbnail(image, THUMBNAIL) for image in item["images"]])

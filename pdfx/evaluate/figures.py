@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from pdfx.data_uris import data_uri
 
 Points = tuple[list[int], list[float]]
 """Steps and values."""
@@ -63,10 +64,6 @@ def draw(size: tuple[float, float], rows: int, columns: int, paint: Callable[[li
             figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
         pictures[name] = data_uri("image/svg+xml", stream.getvalue())
     return Picture(pictures["light"], pictures["dark"], alt, caption)
-
-
-def data_uri(media_type: str, data: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def loss_curves(paths: list[Points], fused: Points) -> Picture:
