@@ -17,7 +17,7 @@ from pdfx.errors import UserError
 
 from .build import Progress
 from .check_samples import Examiner, Findings
-from .keys import UNKNOWN, repeated_keys
+from .keys import repeated_keys
 from .parts import Part, parts_of, share_out
 from .shard_stats import read_stats
 from .stats import NAMES
@@ -48,7 +48,9 @@ class _Content:
 
     def __init__(self, storage: Storage, index: ShardIndex, shards: list[Shard]):
         self.storage, self.index, self.shards = storage, index, shards
-        self._keys = np.full(index.samples, UNKNOWN)
+        # Grown by what was read: the index may claim any number of samples.
+        self._keys = array("q")
+        self._runs: list[tuple[int, int]] = []
         self._counts = [Counter() for _ in shards]
         self._misplaced: set[int] = set()
         self._target_ids = array("q")
@@ -61,7 +63,8 @@ class _Content:
         elif part.shard in self._misplaced:
             # Cut at the wrong places, every sample would be one.
             return []
-        self._keys[part.first : part.first + len(findings.keys)] = findings.keys
+        self._runs.append((len(self._keys), part.first))
+        self._keys += findings.keys
         self._counts[part.shard].update(findings.counts)
         self._target_ids += findings.target_ids
         self._candidates |= findings.candidates
@@ -70,17 +73,21 @@ class _Content:
     def repeated_keys(self) -> Iterator[str]:
         starts = list(accumulate((entry.samples for entry in self.index.shards), initial=0))
 
-        def shard_of(sample: int) -> int:
-            return bisect_right(starts, sample) - 1
+        def place_of(number: int) -> tuple[Shard, int]:
+            begin, first = self._runs[bisect_right(self._runs, (number, self.index.samples)) - 1]
+            sample = first + number - begin
+            shard = bisect_right(starts, sample) - 1
+            return self.shards[shard], sample - starts[shard]
 
-        def key_of(sample: int) -> str:
+        def key_of(number: int) -> str:
+            shard, row = place_of(number)
             try:
-                return self.shards[shard_of(sample)].record(sample - starts[shard_of(sample)])[0]
+                return shard.record(row)[0]
             except SampleError as error:
                 return error.key
 
-        for key, first, other in repeated_keys(self._keys, key_of):
-            names = [self.shards[shard_of(sample)].entry.name for sample in (first, other)]
+        for key, first, other in repeated_keys(np.frombuffer(self._keys, dtype=np.int64), key_of):
+            names = [place_of(number)[0].entry.name for number in (first, other)]
             yield f"The key '{key}' is there twice, in {names[0]} and in {names[1]}; keys must be unique."
 
     def absent_candidates(self) -> Iterator[str]:

@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 
+from pdfx.data.plain_tar import PlainTarInfo
 from pdfx.data.schema import INDEX_NAME
 from pdfx.data.shards import Shard
 from pdfx.data.storage import Storage, StorageError
@@ -62,7 +63,7 @@ def _sample_starts(stream: _Stream) -> tuple[list[int], int]:
     starts: list[int] = []
     end, last_key = 0, None
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK, tarinfo=PlainTarInfo) as archive:
             while (member := archive.next()) is not None:
                 key = member.name.partition(".")[0]
                 if key != last_key:
@@ -71,7 +72,8 @@ def _sample_starts(stream: _Stream) -> tuple[list[int], int]:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 # tarfile keeps a kilobyte of every member otherwise.
                 archive.members.clear()
-    except tarfile.TarError:
-        # The damage is what the caller sees in the numbers.
+    except StorageError:
+        raise
+    except Exception:  # see pdfx.data.samples; the damage is what the caller sees in the numbers
         pass
     return starts, end

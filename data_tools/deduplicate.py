@@ -8,11 +8,13 @@ import numpy as np
 
 from pdfx.data.schema import identity_number
 from pdfx.errors import UserError
+from pdfx.reading import array_of, read_bounded
 
 from .pack import Packed, Rejected
 from .shard_writer import sync_and_close, sync_directory
 
 _RECENT = 1 << 16
+_MOST_BYTES = 1 << 30
 
 
 class FirstBearers:
@@ -97,11 +99,11 @@ class EarlierSamples:
             UserError: it cannot be read.
         """
         try:
-            rows = np.load(self._path(shard), allow_pickle=False)
+            rows = array_of(read_bounded(self._path(shard), _MOST_BYTES))
             self._keys.extend(rows[:, [1, 0]])
             if self._contents is not None:
                 self._contents.extend(rows[:, [2, 0]])
-        except (OSError, ValueError, EOFError, IndexError) as error:
+        except (OSError, ValueError, IndexError) as error:
             raise UserError(f"{self._path(shard)} cannot be read ({error}); start over with --overwrite (overwrite=True).") from None
 
     def _path(self, shard: str) -> Path:

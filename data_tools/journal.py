@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -109,6 +110,8 @@ class Journal:
 
     def _open(self) -> BinaryIO:
         stream = self.path.open("a+b")
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise UserError(f"{self.path} is not a plain file; remove it, or build into another directory.")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

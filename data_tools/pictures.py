@@ -7,6 +7,7 @@ import tarfile
 from functools import lru_cache
 from pathlib import Path
 
+from pdfx.data.plain_tar import PlainTarInfo
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 from .sources.base import file_stamp
@@ -126,12 +127,14 @@ def _members(tar: str) -> dict[str, tuple[int, int]] | str:
     """Place and size of each plain file in a tar by its name, or why they cannot be told. About 300 bytes of memory per member."""
     places: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(tar, mode="r:") as archive:
+        with tarfile.open(tar, mode="r:", tarinfo=PlainTarInfo) as archive:
             while (member := archive.next()) is not None:
                 if member.isreg() and not member.issparse():
                     places[os.path.normpath(member.name)] = member.offset_data, member.size
                 # tarfile keeps a kilobyte of every member otherwise.
                 archive.members.clear()
-    except tarfile.TarError as error:
-        return str(error)
+    except OSError:
+        raise
+    except Exception as error:  # tarfile meets damaged bytes with many exception types (TarError, ValueError, RecursionError, ...)
+        return " ".join(str(error).split())[:200]
     return places

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 from pdfx.data.schema import ShardEntry
 from pdfx.data.storage import Storage, StorageError
 from pdfx.errors import UserError
+from pdfx.reading import parse_json
 
 from .stats import NAMES
+
+_MOST_BYTES = 1 << 20
 
 
 def read_stats(storage: Storage, entry: ShardEntry) -> dict[str, int]:
@@ -19,14 +20,14 @@ def read_stats(storage: Storage, entry: ShardEntry) -> dict[str, int]:
     """
     path = storage.where(entry.stats_name)
     try:
-        stats = json.loads(storage.load(entry.stats_name))
+        stats = parse_json(storage.load(entry.stats_name, _MOST_BYTES))
     except StorageError as error:
         state = "are missing" if error.missing else f"cannot be read ({error})"
         raise UserError(f"The statistics {path} {state}; copy them again, or build the shard again.") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"The statistics {path} are no valid JSON ({error}); copy them again, or build the shard again.") from None
     counts = {name: stats.get(name) for name in ("bytes", *NAMES)} if isinstance(stats, dict) else {}
-    if not counts or not all(isinstance(count, int) for count in counts.values()):
+    if not counts or not all(type(count) is int for count in counts.values()):
         raise UserError(f"The statistics {path} are damaged: they must hold whole numbers for {', '.join(('bytes', *NAMES))}; build the shard again.")
     if (counts["bytes"], counts["samples"]) != (entry.bytes, entry.samples):
         raise UserError(f"The statistics {path} do not fit the shard {entry.name}; copy both again, or build it again.")

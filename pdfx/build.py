@@ -15,6 +15,7 @@ from pdfx.model import ParallelEmbedder, cache_vision_tower
 from pdfx.model.modeling import new_config
 from pdfx.model.own_modules import run_module_file
 from pdfx.model.prefixes import Gathered
+from pdfx.model_files import require_sound_files
 
 
 def build_embedder(config: Config, dtype: torch.dtype = torch.float32, gathered: Gathered = nullcontext) -> ParallelEmbedder:
@@ -27,6 +28,7 @@ def build_embedder(config: Config, dtype: torch.dtype = torch.float32, gathered:
         UserError: the backbone cannot be loaded or a setting does not fit it.
     """
     model = config.model
+    require_sound_files(model.path)
     register_modules(model.modules)
     try:
         embedder = ParallelEmbedder.from_backbone(
@@ -61,6 +63,7 @@ def build_on_meta(config: Config) -> ParallelEmbedder:
 def backbone_config(config: Config) -> PretrainedConfig:
     """The backbone's own configuration. Raises UserError where it cannot be read."""
     model = config.model
+    require_sound_files(model.path)
     register_modules(model.modules)
     try:
         return AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)

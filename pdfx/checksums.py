@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdfx.reading import open_plain
 from pdfx.system_errors import naming
 
 PIECE = 16 * 2**20
@@ -71,7 +72,7 @@ def read_record(path: Path) -> FileRecord:
     """The record of a file that exists."""
     digest, size = hashlib.sha256(), 0
     buffer = memoryview(bytearray(PIECE))
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(open_plain(path), "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             size += count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ import torch
 from safetensors import SafetensorError
 
 from pdfx.errors import UserError
+from pdfx.model_files import require_sound_files
+from pdfx.reading import read_json
 
 if TYPE_CHECKING:
     from pdfx.model import ParallelEmbedder
@@ -45,8 +46,9 @@ def check_export(directory: Path) -> None:
     cure = "Give a directory that 'pdfx convert' wrote."
     if not directory.is_dir():
         raise UserError(f"There is no directory {directory}. {cure}")
+    require_sound_files(directory)
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = read_json(directory / "config.json")
     except FileNotFoundError:
         raise UserError(f"{directory} is not an exported model: it holds no config.json. {cure}") from None
     except ValueError:

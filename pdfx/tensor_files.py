@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pdfx.checksums import FileRecord, checksummed
 from pdfx.errors import UserError
+from pdfx.reading import open_plain, parse_json
 
 TYPES = {
     "F64": torch.float64,
@@ -34,6 +35,8 @@ TYPES = {
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 LARGEST_HEADER = 100_000_000
 """The format's own bound, in bytes."""
+_MOST_DIMENSIONS = 64
+"""PyTorch's own bound."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ def raw(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
 
 
+def whole_size(value: object) -> int:
+    """A size as a header may hold it. Raises ValueError for everything else."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("a size is not a whole number")
+    return value
+
+
 class TensorFile:
     """A safetensors file to read from; only its header is in memory.
 
@@ -103,25 +113,31 @@ class TensorFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
+            with os.fdopen(open_plain(path), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
                 length = struct.unpack("<Q", file.read(8))[0]
                 if length > min(LARGEST_HEADER, size - 8):
                     raise ValueError("its header is longer than the file")
-                header = json.loads(file.read(length))
+                header = parse_json(file.read(length))
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
             self.entries: dict[str, Entry] = {}
             self._places: dict[str, int] = {}
-            for name, fields in header.items():
-                entry = Entry(name, TYPES[fields["dtype"]], tuple(fields["shape"]))
-                start, end = fields["data_offsets"]
-                if not 0 <= start <= end <= size - 8 - length or end - start != entry.bytes:
-                    raise ValueError(f"'{name}' does not lie within the file")
-                self.entries[name], self._places[name] = entry, 8 + length + start
+            if not all(isinstance(value, str) for value in self.metadata.values()):
+                raise ValueError("its metadata are not texts")
+            reached = 0
+            for start, end, name in sorted((*map(whole_size, fields["data_offsets"]), name) for name, fields in header.items()):
+                fields = header[name]
+                entry = Entry(name, TYPES[fields["dtype"]], tuple(map(whole_size, fields["shape"])))
+                countable = len(entry.shape) <= _MOST_DIMENSIONS and math.prod(size or 1 for size in entry.shape) < 1 << 63
+                if not countable or end > size - 8 - length or end - start != entry.bytes:
+                    raise ValueError(f"'{name[:80]}' does not lie within the file")
+                if start != reached:
+                    raise ValueError(f"'{name[:80]}' overlaps another tensor, or leaves a gap before it")
+                self.entries[name], self._places[name], reached = entry, 8 + length + start, end
         except FileNotFoundError:
             raise UserError(f"There is no file {path}.") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise UserError(f"{path} is no safetensors file, or a damaged one: {' '.join(str(error).split())}.") from None
+            raise UserError(f"{path} is not a safetensors file, or is damaged: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}.") from None
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
         """``count`` elements from ``start`` on of a flattened tensor, all by default, as a new tensor.
@@ -141,7 +157,7 @@ class TensorFile:
 
     def _fill(self, buffer: memoryview, place: int) -> None:
         # Opened for each read: a checkpoint of many ranks has more files than a process may hold open.
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor = open_plain(self.path)
         try:
             while buffer:
                 count = os.preadv(descriptor, [buffer], place)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+_ANYWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)[^\s'\"<>]*")
+_USER = re.compile(r"://(?:[^/?#]*@|[^/?#@]*:(?!\d*(?:[/?#]|$))[^?#]*@)")
+"""A name and password, also one with a slash or a second @ in it, for which URLs have no room."""
+_HTTP_REST = re.compile(r"[?#].*", re.DOTALL)
+_REST = re.compile(r"\?[^/]*=.*", re.DOTALL)
 HTTP = ("http", "https")
 
 
@@ -27,9 +32,20 @@ def split_query(url: str) -> tuple[str, str]:
 
 
 def without_secrets(place: str) -> str:
-    """A URL without the query and without the name and password that may stand in it; a local path as it is."""
-    base, _ = split_query(place)
-    if not is_url(base) or "@" not in urlsplit(base).netloc:
-        return base
-    head, _, rest = base.partition("://")
-    return f"{head}://{rest.partition('@')[2]}"
+    """A URL, or a chain of them, without what follows its path and without the name and password that may stand in it; a local path as it is."""
+    return "::".join(map(_bare, place.split("::"))) if is_url(place.strip()) else place
+
+
+def _bare(url: str) -> str:
+    if "://" not in url:
+        return url
+    return (_HTTP_REST if protocol_of(url.strip()) in HTTP else _REST).sub("", _USER.sub("://", url))
+
+
+def scrubbed(value: Any) -> Any:
+    """A message without the secrets of the URLs in it, or plain values with all texts that are URLs shown as they may be."""
+    if isinstance(value, dict):
+        return {key: scrubbed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [scrubbed(item) for item in value]
+    return _ANYWHERE.sub(lambda found: without_secrets(found[0]), value) if isinstance(value, str) else value

@@ -61,7 +61,7 @@ def test_files_that_are_cut_short_or_lie_about_their_tensors_are_refused_in_a_se
     data = path.read_bytes()
     for damaged in (b"", data[:5], data[:60], data[:-1], b"\xff" * 8 + data[8:], data.replace(b'"F32"', b'"F99"'), data.replace(b"[3,4]", b"[9,4]")):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="own.safetensors is no safetensors file, or a damaged one"):
+        with pytest.raises(UserError, match="own.safetensors is not a safetensors file, or is damaged"):
             TensorFile(path)
     with pytest.raises(UserError, match="There is no file"):
         TensorFile(tmp_path / "other.safetensors")

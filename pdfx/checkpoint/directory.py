@@ -5,7 +5,6 @@ A checkpoint is a transaction: it is written as ``step-00000100.partial``, synce
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pdfx.checkpoint.manifest import MANIFEST, DamagedError, Manifest, read_manifest, wrong_contents, wrong_sizes
 from pdfx.errors import UserError
+from pdfx.reading import read_json
 
 DIRECTORY = "checkpoints"
 PARTIAL = ".partial"
@@ -48,8 +48,11 @@ class Checkpoint:
         return self.manifest.step
 
     def state(self) -> dict:
-        """The trainer's plain values: step, loader counters, model identity, how it was sharded."""
-        return json.loads(self.file(STATE).read_text(encoding="utf-8"))
+        """The trainer's plain values: step, loader counters, model identity, how it was sharded. Raises UserError if they cannot be read."""
+        try:
+            return read_json(self.file(STATE))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / STATE} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
     def file(self, name: str) -> Path:
         """The path of one of its files. Raises DamagedError if the manifest does not list it: what was not verified is not read."""

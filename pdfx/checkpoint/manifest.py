@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from pdfx.checksums import FileRecord, read_record, stamp, write_checksummed
 from pdfx.errors import UserError
+from pdfx.reading import read_json
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -63,7 +65,7 @@ def read_manifest(directory: Path) -> Manifest:
         UserError: it is of another version, or cannot be read.
     """
     try:
-        content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        content = read_json(directory / MANIFEST)
         expected = content.pop("sha256", None)
         version = content.pop("version")
         if version != VERSION:
@@ -94,7 +96,9 @@ def wrong_sizes(directory: Path, manifest: Manifest) -> tuple[list[str], dict[st
             problems.append(f"{name} is missing")
             continue
         stamps[name] = stamp(status)
-        if status.st_size != record.bytes:
+        if not stat.S_ISREG(status.st_mode):
+            problems.append(f"{name} is not a plain file")
+        elif status.st_size != record.bytes:
             problems.append(f"{name} has {status.st_size} bytes instead of {record.bytes}")
     return problems, stamps
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pdfx.errors import UserError
-from pdfx.tensor_files import TensorFile
+from pdfx.reading import parse_json
+from pdfx.tensor_files import TensorFile, whole_size
 
 MASTER = "master"
 """The kind of the float32 parameters themselves; the other kinds are named as the optimiser names its states."""
@@ -65,12 +66,12 @@ class SavedParameters:
 
     def _add(self, file: TensorFile) -> None:
         try:
-            parts = json.loads(file.metadata[PARTS])
+            parts = parse_json(file.metadata[PARTS].encode())
             for name, (start, shape) in parts.items():
-                self.shapes[name] = tuple(shape)
+                self.shapes[name] = tuple(map(whole_size, shape))
                 count = file.entries[f"{MASTER}/{name}"].elements
-                self._pieces.setdefault(name, []).append(Piece(start, start + count, file))
-        except (ValueError, KeyError, TypeError):
+                self._pieces.setdefault(name, []).append(Piece(whole_size(start), start + count, file))
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{file.path} does not say which parts of which parameters it holds; it was not written by this version of pdfx.") from None
 
     def _check(self, name: str, pieces: list[Piece]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from pdfx.config import ModelSection
 from pdfx.errors import UserError
 from pdfx.model.loading import load_whole
+from pdfx.reading import read_json
 from pdfx.tensor_files import TensorFile
 
 
@@ -90,7 +90,7 @@ def safetensors_files(model: ModelSection) -> list[Path]:
         index = Path(cached_file(model.path, SAFE_WEIGHTS_INDEX_NAME, revision=model.revision))
     except OSError:
         return []
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    names = sorted(set(read_json(index)["weight_map"].values()))
     return [Path(cached_file(model.path, name, revision=model.revision)) for name in names]
 
 

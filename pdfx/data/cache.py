@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from pdfx.errors import UserError
+from pdfx.reading import open_plain
 
 _COUNT_NAME = "bytes"
 _FOLDER = re.compile(r"[0-9a-f]{32}")
@@ -132,7 +133,7 @@ class SpanCache:
 def _read_entry(path: Path, bounds: np.ndarray, row: int) -> bytes | None:
     """A sample of an entry; None where there is no entry, or no sound one, which is then removed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_plain(path)
     except OSError:
         return None
     try:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from pdfx.config import DataSection
+from pdfx.reading import parse_json
 
 from .shards import ShardedDataset
 from .storage import StorageError
@@ -37,8 +36,8 @@ def count_hard_negatives(dataset: ShardedDataset) -> tuple[int, int]:
 
     def count(entry) -> tuple[int, int]:
         try:
-            return int(json.loads(dataset.storage.load(entry.stats_name))["negatives_items"]), entry.samples
-        except (StorageError, ValueError, TypeError, KeyError, RecursionError):
+            return int(parse_json(dataset.storage.load(entry.stats_name, 1 << 20))["negatives_items"]), entry.samples
+        except (StorageError, ValueError, TypeError, KeyError):
             return 0, 0
 
     counts = list(dataset.storage.map(count, entries))

@@ -16,8 +16,10 @@ import fsspec
 from fsspec.asyn import sync
 
 from pdfx.errors import UserError
-from pdfx.urls import HTTP, protocol_of, split_query, without_secrets
+from pdfx.reading import SMALL
+from pdfx.urls import HTTP, protocol_of, scrubbed, split_query, without_secrets
 
+from .answers import ReplacedError, Sightings
 from .remote_errors import is_missing, is_transient, reason_of
 from .storage import LONGEST_DELAY, Reading, StorageError
 
@@ -58,6 +60,7 @@ class RemoteFolder:
         base, self._query = split_query(url)
         self._base = base.rstrip("/")
         self.path = without_secrets(self._base)
+        self._sightings = Sightings()
         self._connection: _Connection | None = None
         self._connect()
 
@@ -77,8 +80,16 @@ class RemoteFolder:
             raise StorageError("its server does not tell how large it is")
         return int(size)
 
-    def load(self, name: str) -> bytes:
-        return self._persist(lambda: self._ask("cat_file", name))
+    def load(self, name: str, limit: int = SMALL) -> bytes:
+        def attempt() -> bytes:
+            # Other file systems know no limit, but ranges; one byte more tells that a file is longer.
+            bound = {"limit": limit} if hasattr(self._connect().filesystem, "sightings") else {"start": 0, "end": limit + 1}
+            data = self._ask("cat_file", name, **bound)
+            if len(data) > limit:
+                raise ValueError(f"it has more than the {limit} bytes that are read of such a file")
+            return data
+
+        return self._persist(attempt)
 
     def read(self, name: str, start: int, length: int) -> bytes:
         def attempt() -> bytes:
@@ -116,8 +127,10 @@ class RemoteFolder:
         for number in range(self.reading.retries + 1):
             try:
                 return attempt()
+            except UserError:
+                raise
             except Exception as error:  # every file system of fsspec has exceptions of its own
-                reason = reason_of(error, self.reading.timeout_seconds).replace(self._query or "\0", "")
+                reason = scrubbed(reason_of(error, self.reading.timeout_seconds)).replace(self._query or "\0", "")
                 if not is_transient(error):
                     raise StorageError(reason, is_missing(error)) from error
                 if number == self.reading.retries or self._connect().ended.wait(self._delay(number)):
@@ -132,9 +145,15 @@ class RemoteFolder:
     def _ask(self, method: str, name: str, **options: Any) -> Any:
         connection = self._connect()
         filesystem, path = connection.filesystem, f"{connection.root}/{name}{self._query}"
-        if getattr(filesystem, "async_impl", False):
-            return sync(filesystem.loop, getattr(filesystem, f"_{method}"), path, timeout=self.reading.timeout_seconds, **options)
-        return getattr(filesystem, method)(path, **options)
+        if getattr(filesystem, "local_file", False) and os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is not a plain file")
+        try:
+            if getattr(filesystem, "async_impl", False):
+                return sync(filesystem.loop, getattr(filesystem, f"_{method}"), path, timeout=self.reading.timeout_seconds, **options)
+            return getattr(filesystem, method)(path, **options)
+        except ReplacedError as error:
+            cure = "leave shards as they are while they are read, and give the same command again to read the new ones"
+            raise UserError(f"{self.where(name)} was replaced while it was in use ({error}); {cure}.") from None
 
     def _connect(self) -> _Connection:
         if self._connection is None or self._connection.process != os.getpid():
@@ -149,15 +168,22 @@ class RemoteFolder:
             if protocol in HTTP:
                 from .http_ranges import RangedHTTP
 
-                return RangedHTTP(skip_instance_cache=True), self._base
-            filesystem, root = fsspec.url_to_fs(self.url, skip_instance_cache=True)
+                filesystem, root = RangedHTTP(skip_instance_cache=True), self._base
+                filesystem.sightings = self._sightings
+            elif protocol in _S3 and fsspec.get_filesystem_class(protocol):
+                from .s3_ranges import RangedS3
+
+                filesystem, root = RangedS3(skip_instance_cache=True, **RangedS3._get_kwargs_from_urls(self.url)), RangedS3._strip_protocol(self.url)
+                filesystem.sightings = self._sightings
+            else:
+                filesystem, root = fsspec.url_to_fs(self.url, skip_instance_cache=True)
         except ImportError as error:
             raise UserError(
                 f"{self.path} cannot be read without a package that is not installed ({' '.join(str(error).split())}); "
                 "'pip install pdfx[remote]' brings what http://, https:// and s3:// need."
             ) from None
         except Exception as error:  # a wrong protocol, or what the file system makes of its own configuration
-            raise UserError(f"{self.path} cannot be opened: {reason_of(error, self.reading.timeout_seconds)}.") from error
+            raise UserError(f"{self.path} cannot be opened: {scrubbed(reason_of(error, self.reading.timeout_seconds))}.") from error
         if protocol in _S3:
             # Repetitions of the libraries would multiply with ours, and so would the time until an error is told.
             filesystem.retries = 1

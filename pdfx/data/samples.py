@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pdfx.model.pictures import ImageError, decode_image
 
-from .plain_tar import plain_members
+from .plain_tar import MOST_MEMBERS, PlainTarInfo, plain_members
 from .schema import KEY_PATTERN, Record, Side, explain, identity_number
 
 KINDS = ("unreachable", "damaged", "picture", "processor")
@@ -21,6 +21,9 @@ processor refuses them."""
 
 HEAD_BYTES = 4096
 """So much of a sample usually holds its record."""
+
+MOST_SAMPLE_BYTES = 1 << 30
+_MOST_RECORD_BYTES = 1 << 26
 
 
 class SampleError(ValueError):
@@ -87,8 +90,10 @@ def _any_members(data: bytes, place: Place) -> list[tuple[str, bytes]]:
     """Names and contents as the standard library reads them. Raises SampleError like ``open_members``."""
     members, stop = [], 0
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=PlainTarInfo) as archive:
             for member in archive:
+                if len(members) == MOST_MEMBERS:
+                    raise place.error("", f"it has more than {MOST_MEMBERS} members")
                 content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
                 if content is None:
                     raise place.error("", f"the member {_shown(member.name)} is no plain file or there twice")
@@ -118,6 +123,8 @@ def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
 
 def parse_record(data: bytes, key: str, place: Place) -> Record:
     """The record of a JSON member. Raises SampleError where it is none of a shard."""
+    if len(data) > _MOST_RECORD_BYTES:
+        raise place.error(key, f"its record has {len(data)} bytes, more than the {_MOST_RECORD_BYTES} that are read of one")
     try:
         record = Record.model_validate_json(data)
     except ValidationError as error:

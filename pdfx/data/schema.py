@@ -8,9 +8,10 @@ import re
 import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError, model_validator
 
 from pdfx.errors import shortened
+from pdfx.reading import require_few_values
 
 INDEX_NAME = "index.json"
 KEY_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
@@ -20,6 +21,8 @@ Key = Annotated[str, StringConstraints(pattern=re.compile(KEY_PATTERN))]
 
 
 Identity = Annotated[str, Field(min_length=1)]
+_ONE_MISTAKE = FailFast()
+"""Of a list one mistake is told; millions would fill the memory."""
 
 
 def is_blank(text: str) -> bool:
@@ -34,12 +37,21 @@ _FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00\ufe0e\ufe0f\uffa0"
 class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @classmethod
+    def model_validate_json(cls, json_data, **options):
+        try:
+            require_few_values(json_data)
+        except ValueError as error:
+            details = {"type": "json_invalid", "loc": (), "input": None, "ctx": {"error": str(error)}}
+            raise ValidationError.from_exception_data(cls.__name__, [details]) from None
+        return super().model_validate_json(json_data, **options)
+
 
 class Side(StrictModel):
     """One query or target: a text, images, or both. ``images`` holds paths in a record and member suffixes in a shard."""
 
     text: str = ""
-    images: list[str] = []
+    images: Annotated[list[str], _ONE_MISTAKE] = []
 
     @model_validator(mode="after")
     def check_not_empty(self):
@@ -62,9 +74,9 @@ class Record(StrictModel):
     key: Key | None = None
     query: Side | None = None
     target: Side
-    negatives: list[Negative] = []
+    negatives: Annotated[list[Negative], _ONE_MISTAKE] = []
     target_id: Identity | None = None
-    candidates: list[Identity] | None = None
+    candidates: Annotated[list[Identity] | None, _ONE_MISTAKE] = None
 
     def sides(self) -> list[tuple[str, Side]]:
         """Every side with the prefix that the names of its image members bear."""
@@ -76,8 +88,8 @@ class ShardEntry(StrictModel):
     """``name`` is a plain file name, so that no index leads outside of its own directory."""
 
     name: Annotated[str, StringConstraints(pattern=re.compile(r"^[A-Za-z0-9_-]+\.tar\Z"))]
-    samples: int = Field(ge=0)
-    bytes: int = Field(ge=0)
+    samples: int = Field(ge=0, lt=1 << 63)
+    bytes: int = Field(ge=0, lt=1 << 63)
     sha256: Annotated[str, StringConstraints(pattern=re.compile(r"^[0-9a-f]{64}\Z"))]
 
     @property
@@ -93,7 +105,7 @@ class ShardIndex(StrictModel):
     """The content of ``index.json``. ``targets_only``: how many of the samples have no query, and so serve evaluation alone."""
 
     version: Literal[1] = 1
-    shards: list[ShardEntry]
+    shards: Annotated[list[ShardEntry], _ONE_MISTAKE]
     samples: int
     targets_only: int = 0
     fingerprint: str

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, islice
 from pathlib import Path
@@ -15,14 +13,17 @@ from pydantic import ValidationError
 
 from pdfx.errors import UserError
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
+from pdfx.reading import array_of, parse_json
 
 from .cache import SpanCache
-from .samples import HEAD_BYTES, Place, Sample, SampleError, decode_side, open_members, parse_head, parse_record, parse_sample
+from .samples import HEAD_BYTES, MOST_SAMPLE_BYTES, Place, Sample, SampleError, decode_side, open_members, parse_head, parse_record, parse_sample
 from .schema import INDEX_NAME, Record, ShardEntry, ShardIndex, explain
 from .storage import Reading, Storage, StorageError, open_storage
 
 _REBUILD = "build it again with 'pdfx shards build'"
 _HEADS_AT_ONCE = 1024
+_LONGEST_HEADER = 4096
+"""Bytes before the numbers in a file of offsets at most."""
 
 
 class Shard:
@@ -52,8 +53,11 @@ class Shard:
         if size != self.entry.bytes:
             state = "truncated" if size < self.entry.bytes else "longer than it should be"
             raise UserError(f"The shard {self.path} is {state}: it has {size} bytes and {INDEX_NAME} says {self.entry.bytes}; copy it again, or {_REBUILD}.")
-        if self._size(self.entry.offsets_name) < 8 * (self.entry.samples + 1):
-            raise UserError(f"The offsets {self._storage.where(self.entry.offsets_name)} are truncated; copy them again, or {_REBUILD}.")
+        # Before anything is allocated by the number of samples, which is but a claim.
+        spare = self._size(self.entry.offsets_name) - 8 * (self.entry.samples + 1)
+        if not 0 < spare <= _LONGEST_HEADER:
+            state = "are truncated" if spare <= 0 else f"are longer than those of {self.entry.samples} samples"
+            raise UserError(f"The offsets {self._storage.where(self.entry.offsets_name)} {state}; copy them again, or {_REBUILD}.")
 
     @property
     def offsets(self) -> np.ndarray:
@@ -77,9 +81,11 @@ class Shard:
             SampleError: they cannot be read.
         """
         try:
-            if self._cache is not None:
-                return self._fetch_span(i)
             start, stop = self._load_offsets()[i : i + 2].tolist()
+            if stop - start > MOST_SAMPLE_BYTES:
+                raise self.place(i).error("", f"it has {stop - start} bytes, more than the {MOST_SAMPLE_BYTES} that are read of one")
+            if self._cache is not None and (span := self._fetch_span(i)) is not None:
+                return span
             return self._storage.read(self.entry.name, start, stop - start if limit is None else min(limit, stop - start))
         except StorageError as error:
             raise self.place(i).error("", f"its bytes cannot be read from {self.path}: {error}", "unreachable") from error
@@ -124,21 +130,25 @@ class Shard:
 
     def _load_offsets(self) -> np.ndarray:
         if self._offsets is None:
-            path, data = self._storage.where(self.entry.offsets_name), self._storage.load(self.entry.offsets_name)
+            path = self._storage.where(self.entry.offsets_name)
+            data = self._storage.load(self.entry.offsets_name, 8 * (self.entry.samples + 1) + _LONGEST_HEADER)
             try:
-                offsets = np.load(io.BytesIO(data), allow_pickle=False)
-            except Exception as error:  # numpy meets damaged headers with many exception types (ValueError, EOFError, SyntaxError, ...)
+                offsets = array_of(data)
+            except ValueError as error:
                 raise UserError(f"The offsets {path} cannot be read ({error}); copy them again, or {_REBUILD}.") from None
-            fits = isinstance(offsets, np.ndarray) and offsets.dtype == np.int64 and offsets.shape == (self.entry.samples + 1,)
+            fits = offsets.dtype == np.int64 and offsets.shape == (self.entry.samples + 1,)
             if not fits or offsets[0] < 0 or offsets[-1] > self.entry.bytes or (np.diff(offsets) <= 0).any():
                 raise UserError(f"The offsets {path} do not fit the shard {self.entry.name}; copy both again, or {_REBUILD}.")
             self._offsets = offsets
         return self._offsets
 
-    def _fetch_span(self, i: int) -> bytes:
+    def _fetch_span(self, i: int) -> bytes | None:
+        """The sample from its span in the cache; None if the span is too large to be read as one."""
         first = i - i % self._cache.span_samples
         bounds = self._load_offsets()[first : first + self._cache.span_samples + 1]
         start, stop = int(bounds[0]), int(bounds[-1])
+        if stop - start > MOST_SAMPLE_BYTES:
+            return None
         name = f"{self.entry.name.removesuffix('.tar')}-{first}-{len(bounds) - 1}"
         return self._cache.read(name, bounds, i - first, lambda: self._storage.read(self.entry.name, start, stop - start))
 
@@ -275,15 +285,13 @@ def read_index(place: str | Path | Storage) -> ShardIndex:
             raise UserError(no_index(storage)) from None
         raise UserError(f"{path} cannot be read: {error}.") from None
     try:
-        version = json.loads(data).get("version")
-    except (ValueError, AttributeError, RecursionError):
-        version = 1
-    if version != 1:
-        raise UserError(f"{path} has version {version!r} and this pdfx reads version 1; {_REBUILD}.")
-    try:
-        return ShardIndex.model_validate_json(data)
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged: {explain(error)}; copy it again, or {_REBUILD}.") from None
+        tree = parse_json(data)
+        if isinstance(tree, dict) and tree.get("version") != 1:
+            raise UserError(f"{path} has version {str(tree.get('version'))[:20]} and this pdfx reads version 1; {_REBUILD}.")
+        return ShardIndex.model_validate(tree)
+    except ValueError as error:
+        reason = explain(error) if isinstance(error, ValidationError) else f"it is not valid JSON ({error})"
+        raise UserError(f"{path} is damaged: {reason}; copy it again, or {_REBUILD}.") from None
 
 
 def no_index(storage: Storage) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from pdfx.config import DataSection
+from pdfx.reading import SMALL, open_plain, read_bounded
 from pdfx.urls import is_url
 
 _OPEN_FILES = 64
@@ -62,7 +64,8 @@ class Reading:
 
 
 class Storage(Protocol):
-    """Files of one folder, known by their plain names. Safe to use after a fork and to pickle. All methods raise StorageError."""
+    """Files of one folder, known by their plain names. Safe to use after a fork and to pickle. All methods raise StorageError, and those of remote ones
+    UserError if a file is not the one any more that it was."""
 
     path: Path | str
     """The folder, for messages; no secrets are in it."""
@@ -76,8 +79,8 @@ class Storage(Protocol):
     def size(self, name: str) -> int:
         """Bytes of a file."""
 
-    def load(self, name: str) -> bytes:
-        """A whole, small file."""
+    def load(self, name: str, limit: int = SMALL) -> bytes:
+        """A whole file of at most ``limit`` bytes."""
 
     def read(self, name: str, start: int, length: int) -> bytes:
         """``length`` bytes from ``start`` on, exactly."""
@@ -122,21 +125,24 @@ class LocalFolder:
 
     def size(self, name: str) -> int:
         try:
-            if not self.where(name).is_file():
-                raise StorageError("it is not there", missing=True)
-            return self.where(name).stat().st_size
+            status = self.where(name).stat()
         except OSError as error:
             raise _reason(error) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageError("it is not a plain file")
+        return status.st_size
 
-    def load(self, name: str) -> bytes:
+    def load(self, name: str, limit: int = SMALL) -> bytes:
         try:
-            return self.where(name).read_bytes()
+            return read_bounded(self.where(name), limit)
         except OSError as error:
             raise _reason(error) from error
 
     def read(self, name: str, start: int, length: int) -> bytes:
         try:
-            data = os.pread(self._open(name).fileno(), length, start)
+            descriptor = self._open(name).fileno()
+            # Asked before, because a buffer of the length is made at once.
+            data = os.pread(descriptor, length, start) if start + length <= os.fstat(descriptor).st_size else b""
         except OSError as error:
             raise _reason(error) from error
         if len(data) != length:
@@ -152,7 +158,7 @@ class LocalFolder:
 
     def _open(self, name: str) -> IO[bytes]:
         if name not in self._files:
-            self._files[name] = open(self.where(name), "rb", buffering=0)
+            self._files[name] = os.fdopen(open_plain(self.where(name)), "rb", buffering=0)
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(name)

@@ -23,8 +23,10 @@ from pdfx.evaluate.tables import DIRECTION_LABELS, measured_directions, metric_r
 from pdfx.exports import load_export
 from pdfx.files import require_folder, write_atomically
 from pdfx.ranks import pick_device
+from pdfx.reading import parse_json, read_bounded
 
 METRICS = "metrics.jsonl"
+_LARGEST_METRICS = 1 << 30
 CONFIG = "config.yaml"
 
 
@@ -78,10 +80,12 @@ def read_run(run: Path) -> tuple[Config, list[dict]]:
             raise UserError(f"{run} is no run directory: it has no {name}; give the train.output_dir of a run.")
     records = []
     # A run that goes on, or was killed, may have left the last line half written.
-    for number, line in enumerate((run / METRICS).read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    for number, line in enumerate(read_bounded(run / METRICS, _LARGEST_METRICS).split(b"\n")[:-1], start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            records.append(parse_json(line))
+            if type(records[-1]["step"]) is not int:
+                raise ValueError("its step is not a number")
+        except (ValueError, KeyError, TypeError):
             raise UserError(f"{run / METRICS} line {number} is not valid JSON; resume the run, which repairs the file.") from None
     return load_config(run / CONFIG), records
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import deepspeed
@@ -109,7 +108,7 @@ def read_objective(path: Path) -> dict:
     """The objective's state in a file. Raises UserError where it is damaged or holds more than tensors and plain values, which might run code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch meets damaged files with many exception types (OSError, RuntimeError, UnpicklingError, KeyError, ...)
         raise UserError(f"{path} cannot be read safely: {' '.join(str(error).split())[:300]}") from error
 
 

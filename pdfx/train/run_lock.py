@@ -19,6 +19,7 @@ from typing import IO
 import psutil
 
 from pdfx.errors import UserError
+from pdfx.reading import read_json
 
 LOCK = "lock.json"
 
@@ -164,7 +165,7 @@ def alone_with(path: Path) -> Iterator[IO[bytes]]:
 def read_holder(path: Path) -> Holder | None:
     """Who holds the lock; None where there is none. One that was cut short names nobody, so its holder is gone."""
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+        return Holder(**read_json(path))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -18,9 +18,11 @@ from pdfx.data.coverage import coverage_table
 from pdfx.evaluate.data_set_tables import print_tables, result_tables
 from pdfx.evaluate.data_sets import Results, flattened
 from pdfx.files import write_atomically
+from pdfx.reading import parse_json, read_bounded
 from pdfx.system_errors import naming
 
 METRICS = "metrics.jsonl"
+_LARGEST_METRICS = 1 << 32
 TIMINGS = "timings.jsonl"
 COVERAGE = "coverage.jsonl"
 TENSORBOARD = "tensorboard"
@@ -179,11 +181,11 @@ def drop_records(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in read_bounded(path, _LARGEST_METRICS).splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] < first_step:
+            if line.endswith(b"\n") and parse_json(line)["step"] < first_step:
                 kept.append(line)
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             continue
     with write_atomically(path) as stream:
-        stream.write("".join(kept).encode())
+        stream.write(b"".join(kept))
