@@ -136,5 +136,5 @@ def _members(tar: str) -> dict[str, tuple[int, int]] | str:
     except OSError:
         raise
     except Exception as error:  # tarfile meets damaged bytes with many exception types (TarError, ValueError, RecursionError, ...)
-        return " ".join(str(error).split())[:200]
+        return " ".join(str(error).split())[:200] or type(error).__name__
     return places

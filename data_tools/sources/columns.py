@@ -12,7 +12,7 @@ from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
 from .files import Paths
 from .labels import Labels
-from .rows import Rows, listed, open_rows, require_columns, unused_columns
+from .rows import Rows, listed, notes_on, open_rows, require_columns
 
 LABEL_COLUMNS = ("label", "labels", "score", "scores")
 """Names that sentence-transformers never takes for inputs."""
@@ -66,7 +66,7 @@ class ColumnsSource:
         return self.rows.total()
 
     def notes(self) -> list[str]:
-        return unused_columns(self.rows, self._wanted)
+        return notes_on(self.rows, self._wanted)
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         return (as_record(row, self._fields) for row in self.rows.read(start, self._wanted))

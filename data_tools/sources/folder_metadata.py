@@ -14,7 +14,7 @@ from pdfx.errors import UserError
 from .base import file_stamp
 from .cells import Problem, text_of
 from .folder_files import METADATA_NAMES, is_caption, is_picture, left_out, listings
-from .rows import Row, Rows, listed, open_rows, require_columns, unused_columns
+from .rows import Row, Rows, listed, notes_on, open_rows, require_columns
 
 _FILE_NAME = "file_name"
 _CAPTION_COLUMNS = ("text", "caption", "captions")
@@ -54,7 +54,7 @@ class MetadataCaptions:
         rows = sum(sum(1 for _ in rows.read(0, [text])) for _, rows, text in self.files)
         more = [f"There are {counts[1]} pictures in {self.folder}, and its metadata files have {rows} rows."] if counts[1] > rows else []
         texts = [f"{counts[-1]} text files beside them are not read, since the metadata files have the captions."] if counts[-1] else []
-        return [*more, *texts, *left_out(self.folder), *(part for _, rows, text in self.files for part in unused_columns(rows, [_FILE_NAME, text]))]
+        return [*more, *texts, *left_out(self.folder), *(part for _, rows, text in self.files for part in notes_on(rows, [_FILE_NAME, text]))]
 
     def read(self, start: int = 0) -> Iterator[Row]:
         return islice(self._read(), start, None)

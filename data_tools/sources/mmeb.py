@@ -18,7 +18,7 @@ from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
 from .files import Paths, has_ending, input_files
 from .image_markers import has_marker, without_markers
-from .rows import TABLE_ENDINGS, Row, listed, open_rows, raw_of, unused_columns
+from .rows import TABLE_ENDINGS, Row, listed, notes_on, open_rows, raw_of
 
 TRAINING = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
 EVALUATION = ("qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path")
@@ -66,7 +66,7 @@ class MmebSource:
         return None if self.is_evaluation else self.rows.total()
 
     def notes(self) -> list[str]:
-        return unused_columns(self.rows, self.columns)
+        return notes_on(self.rows, self.columns)
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         if self.is_evaluation:

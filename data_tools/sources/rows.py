@@ -42,11 +42,13 @@ class Rows(Protocol):
     Attributes:
         columns: names that every file has, in the order of the first; of JSONL, the keys of the first lines.
         all_columns: names that any file has; of JSONL, the keys of all lines read so far.
+        remarks: sentences on what was read.
     """
 
     files: list[Path]
     columns: list[str]
     all_columns: list[str]
+    remarks: list[str]
 
     def total(self) -> int | None:
         """How many rows there are, where that is cheap to know."""
@@ -96,15 +98,16 @@ def require_columns(rows: Rows, wanted: Iterable[str], why: str) -> None:
     """Raises UserError where the files lack one of the columns; ``why`` says who wants them."""
     for name in wanted:
         if name not in rows.columns:
-            nearest = difflib.get_close_matches(name, rows.columns, n=1, cutoff=0.5)
+            nearest = difflib.get_close_matches(name, [column[:80] for column in rows.columns], n=1, cutoff=0.5)
             hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
             raise UserError(f"There is no column '{name}' in {rows.files[0]}{others(rows.files)}, which {why} names.{hint} There are: {listed(rows.columns)}.")
 
 
-def unused_columns(rows: Rows, used: Iterable[str]) -> list[str]:
-    """A sentence that names the columns that are not used, if there are any."""
+def notes_on(rows: Rows, used: Iterable[str]) -> list[str]:
+    """Sentences on a table that was read, and on its columns that are not used."""
     names = [name for name in rows.all_columns if name not in set(used)]
-    return [f"Columns of {rows.files[0]}{others(rows.files)} that are not used: {shortened(listed(names), RAW_CHARACTERS)}."] if names else []
+    unused = f"Columns of {rows.files[0]}{others(rows.files)} that are not used: {shortened(listed(names), RAW_CHARACTERS)}."
+    return [*rows.remarks, *([unused] if names else [])]
 
 
 def any_columns(columns_of: list[list[str]]) -> list[str]:

@@ -42,16 +42,18 @@ class DelimitedRows:
         self.files, self.delimiter, self.quotes = files, delimiter, quotes
         columns_of = [self._header(path) for path in files]
         self.columns, self.all_columns = common_columns(columns_of), any_columns(columns_of)
+        self.remarks: list[str] = []
 
     def total(self) -> int | None:
         return sum(1 for _ in self.read()) if is_cheap_to_read(self.files, _COUNTED_BYTES) else None
 
     def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
+        self.remarks = []
         return islice((row for path in self.files for row in self._read_file(path)), start, None)
 
     def _header(self, path: Path) -> list[str]:
         with open_input(path) as stream:
-            _, header, problem, _ = next(self._records(path, stream), (1, [], None, ""))
+            _, header, problem, *_ = next(self._records(path, stream), (1, [], None))
         if problem is not None:
             raise UserError(f"The first row of {path}, which names its columns, cannot be read ({problem}); save it as UTF-8, with quotation marks closed.")
         if not any(header):
@@ -67,13 +69,17 @@ class DelimitedRows:
     def _read_file(self, path: Path) -> Iterator[Row]:
         with open_input(path) as stream:
             records = self._records(path, stream)
-            header = next(records).cells
-            for line, cells, problem, raw in records:
+            header, several, first = next(records).cells, 0, 0
+            for line, cells, problem, raw, lines in records:
                 if problem is None and len(cells) != len(header):
                     problem = f"it has {len(cells)} cells, and the first row names {len(header)} columns"
                 elif problem is None and cells == header:
                     problem = "it repeats the first row, which names the columns"
                 yield Row(f"{path} line {line}", dict(zip(header, cells, strict=True)) if problem is None else None, problem, raw)
+                if lines > 1 and problem is None:
+                    several, first = several + 1, first or line
+        if several:
+            self.remarks.append(f"In {path}, {several} rows have cells of several lines; the first of them begins in line {first}.")
 
     def _records(self, path: Path, stream: BinaryIO) -> Iterator[_Record]:
         """Every record that is not a blank line, the first row included."""
@@ -91,7 +97,7 @@ class DelimitedRows:
             if cells or problem is not None or header is None:
                 header = header or cells
                 raw = text[:RAW_CHARACTERS].encode(errors="surrogateescape").decode(errors="replace").strip()
-                yield _Record(number, cells, problem, raw)
+                yield _Record(number, cells, problem, raw, used)
             number += used
 
 
@@ -100,6 +106,7 @@ class _Record(NamedTuple):
     cells: list[str]
     problem: str | None
     raw: str
+    lines: int
 
 
 class _Lines:

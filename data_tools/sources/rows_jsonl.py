@@ -17,6 +17,8 @@ _SAMPLED_LINES = 1000
 class JsonlRows:
     """Implements ``rows.Rows``. ``columns`` are the keys of the first thousand lines."""
 
+    remarks: list[str] = []
+
     def __init__(self, files: list[Path]):
         self.files = files
         self._keys: dict[str, None] = {}

@@ -25,6 +25,8 @@ class ParquetRows:
         UserError: a file is no sound parquet file.
     """
 
+    remarks: list[str] = []
+
     def __init__(self, files: list[Path]):
         self.files = files
         self._group_rows: list[list[int]] = []

@@ -11,7 +11,7 @@ from .cells import Pictures, Problem, as_record, is_missing, list_of, shown, sid
 from .files import Paths
 from .image_markers import without_markers
 from .labels import Labels
-from .rows import Row, open_rows, unused_columns
+from .rows import Row, notes_on, open_rows
 
 _TAG = "<image>"
 _OUTER_TAGS = re.compile(rf"\A(?:\s*{_TAG})+|(?:{_TAG}\s*)+\Z")
@@ -51,7 +51,7 @@ class SwiftSource:
 
     def notes(self) -> list[str]:
         hint = "ms-swift's own training of embeddings takes hard negatives from 'negative_messages', a list of conversations."
-        return [*unused_columns(self.rows, _FIELDS), *([hint] if any(name.startswith("rejected_") for name in self.rows.all_columns) else [])]
+        return [*notes_on(self.rows, _FIELDS), *([hint] if any(name.startswith("rejected_") for name in self.rows.all_columns) else [])]
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         if self.positives == "first":

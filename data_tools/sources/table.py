@@ -11,7 +11,7 @@ from pdfx.errors import UserError
 from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, identity_of, is_missing, list_of, side_of, text_of
 from .files import Paths
-from .rows import listed, open_rows, others, require_columns, unused_columns
+from .rows import listed, notes_on, open_rows, others, require_columns
 
 PARTS = ("query.text", "query.images", "target.text", "target.images", "negatives.text", "negatives.images", "key", "target_id", "candidates")
 _SINGLE = ("key", "target_id", "candidates")
@@ -53,7 +53,7 @@ class TableSource:
         return self.rows.total()
 
     def notes(self) -> list[str]:
-        return unused_columns(self.rows, self._wanted)
+        return notes_on(self.rows, self._wanted)
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         return (as_record(row, self._fields) for row in self.rows.read(start, self._wanted))

@@ -15,7 +15,7 @@ from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, identity_of, is_missing, list_of, shown, side_of, text_of
 from .corpus import Corpus, Document
 from .files import Paths
-from .rows import Row, open_rows, require_columns, unused_columns
+from .rows import Row, notes_on, open_rows, require_columns
 
 _DOCUMENT_COLUMNS = ("docid", "title", "document_text", "text", "document_image", "image")
 _QUERY_COLUMNS = ("query_text", "query", "query_image")
@@ -75,8 +75,8 @@ class TevatronSource:
         return self.queries.total() if is_known else None
 
     def notes(self) -> list[str]:
-        of_corpus = unused_columns(self.documents, _DOCUMENT_COLUMNS) if self.documents is not None else []
-        return [*unused_columns(self.queries, self._columns), *of_corpus]
+        of_corpus = notes_on(self.documents, _DOCUMENT_COLUMNS) if self.documents is not None else []
+        return [*notes_on(self.queries, self._columns), *of_corpus]
 
     @cached_property
     def corpus(self) -> Corpus:

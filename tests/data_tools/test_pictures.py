@@ -107,6 +107,15 @@ def test_only_plain_members_are_read_and_links_lead_nowhere(folder):
         folder.read("all.tar/../../secret.png")
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
+def test_a_size_that_a_tar_merely_claims_is_not_believed(folder, kind):
+    header = tarfile.TarInfo("a.png")
+    header.type, header.size = kind, 1 << 62
+    (folder.root / "all.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(PictureError, match="all.tar"):
+        folder.read("all.tar/a.png")
+
+
 @pytest.mark.parametrize("damage", ["compressed", "cut", "none"])
 def test_a_tar_that_cannot_be_read_is_named(folder, damage):
     path = folder.root / "all.tar"

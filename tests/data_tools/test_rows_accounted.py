@@ -86,7 +86,9 @@ def test_long_texts_with_line_breaks_stay_whole(tmp_path):
         stream = io.StringIO()
         csv.writer(stream).writerows([["q", "d"], ["first", "\n".join(lines)], ["second", "plain"]])
         (tmp_path / "a.csv").write_text(stream.getvalue())
-        assert [row.values["d"] for row in open_rows(tmp_path / "a.csv").read()] == ["\n".join(lines), "plain"]
+        table = open_rows(tmp_path / "a.csv")
+        assert [row.values["d"] for row in table.read()] == ["\n".join(lines), "plain"]
+        assert table.remarks == [f"In {tmp_path}/a.csv, 1 rows have cells of several lines; the first of them begins in line 2."]
 
 
 BAD_TEXTS = ["", " \t\u3000\u200b\ufeff", "\u2060\x00\x1f", "x" * 1_000_001]

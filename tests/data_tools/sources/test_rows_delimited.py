@@ -60,7 +60,10 @@ def test_malformed_rows_are_one_problem_each_and_their_neighbours_are_read(tmp_p
         (b"\n1,2\n", "has no first row that names its columns"),
         (b"a,a\n", "names the column 'a' twice"),
         ("a,b\n".encode("utf-16"), r"cannot be read \(it is UTF-16\); save it as UTF-8"),
+        ("a,b\n".encode("utf-16-le"), r"cannot be read \(it is UTF-16\); save it as UTF-8"),
         (b"\xff\n", "cannot be read .*; save it as UTF-8"),
+        (b'"a,b\n1,2\n', "cannot be read .*; save it as UTF-8, with quotation marks closed"),
+        (b"a;b\n1;2\n", r"is a single cell, 'a;b'; name what separates cells with delimiter=';'"),
     ],
 )
 def test_a_file_without_a_sound_first_row_is_refused(tmp_path, content, message):
