@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ Progress = Callable[[int, int | None], None]
 _BLOCK = 8
 """Records that a worker is given at a time: enough to make up for the way there and back, and few enough to hold many blocks of large pictures."""
 
+_LOOKED_OVER = 100_000
+"""Records that are looked at for the message that too many are bad."""
 _SHARD_FILE = re.compile(r"([0-9]{5,})(\.tar|\.idx\.npy|_stats\.json)")
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -132,7 +135,7 @@ def _run(
     source: Source, packer: Packer, out: Path, settings: BuildSettings, journal: Journal, evaluation: list[EvaluationSet], progress: Progress | None
 ) -> ShardIndex:
     total = source.total()
-    overview = partial(_overview, source, packer.folder.root)
+    overview = partial(_overview, source, packer)
     with Assembly(out, settings, journal, evaluation, total, overview) as assembly:
         if progress:
             progress(assembly.position, total)
@@ -202,10 +205,19 @@ def _remove_unfinished(out: Path, journal: Journal) -> None:
         Shard(out, entry).check_sizes()
 
 
-def _overview(source: Source, images: Path | None, rejected: Mapping[str, int]) -> str:
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(rejected.items()))
-    places = [f"Pictures are looked up in {images}; name another folder with --images (images)."] if rejected.get("missing image") else []
-    return " ".join([f"By kind: {counts}.", *places, *source.notes()])
+def _overview(source: Source, packer: Packer, rejected: Mapping[str, int]) -> str:
+    """What helps if many records cannot be used: how many of each kind there are, also among those that were not read yet."""
+    found = Counter(map(packer.glance, islice(source.records(), _LOOKED_OVER)))
+    records = found.total()
+    del found[None]
+    place = os.path.abspath(packer.folder.root or "")
+    places = [f"Pictures are looked up in {place}; name another folder with --images (images)."] if rejected.get("missing image") else []
+    ahead = f"A look at {records} records, not into their pictures, finds: {_counts(found)}."
+    return " ".join([f"By kind: {_counts(rejected)}.", ahead, *places, *source.notes()])
+
+
+def _counts(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing"
 
 
 @contextmanager

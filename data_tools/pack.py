@@ -81,6 +81,17 @@ class Packer:
         stamps = [self.stamp(source) for _, source in block]
         return [replace(self._pack_or_reject(number, source), stamp=stamp) for (number, source), stamp in zip(block, stamps, strict=True)]
 
+    def glance(self, source: SourceRecord) -> str | None:
+        """The kind of what is wrong with a record, as far as that can be told without reading pictures."""
+        if source.problem or _problem(source.record):
+            return source.kind
+        try:
+            for name in self.outside(source):
+                self.folder.require(name)
+        except PictureError as error:
+            return error.kind
+        return None
+
     def stamp(self, source: SourceRecord) -> int:
         """A number that changes if a file of the record's pictures is edited, replaced, added or removed; 0 if the source holds all that it has."""
         names = self.outside(source)

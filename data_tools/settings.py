@@ -59,6 +59,8 @@ class BuildSettings:
         for name in self.leaks:
             if name not in LEAKS:
                 raise UserError(f"'{name}' cannot be compared with evaluation sets; choose among {', '.join(LEAKS)}.")
+        if set(self.leaks) != set(LEAKS) and not self.evaluation:
+            raise UserError("What is compared (--leak, leaks) has no effect without evaluation shards to compare with.")
         if self.drop_leaked and not self.evaluation:
             raise UserError("Leaked records can only be left out where evaluation shards are given to compare with.")
 

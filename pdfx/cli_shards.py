@@ -12,6 +12,7 @@ from pdfx.cli_formats import FORMATS_EXAMPLES, formats
 from pdfx.cli_rearrange import MERGE_EXAMPLES, SPLIT_EXAMPLES, merge, split
 from pdfx.cli_shared import SHARDS_HELP, JsonOption, WorkersOption, example, give_json, prints_json, progress_bar, worker_count
 from pdfx.console import console
+from pdfx.errors import UserError
 
 shards_app = typer.Typer(help="Build, check, describe, split and merge directories of samples.", no_args_is_help=True)
 shards_app.command(epilog=example(*EXAMPLES))(build)
@@ -61,6 +62,8 @@ def describe(
     from pdfx.files import require_folder
 
     quiet = prints_json(json_file)
+    if contact_sheet is None and (font is not None or pairs != 24):
+        raise UserError("--pairs and --font are of the contact sheet; say where it goes with --contact-sheet FILE.png.")
     if contact_sheet is not None:
         require_folder(contact_sheet)
     with progress_bar() as bar:

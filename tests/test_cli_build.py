@@ -73,10 +73,15 @@ def test_every_setting_reaches_the_build(pdfx, tmp_path):
         (["--drop-leaked"], "can only be left out where evaluation shards are given"),
         (["--evaluation", "absent"], "There is no directory of shards at absent"),
         (["--format", "jsnl"], "did you mean 'jsonl'"),
+        (["--quality", "50"], "quality has no effect, since no picture is encoded anew"),
+        (["--leak", "query"], "has no effect without evaluation shards"),
+        (["--format", "table", "--option", "delimiter=;"], "delimiter and quotes are for CSV and TSV"),
+        (["--format", "columns", "--option", "columns=query,target", "--option", "min_label=1"], "min_label=1 has no effect"),
+        (["--format", "columns", "--option", "columns=query,target", "--option", "images=key"], "images=key names 'key', which is none of the columns"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence_and_write_nothing(pdfx, tmp_path, words, sentence):
-    assert sentence in told(pdfx("shards", "build", write_records(tmp_path, [PAIR]), "--out", tmp_path / "out", *words))
+    assert sentence in told(pdfx("shards", "build", write_records(tmp_path, [PAIR | {"key": "k"}]), "--out", tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pdfx.errors import UserError
+from pdfx.errors import UserError, shortened
 
 from .base import SourceRecord, file_identity
 from .cells import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
@@ -58,6 +58,9 @@ class ColumnsSource:
         self.label = self._label_column(label, min_label)
         self.labels = Labels(min_label)
         self.anchor, self.positive, *self.negatives = self._given(columns) if columns else _told_apart(self.rows, label)
+        for name in self.images:
+            if name not in (self.anchor, self.positive, *self.negatives):
+                raise UserError(f"images={images} names '{shortened(name, 80)}', which is none of the columns that are read; leave it out.")
 
     def identity(self) -> dict:
         return {"format": "columns", "files": file_identity(self.rows.files), **self.settings}
@@ -83,9 +86,10 @@ class ColumnsSource:
         return names
 
     def _label_column(self, label: str | None, min_label: float | None) -> str | None:
-        if label == "none":
-            return None
         name = label or next((name for name in LABEL_COLUMNS if name in self.rows.columns), None)
+        name = None if label == "none" else name
+        if name is None and min_label is not None:
+            raise UserError(f"min_label={min_label:g} has no effect, since no column of labels is read; name one with label=COLUMN, or leave it out.")
         if name is not None:
             require_columns(self.rows, [name], f"label={name}")
             if min_label is None:

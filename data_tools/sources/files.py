@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdfx.errors import UserError
+from pdfx.errors import UserError, shortened
 
+_NAMES_CHARACTERS = 300
 Paths = str | Path | Sequence[str | Path]
 """One file, several files, or a directory of files."""
 
@@ -32,6 +33,13 @@ def input_files(paths: Paths, endings: tuple[str, ...]) -> list[Path]:
         except OSError as error:
             raise UserError(f"The input {path} cannot be read ({error.strerror}).") from None
     return files
+
+
+def left_in_folders(paths: Paths, files: list[Path]) -> list[str]:
+    """A sentence on what the directories among ``paths`` hold besides the files that are read, if there is anything."""
+    given = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    names = [child.name for path in given if path.is_dir() for child in sorted(path.iterdir()) if child not in files]
+    return [f"Not read in {given[0]}: {shortened(', '.join(names), _NAMES_CHARACTERS)}."] if names else []
 
 
 def has_ending(path: Path, endings: tuple[str, ...]) -> bool:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pdfx.data.schema import Record, explain
 
 from .base import SourceRecord, file_identity
-from .files import Paths, input_files
+from .files import Paths, input_files, left_in_folders
 from .lines import JSONL_ENDINGS, Line, count_lines, read_lines
 
 
@@ -25,6 +25,7 @@ class JsonlSource:
 
     def __init__(self, paths: Paths):
         self.files = input_files(paths, JSONL_ENDINGS)
+        self.left = left_in_folders(paths, self.files)
 
     def identity(self) -> dict:
         return {"format": "jsonl", "files": file_identity(self.files)}
@@ -33,7 +34,7 @@ class JsonlSource:
         return count_lines(self.files)
 
     def notes(self) -> list[str]:
-        return []
+        return self.left
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         return map(_to_record, read_lines(self.files, start))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pdfx.errors import UserError, shortened
 
-from .files import Paths, has_ending, input_files
+from .files import Paths, has_ending, input_files, left_in_folders
 from .lines import JSONL_ENDINGS, RAW_CHARACTERS
 
 DELIMITED_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -43,12 +43,14 @@ class Rows(Protocol):
         columns: names that every file has, in the order of the first; of JSONL, the keys of the first lines.
         all_columns: names that any file has; of JSONL, the keys of all lines read so far.
         remarks: sentences on what was read.
+        left: sentences on what lies beside the files and is not read.
     """
 
     files: list[Path]
     columns: list[str]
     all_columns: list[str]
     remarks: list[str]
+    left: list[str]
 
     def total(self) -> int | None:
         """How many rows there are, where that is cheap to know."""
@@ -73,18 +75,23 @@ def open_rows(paths: Paths, delimiter: str | None = None, quotes: bool = True) -
         (one, first), (other, second) = list(kinds.items())[:2]
         raise UserError(f"{first} is {one} and {second} is {other}; give files of one kind in one build.")
     kind = next(iter(kinds))
+    if kind in ("JSONL", "parquet") and (delimiter is not None or not quotes):
+        raise UserError(f"delimiter and quotes are for CSV and TSV, and {files[0]} is {kind}; leave them out.")
     # Each kind's reader is imported where it is needed, since pyarrow is slow to import.
     if kind == "JSONL":
         from .rows_jsonl import JsonlRows
 
-        return JsonlRows(files)
-    if kind == "parquet":
+        rows = JsonlRows(files)
+    elif kind == "parquet":
         from .rows_parquet import ParquetRows
 
-        return ParquetRows(files)
-    from .rows_delimited import DelimitedRows
+        rows = ParquetRows(files)
+    else:
+        from .rows_delimited import DelimitedRows
 
-    return DelimitedRows(files, delimiter, quotes)
+        rows = DelimitedRows(files, delimiter, quotes)
+    rows.left = left_in_folders(paths, files)
+    return rows
 
 
 def _kind(path: Path) -> str:
@@ -107,7 +114,7 @@ def notes_on(rows: Rows, used: Iterable[str]) -> list[str]:
     """Sentences on a table that was read, and on its columns that are not used."""
     names = [name for name in rows.all_columns if name not in set(used)]
     unused = f"Columns of {rows.files[0]}{others(rows.files)} that are not used: {shortened(listed(names), RAW_CHARACTERS)}."
-    return [*rows.remarks, *([unused] if names else [])]
+    return [*rows.remarks, *([unused] if names else []), *rows.left]
 
 
 def any_columns(columns_of: list[list[str]]) -> list[str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
+from pdfx.data.schema import json_problem
+
 from .lines import Line, count_lines, read_lines
 from .rows import Row
 
@@ -43,7 +45,7 @@ def _to_row(line: Line) -> Row:
     try:
         values = from_json(line.data)
     except ValueError as error:
-        return Row(line.origin, None, f"it is no valid JSON ({str(error).replace('at line 1 column', 'at column')})", line.raw)
+        return Row(line.origin, None, json_problem(str(error)), line.raw)
     if not isinstance(values, dict):
         return Row(line.origin, None, "it is no JSON object, which stands in braces", line.raw)
     return Row(line.origin, values, None, line.raw)

@@ -60,6 +60,8 @@ class TevatronSource:
             require_columns(self.queries, _NAMED[:1], "the layout of Tevatron")
             if corpus is None:
                 raise UserError(f"{self.queries.files[0]} names documents by id; say where these are, as in corpus=corpus.jsonl.")
+        elif corpus is not None and documents == "named":
+            raise UserError(f"corpus={corpus} has no effect, since {self.queries.files[0]} holds its documents itself; leave it out, or give documents=all.")
         elif documents == "all" and corpus is None:
             raise UserError("documents=all needs a corpus; say where it is, as in corpus=corpus.jsonl.")
         self.documents = open_rows(corpus) if corpus is not None else None

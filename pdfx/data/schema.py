@@ -146,6 +146,12 @@ _SHOWN_CHARACTERS = 80
 _OUTERMOST = {model.__name__: model for model in (Record, Side, ShardIndex)}
 
 
+def json_problem(message: str) -> str:
+    """The part of a sentence for a line that the JSON parser refuses with ``message``."""
+    cure = "; each record must be one whole line" if "EOF" in message else ""
+    return f"it is no valid JSON ({message.replace('at line 1 column', 'at column')}){cure}"
+
+
 def explain(error: ValidationError) -> str:
     """The first mistake of a failed validation as the part of a sentence that names the key and, where there is one, the cure."""
     items = error.errors(include_url=False)
@@ -154,7 +160,7 @@ def explain(error: ValidationError) -> str:
     key = shortened(".".join(str(part) for part in item["loc"]), _SHOWN_CHARACTERS)
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "json_invalid":
-        return f"it is no valid JSON ({message.removeprefix('Invalid JSON: ').replace('at line 1 column', 'at column')})"
+        return json_problem(message.removeprefix("Invalid JSON: "))
     if item["type"] == "extra_forbidden":
         holder = _OUTERMOST.get(error.title) if len(item["loc"]) == 1 else _NESTED.get(str(item["loc"][0]))
         nearest = difflib.get_close_matches(str(item["loc"][-1])[:_SHOWN_CHARACTERS], holder.model_fields, n=1, cutoff=0.0) if holder else []

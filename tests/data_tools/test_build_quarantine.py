@@ -107,6 +107,9 @@ def test_too_many_bad_records_name_their_kinds_and_the_image_folder(tmp_path):
         build_shards(write_records(tmp_path, records), tmp_path / "pictures", tmp_path / "out", max_bad_share=1)
     told = str(caught.value)
     assert "By kind: 3 missing image, 1 unusable record." in told
+    ahead = "A look at 4 records, not into their pictures, finds: 3 missing image, 1 unusable record"
+    with pytest.raises(TooManyBadRecords, match=f"2 of the 2 records read .* {ahead}"):
+        build_shards(write_records(tmp_path, records), tmp_path / "pictures", tmp_path / "again")
     assert f"Pictures are looked up in {tmp_path}/pictures; name another folder with --images" in told
     assert "line 1: there is no image" in told and "line 4: 'query' is empty" in told and "line 2" not in told
 

@@ -76,3 +76,26 @@ def test_every_option_of_a_format_is_an_argument_of_its_importer(name):
     parameters = inspect.signature(getattr(importlib.import_module(f"data_tools.sources.{module}"), source)).parameters
     arguments = {*parameters, *(PARTS if name == "table" else ())} - {"columns" if name == "table" else ""}
     assert set(FORMATS[name].options) == arguments - {next(iter(parameters))}
+
+
+def test_columns_and_files_that_no_format_reads_are_named_once(tmp_path):
+    unread = {
+        "table": ({"q": "a", "d": "b", "more": "c"}, {"query.text": "q", "target.text": "d"}),
+        "columns": ({"anchor": "a", "positive": "b", "more": "c"}, {"columns": "anchor,positive"}),
+        "swift": ({"messages": [], "positive_messages": [], "more": 1}, {}),
+        "tevatron": ({"query": "a", "positive_passages": [], "more": 1}, {}),
+        "mmeb": ({"qry": "a", "pos_text": "b", "more": "c"}, {}),
+        "jsonl": ({"target": {"text": "b"}}, {}),
+    }
+    for name, (line, options) in unread.items():
+        folder = tmp_path / name
+        (folder / "inner").mkdir(parents=True)
+        write_jsonl(folder / "a.jsonl", [line, line | ({"late": 1} if name != "jsonl" else {})])
+        (folder / "b.ndjson").write_text("{}")
+        source = open_source(name, folder, options)
+        list(source.records())
+        columns = [f"Columns of {folder}/a.jsonl that are not used: 'more', 'late'."] if name != "jsonl" else []
+        assert source.notes() == [*columns, *([f"Not read in {folder}: b.ndjson, inner."] if name != "mmeb" else [])], name
+    write_jsonl(tmp_path / "swift" / "a.jsonl", [unread["swift"][0] | {"rejected_messages": []}])
+    source = open_source("swift", tmp_path / "swift" / "a.jsonl")
+    assert "'rejected_messages'" in source.notes()[0] and "'negative_messages'" in source.notes()[1]
