@@ -62,8 +62,8 @@ def describe(
     from pdfx.files import require_folder
 
     quiet = prints_json(json_file)
-    if contact_sheet is None and (font is not None or pairs != 24):
-        raise UserError("--pairs and --font are of the contact sheet; say where it goes with --contact-sheet FILE.png.")
+    if contact_sheet is None and pairs != 24:
+        raise UserError("--pairs is of the contact sheet; say where that goes with --contact-sheet FILE.html.")
     if contact_sheet is not None:
         require_folder(contact_sheet)
     with progress_bar() as bar:
