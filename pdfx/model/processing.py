@@ -193,7 +193,7 @@ def _checked_item(number: int, item: dict) -> dict:
         raise ItemError(number, f"'text' must be a str, not {type(text).__name__}")
     if not isinstance(images, (list, tuple)):
         raise ItemError(number, f"'images' must be a list, not {type(images).__name__}; put a single picture into a list")
-    if not text and not images:
+    if not text.strip() and not images:
         raise ItemError(number, "there is neither a text nor an image; give at least one of 'text' and 'images'")
     return {"text": text, "images": list(images)}
 

@@ -34,7 +34,7 @@ ENCODINGS = {
 
 
 def broken_pictures() -> Iterator[Picture]:
-    for make in (_cut, _no_pictures, _other_formats, _bombs, _sizes_of_nothing, _pixel_types, _pngs, _jpegs, _gifs, _tiffs, _others):
+    for make in (_cut, _no_pictures, _other_formats, _bombs, _slow, _sizes_of_nothing, _pixel_types, _pngs, _jpegs, _gifs, _tiffs, _others):
         yield from make()
 
 
@@ -120,6 +120,28 @@ def _bombs() -> Iterator[Picture]:
     yield Picture("PNG-data-missing", too_much[:start] + png_chunk(b"IEND", b""), reason=NOT_WHOLE)
 
 
+def _slow() -> Iterator[Picture]:
+    """Small files that take long to decode, or to open."""
+    for width, count in ((64, 1500), (9400, 30)):
+        jpeg = encode(Image.new("L", (width, width)), "JPEG", progressive=True)
+        last = jpeg.rindex(b"\xff\xda")
+        scans = jpeg[:-2] + jpeg[last:-2] * count + b"\xff\xd9"
+        yield Picture(f"JPEG-of-{count}-scans", scans, reason=r"\d+ scans, more than the \d+ allowed")
+    one = bytes([0, *RED])
+    yield Picture("PNG-of-200000-chunks", png(1, 1, 8, 2, one, png_chunk(b"prVt", b"") * 200_000), reason="more chunks, strips or tiles")
+    profiles = png_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(10**6))) * 100
+    yield Picture("PNG-of-100-profiles", png(1, 1, 8, 2, one, profiles), reason="more colour profiles")
+    for order, name in (("<", "II*\0"), (">", "MM\0*")):
+        strips = [(256, 4, 1, 1), (257, 4, 1, 200_000), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 200_000, 8), (278, 4, 1, 1), (279, 4, 200_000, 8)]
+        directory = struct.pack(order + "H", len(strips)) + b"".join(struct.pack(order + "HHII", *entry) for entry in strips) + bytes(4)
+        data = name.encode() + struct.pack(order + "I", 8) + directory + bytes(800_000)
+        yield Picture(f"TIFF-of-200000-strips-{name[:2]}", data, reason="more chunks, strips or tiles")
+    big = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1) + struct.pack("<HHQQ", 324, 16, 10**9, 8) + bytes(8)
+    yield Picture("TIFF-of-a-billion-tiles", big, reason="more chunks, strips or tiles")
+    header = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 1078) + struct.pack("<IiiHHIIiiII", 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024)
+    yield Picture("BMP-of-run-lengths-and-81-million-pixels", header + b"\1\1\0\0" * 9000, reason="run lengths and 81000000 pixels")
+
+
 def _riff(content: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(content)) + b"WEBP" + content
 
@@ -138,6 +160,11 @@ def _pixel_types() -> Iterator[Picture]:
     for name, dtype in (("float", np.float32), ("integer", np.int32)):
         yield Picture(f"TIFF-32-bit-{name}", encode(Image.fromarray(np.zeros((4, 4), dtype)), "TIFF"), reason="32-bit pixels .* no standard range")
     yield Picture("TIFF-lab", encode(Image.new("LAB", (4, 4), (128, 128, 128)), "TIFF"), reason="pixels of type LAB, which have no plain way to RGB")
+    twelve = tiff(tiff_entries(2, 1, bits=12, strip=122, length=3), b"\x80\x0f\xff")
+    yield Picture("TIFF-12-bit", twelve, reason="12-bit pixels .* no standard range")
+    for bits, name in ((8, "8"), (16, "16")):
+        entries = [*tiff_entries(2, 1, bits=bits, strip=134, length=4), (339, 3, 1, 2)]
+        yield Picture(f"TIFF-signed-{name}-bit", tiff(entries, bytes(4)), reason=f"signed {name}-bit pixels .* no standard range")
     for bits in (64, 7, 0):
         yield Picture(f"TIFF-{bits}-bit", tiff(tiff_entries(4, 4, bits=bits, strip=122, length=128), bytes(128)), reason=NOT_WHOLE)
 

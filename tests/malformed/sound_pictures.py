@@ -53,7 +53,7 @@ KINDS = {
 
 
 def sound_pictures() -> Iterator[Picture]:
-    for make in (_turned, _modes, _sixteen_bits, _compressions, _animations, _pages, _metadata, _trailing, _smallest, _thin, _bitmaps, _gifs):
+    for make in (_turned, _modes, _sixteen_bits, _dark_high, _compressions, _animations, _pages, _metadata, _trailing, _smallest, _thin, _bitmaps, _gifs):
         yield from make()
 
 
@@ -113,6 +113,19 @@ def _transparent() -> Iterator[Picture]:
     yield Picture("PNG-rgb-transparent-colour", png(2, 1, 8, 2, row, png_chunk(b"tRNS", struct.pack(">HHH", *RED))), expected)
     level = png(2, 1, 8, 0, bytes([0, 7, 0]), png_chunk(b"tRNS", struct.pack(">H", 7)))
     yield Picture("PNG-grey-transparent-level", level, np.array([[WHITE, BLACK]], np.uint8))
+    for bits, row, shown in ((1, 0b01000000, (255, 255)), (2, 0b01000000, (255, 0)), (4, 0b00010000, (255, 0))):
+        few = png(2, 1, bits, 0, bytes([0, row]), png_chunk(b"tRNS", struct.pack(">H", row >> 8 - bits)))
+        yield Picture(f"PNG-transparent-level-of-{bits}-bits", few, np.array([[(level,) * 3 for level in shown]], np.uint8))
+    row = b"\0" + np.array([0x1234, 0x5678, 0x9ABC, 0x12, 0x56, 0x9A], ">u2").tobytes()
+    for name, colour, shown in (("high", (0x1234, 0x5678, 0x9ABC), [WHITE, BLACK]), ("low", (0x12, 0x56, 0x9A), [(0x12, 0x56, 0x9A), WHITE])):
+        deep = png(2, 1, 16, 2, row, png_chunk(b"tRNS", struct.pack(">HHH", *colour)))
+        yield Picture(f"PNG-transparent-colour-of-16-bits-{name}", deep, np.array([shown], np.uint8))
+    grey = np.array([[[200, 0], [50, 255]]], np.uint8)
+    image = Image.fromarray(grey, "LA")
+    yield Picture("TIFF-grey-alpha", encode(image, "TIFF"), np.array([[WHITE, (50,) * 3]], np.uint8))
+    # Its alpha is multiplied into the levels.
+    associated = encode(image, "TIFF", tiffinfo={338: 1})
+    yield Picture("TIFF-grey-associated-alpha", associated, np.array([[WHITE, (50,) * 3]], np.uint8))
 
 
 def _sixteen_bits() -> Iterator[Picture]:
@@ -129,6 +142,23 @@ def _sixteen_bits() -> Iterator[Picture]:
     yield Picture("PNG-sixteen-bit-grey-alpha", png(1, 1, 16, 4, alpha), flat(WHITE, 1, 1))
     transparent = png(2, 1, 16, 0, b"\0" + np.array([0x0100, 0x0200], ">u2").tobytes(), png_chunk(b"tRNS", b"\1\0"))
     yield Picture("PNG-sixteen-bit-transparent-level", transparent, np.array([[WHITE, (2, 2, 2)]], np.uint8))
+
+
+def _dark_high() -> Iterator[Picture]:
+    """TIFFs whose highest level is black."""
+    for bits, data, shown in (
+        (1, b"\x80", (0, 255)),
+        (2, b"\x10", (255, 170)),
+        (4, b"\x1f", (238, 0)),
+        (8, b"\x10\xff", (239, 0)),
+        (16, b"\0\x10\0\xff", (239, 0)),
+    ):
+        expected = np.array([[(level,) * 3 for level in shown]], np.uint8)
+        yield Picture(f"TIFF-dark-high-{bits}-bits", tiff(tiff_entries(2, 1, bits=bits, photometric=0, strip=122, length=len(data)), data), expected)
+    levels = np.array([[0x1000, 0xFF00]], np.uint16)
+    for compression in ("raw", "tiff_adobe_deflate", "tiff_lzw"):
+        data = encode(levels, "TIFF", compression=compression, tiffinfo={262: 0})
+        yield Picture(f"TIFF-dark-high-16-bits-{compression}", data, np.array([[(239,) * 3, BLACK]], np.uint8))
 
 
 def _big_endian_tiff(levels: np.ndarray) -> bytes:
