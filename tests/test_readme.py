@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "pictures").mkdir()
     colours = ["red", "green", "blue", "yellow", "black", "white", "pink", "brown"]
     records = []
-    for number, colour in enumerate(colours):
+    for number, colour in enumerate([*colours, *(f"{colour}{i}" for colour in colours for i in range(3))]):
         picture(number).save(folder / "pictures" / f"{colour}.png")
         records.append({"query": {"text": f"a {colour} square"}, "target": {"images": [f"{colour}.png"]}})
     (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -59,7 +59,10 @@ def test_every_command_and_the_python_code_run_in_the_readmes_order(folder):
                 words = ["deepspeed", "--num_accelerators", "2", *words[1:], *SMALL]
             run(words, folder)
     assert (folder / "runs/first/metrics.jsonl").read_text().count("\n") >= 1
-    assert json.loads((folder / "metrics.json").read_text())["queries"] == 8
+    parts = [json.loads((folder / "shards" / part / "index.json").read_text())["samples"] for part in ("all", "train", "test")]
+    assert parts[0] == 32 == parts[1] + parts[2] and 0 < parts[2] < parts[1]
+    assert json.loads((folder / "metrics.json").read_text())["queries"] == parts[2]
+    assert "evaluation/query_to_target/fused/recall@1" in (folder / "runs/first/metrics.jsonl").read_text()
     assert (folder / "embeddings.safetensors").stat().st_size > 0 and "<html" in (folder / "report.html").read_text()
 
 

@@ -36,7 +36,7 @@ def dry_run(config: Config) -> None:
     check_metric_name(config, open_evaluation(config))
     steps, plan = count_steps(config.train, sequence.mixture.epoch_samples, ranks)
     told = tell_settings(config, sequence.sets, steps, ranks)
-    told = [f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}", settle_warm_ups(config, steps), *told]
+    told = [f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}", *settle_warm_ups(config, steps), *told]
     out.print(dump_config(config), soft_wrap=True)
     out.print(parameter_table(embedder))
     out.print(mixture_table(sequence))

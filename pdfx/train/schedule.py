@@ -8,6 +8,9 @@ import math
 from pdfx.config import Config, TrainSection
 from pdfx.errors import UserError
 
+SHORT_WAY = 1e-3
+"""A sum of learning rates that is too small to train anything: in a step Adam moves a weight by about the learning rate at most. The value is ours."""
+
 
 def learning_rate_factor(step: int, train: TrainSection, total_steps: int) -> float:
     """The factor on every group's learning rate in optimiser step ``step`` (counted from 1).
@@ -23,16 +26,23 @@ def learning_rate_factor(step: int, train: TrainSection, total_steps: int) -> fl
     return 1 - progress if train.lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def settle_warm_ups(config: Config, total_steps: int) -> str:
-    """Give the warm-ups that the recipe leaves open their number of steps, in place, and return a sentence about them."""
-    short, information = min(100, total_steps // 10), config.objective.mutual_information
-    if config.train.warmup_steps is None:
-        config.train.warmup_steps = short
+def settle_warm_ups(config: Config, total_steps: int) -> list[str]:
+    """Give the warm-ups that the recipe leaves open their number of steps, in place, and return sentences about the learning rate."""
+    short, information, train = min(100, total_steps // 10), config.objective.mutual_information, config.train
+    if train.warmup_steps is None:
+        train.warmup_steps = short
     if information.warmup_steps is None and config.objective.diversity == "mutual_information":
         information.warmup_steps = short
-    own = config.model.prefix.learning_rate
-    rates = f"{config.train.learning_rate:g}" + (f" and, for prefixes, {own:g}" if own is not None else "")
-    return f"Learning rate {rates} after a warm-up of {config.train.warmup_steps} steps, then {config.train.lr_scheduler_type}."
+    own = config.model.prefix.learning_rate or train.learning_rate
+    rates = f"{train.learning_rate:g}" + (f" and, for prefixes, {own:g}" if own != train.learning_rate else "")
+    told = [f"Learning rate {rates} after a warm-up of {train.warmup_steps} steps, then {train.lr_scheduler_type}."]
+    way = train.learning_rate * sum(learning_rate_factor(step, train, total_steps) for step in range(1, total_steps + 1))
+    if way < SHORT_WAY:
+        told.append(
+            f"Warning: all {total_steps} steps together move a weight by about {way:.1g} at most, so this run will hardly learn anything; "
+            "raise train.learning_rate, or train longer."
+        )
+    return told
 
 
 def count_steps(train: TrainSection, samples: int, world_size: int) -> tuple[int, str]:

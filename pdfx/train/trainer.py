@@ -122,7 +122,7 @@ class Trainer:
             self.probe = Probe(self.loader.dataset, self.processor)
             self.total_steps, plan = count_steps(config.train, self.loader.epoch_samples, world.size)
             self.notes += tell_settings(config, self.loader.sets, self.total_steps, world.size) if world.rank == 0 else []
-            self.notes.insert(0, settle_warm_ups(config, self.total_steps))
+            self.notes[:0] = settle_warm_ups(config, self.total_steps)
             self.objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims)
             self.objective.to(world.device)
         self._start_engine(embedder, settings, checkpoint)

@@ -110,7 +110,7 @@ def test_a_shipped_recipe_and_the_configuration_that_its_run_keeps_say_nothing_i
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (9, 0), (60, 6), (999, 99), (2000, 100), (100_000, 100)])
 def test_a_warm_up_that_is_left_open_ends_within_the_run(tmp_path, steps, warmup):
     config, _ = told(tmp_path, [f"train.max_steps={steps}"])
-    assert f"warm-up of {warmup} steps" in settle_warm_ups(config, steps)
+    assert f"warm-up of {warmup} steps" in settle_warm_ups(config, steps)[0]
     assert (config.train.warmup_steps, config.objective.mutual_information.warmup_steps) == (warmup, warmup)
     assert max(learning_rate_factor(step, config.train, steps) for step in range(1, min(steps, 200) + 1)) == 1
     config, _ = told(tmp_path, ["train.warmup_steps=0", "objective.mutual_information.warmup_steps=3", "objective.diversity=orthogonality"])
@@ -141,3 +141,12 @@ def test_hard_negatives_that_are_there_are_used_or_said_to_be_left_out(tmp_path)
         for path in two.glob("*_stats.json"):
             path.write_text(text)
         assert negatives_told(None, two) == []
+
+
+def test_a_run_that_can_hardly_move_a_weight_says_so(tmp_path):
+    config, _ = told(tmp_path, [])
+    (_, warning) = settle_warm_ups(config, STEPS)
+    assert "all 60 steps together move a weight by about 0.0006 at most" in warning and "raise train.learning_rate" in warning
+    for settings in (["train.learning_rate=1e-4"], ["train.max_steps=2000"]):
+        config, _ = told(tmp_path, settings)
+        assert len(settle_warm_ups(config, config.train.max_steps)) == 1
