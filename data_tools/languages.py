@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import lru_cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+from pdfx.system_errors import naming
 
 UNDETERMINED = "undetermined"
 MINIMUM_BYTES = 24
@@ -24,4 +27,6 @@ def language_of(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _identifier() -> LanguageIdentifier:
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_MINIMUM_CONFIDENCE)
+    # It unpacks its model into a temporary file.
+    with naming(tempfile.gettempdir()):
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_MINIMUM_CONFIDENCE)

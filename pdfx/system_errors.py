@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +19,8 @@ CURES = {
     errno.EMFILE: "raise the limit of open files ('ulimit -n')",
     errno.ENFILE: "the machine has too many open files",
 }
+SHARED_MEMORY = "/dev/shm"
+_NEXT_TO_NOTHING = 2**16
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc")
 
 # As Python, Rust (safetensors) and torch write them into messages of other errors.
@@ -52,7 +56,7 @@ def system_error(error: BaseException) -> tuple[int, str | None] | None:
     if found is None:
         return None
     name = found["file"]
-    return int(found["number"]), f"/dev/shm{name}" if name and name.startswith("/torch_") else name
+    return int(found["number"]), f"{SHARED_MEMORY}{name}" if name and name.startswith("/torch_") else name
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -68,5 +72,10 @@ def sentence_of(error: BaseException) -> str | None:
     if (known := system_error(error)) is None:
         return " ".join(str(error).split()) if isinstance(error, OSError) else None
     number, name = known
+    if name is None and number == errno.ENOSPC:
+        # Semaphores and batches of worker processes lie in shared memory, and errors about them name nothing.
+        name = next((place for place in (SHARED_MEMORY, tempfile.gettempdir()) if shutil.disk_usage(place).free < _NEXT_TO_NOTHING), None)
     cure = f"; {CURES[number]}." if number in CURES else "."
+    if name and name.startswith(SHARED_MEMORY):
+        cure = "; use fewer worker processes (data.num_workers, --workers), or give the machine or container more shared memory."
     return (f"{name}: {os.strerror(number)}" if name else os.strerror(number)) + cure

@@ -37,7 +37,7 @@ def fail_in_a_worker(path):
         (lambda path: torch.save(torch.zeros(9999), "/dev/full"), r".*disk is full; free some room there."),
         (lambda path: torch.empty(10**15), r"Memory ran out; .*"),
         (lambda path: bytearray(10**17), r"Memory ran out; .*"),
-        (make_a_mapping_too_large, r"/dev/shm/torch_12_34_0: No space left on device; .*"),
+        (make_a_mapping_too_large, r"/dev/shm/torch_12_34_0: No space left on device; use fewer worker processes .*"),
         (fail_in_a_worker, r"/data/00000.tar: Too many open files; raise the limit of open files \('ulimit -n'\)."),
     ],
 )

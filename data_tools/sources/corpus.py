@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pdfx.data.schema import identity_number
+from pdfx.system_errors import naming
 
 from .cells import Pictures, Problem, identity_of
 from .rows import Row, Rows
@@ -54,7 +55,8 @@ class Corpus:
             document = _document(row, side_of_document)
             starts.append(self._file.tell())
             numbers.append(identity_number(document.identity) if document.identity is not None else 0)
-            self._write(document)
+            with naming(tempfile.gettempdir()):
+                self._write(document)
         self._starts, unsorted = np.array(starts), np.array(numbers)
         self._order = np.argsort(unsorted, kind="stable")
         self._numbers = unsorted[self._order]
