@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 
 from pdfx.adapters import apply_lora, set_trainable
 from pdfx.config import Config, ModelSection
-from pdfx.errors import UserError
+from pdfx.errors import UserError, in_short
 from pdfx.model import ParallelEmbedder, cache_vision_tower
+from pdfx.model.loading import backbone_config as read_config
 from pdfx.model.modeling import new_config
 from pdfx.model.own_modules import run_module_file
 from pdfx.model.prefixes import Gathered
@@ -28,20 +31,8 @@ def build_embedder(config: Config, dtype: torch.dtype = torch.float32, gathered:
         UserError: the backbone cannot be loaded or a setting does not fit it.
     """
     model = config.model
-    require_sound_files(model.path)
-    register_modules(model.modules)
-    try:
-        embedder = ParallelEmbedder.from_backbone(
-            model.path,
-            seed=config.train.seed,
-            dtype=dtype,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            gathered=gathered,
-            **embedder_settings(config),
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path '{model.path}' cannot be used as a backbone: {' '.join(str(error).split())}") from error
+    with using_backbone(model) as hub:
+        embedder = ParallelEmbedder.from_backbone(model.path, seed=config.train.seed, dtype=dtype, gathered=gathered, **hub, **embedder_settings(config))
     prepare(embedder, model)
     if model.cache_vision:
         cache_vision_tower(embedder, model.cache_vision_gigabytes, gathered)
@@ -50,25 +41,42 @@ def build_embedder(config: Config, dtype: torch.dtype = torch.float32, gathered:
 
 def build_on_meta(config: Config) -> ParallelEmbedder:
     """The same embedder without weights or processor, on the meta device: for parameter tables and for checking a recipe against a real model's shape."""
-    model, settings = config.model, embedder_settings(config)
-    try:
-        with torch.device("meta"):
-            backbone = AutoModel.from_config(backbone_config(config), trust_remote_code=model.trust_remote_code)
-            embedder = ParallelEmbedder(new_config(backbone.config, **settings), backbone)
-            return prepare(embedder, model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path '{model.path}' cannot be used as a backbone: {' '.join(str(error).split())}") from error
+    model, own = config.model, backbone_config(config)
+    with using_backbone(model), torch.device("meta"):
+        backbone = AutoModel.from_config(own, trust_remote_code=model.trust_remote_code)
+        embedder = ParallelEmbedder(new_config(backbone.config, **embedder_settings(config)), backbone)
+        return prepare(embedder, model)
 
 
 def backbone_config(config: Config) -> PretrainedConfig:
-    """The backbone's own configuration. Raises UserError where it cannot be read."""
-    model = config.model
+    """The backbone's own configuration. Raises UserError where it cannot be read, or is not of a supported type."""
+    with using_backbone(config.model) as hub:
+        return read_config(config.model.path, **hub)
+
+
+@contextmanager
+def using_backbone(model: ModelSection) -> Iterator[dict]:
+    """A block in which transformers reads ``model.path``; gives the arguments for it. The backbone's own classes are registered.
+
+    ``model.path``, if it is a directory, and ``model.modules`` become absolute, so that a run's record of them holds in any folder.
+
+    Raises:
+        UserError: in one sentence, why the backbone cannot be used.
+    """
+    here = f"does not exist here (relative to {Path.cwd()})"
+    if found := Path(model.path).is_dir():
+        model.path = str(Path(model.path).resolve())
+    elif not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model.path):
+        raise UserError(f"model.path '{model.path}' {here}; give the directory of a backbone, or its name on the Hugging Face hub.")
     require_sound_files(model.path)
     register_modules(model.modules)
+    model.modules = [str(Path(path).resolve()) for path in model.modules]
     try:
-        return AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path '{model.path}' cannot be used as a backbone: {' '.join(str(error).split())}") from error
+        yield {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if found or not isinstance(error, OSError):
+            raise UserError(f"model.path '{model.path}' cannot be used as a backbone: {in_short(error)}") from error
+        raise UserError(f"model.path '{model.path}' {here}, and it cannot be read from the Hugging Face hub or its cache: {in_short(error)}") from error
 
 
 def backbone_width(config: Config) -> int:
@@ -114,5 +122,5 @@ def register_modules(paths: list[str]) -> None:
     """Run the Python files that register a backbone's own classes. Raises UserError where one is missing."""
     for path in paths:
         if not Path(path).is_file():
-            raise UserError(f"model.modules names {path}, which is no file; give the path of a Python file that registers the backbone's classes.")
+            raise UserError(f"model.modules names {path}, which is not a file here (relative to {Path.cwd()}); give a Python file that registers classes.")
         run_module_file(Path(path))

@@ -65,5 +65,6 @@ def convert(
 
     # So that what is half written goes when the job's time is up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    run_conversion(run, out, checkpoint, dtype.value if dtype else None, max_shard_size, adapter, not skip_check)
+    tell = console(sys.stderr, soft_wrap=True).print
+    run_conversion(run, out, checkpoint, dtype.value if dtype else None, max_shard_size, adapter, not skip_check, tell)
     print(out)

@@ -14,3 +14,8 @@ class UserError(RuntimeError):
 def shortened(text: str, most: int, at_end: int = 0) -> str:
     """A text of at most ``most`` characters and the sign that some are left out: its beginning, and so many of its end."""
     return text if len(text) <= most else f"{text[: most - at_end]}...{text[len(text) - at_end :]}"
+
+
+def in_short(error: Exception) -> str:
+    """What a library's error says, in one line of at most 400 characters; some list all that they know."""
+    return shortened(" ".join(str(error).split()), 400)

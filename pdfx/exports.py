@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
-from pdfx.errors import UserError
+from pdfx.errors import UserError, in_short
 from pdfx.model_files import require_sound_files
 from pdfx.reading import read_json
 
@@ -36,8 +36,8 @@ def load_export(directory: Path, device: torch.device | str = "cpu", trust_remot
     logging.disable_progress_bar()
     try:
         model = ParallelEmbedder.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"The model in {directory} cannot be loaded: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise UserError(f"The model in {directory} cannot be loaded: {in_short(error)}") from error
     return model.eval().to(device)
 
 

@@ -14,7 +14,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from pdfx.config import ModelSection
-from pdfx.errors import UserError
+from pdfx.errors import UserError, in_short
 from pdfx.model.loading import load_whole
 from pdfx.reading import read_json
 from pdfx.tensor_files import TensorFile
@@ -77,7 +77,7 @@ def open_backbone(model: ModelSection, backbone: PreTrainedModel) -> BackboneWei
         hub = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         return LoadedBackbone(load_whole(AutoModel.from_pretrained, model.path, dtype=torch.float32, **hub)[0])
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"The weights of model.path '{model.path}' cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"The weights of model.path '{model.path}' cannot be read: {in_short(error)}") from error
 
 
 def safetensors_files(model: ModelSection) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -52,6 +53,13 @@ def verify_export(export: Path, probe: Path, narrow: bool = False) -> float:
             f"The export's {name} embeddings differ from the trainer's by {worst:.2g}, more than {limit:g}: a weight is wrong or missing. Nothing was written."
         )
     return worst
+
+
+def check_words(worst: float, probe: Path, narrow: bool) -> str:
+    """What ``verify_export`` found, in a sentence."""
+    count, limit = len(json.loads((probe / "items.json").read_text(encoding="utf-8"))), NARROW_TOLERANCE if narrow else TOLERANCE
+    measure = "cosine distance" if narrow else "difference of an entry"
+    return f"Checked: loaded without pdfx, the export embeds {count} inputs of the run as the trainer did; largest {measure} {worst:.1e}, allowed {limit:g}."
 
 
 def embedding_difference(ours: torch.Tensor, expected: torch.Tensor, narrow: bool) -> float:

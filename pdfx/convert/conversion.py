@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from pdfx.checkpoint.directory import PROBE
 from pdfx.checksums import sync
 from pdfx.config import Config, load_config
 from pdfx.convert.adapter import write_adapter
-from pdfx.convert.check import verify_export
+from pdfx.convert.check import check_words, verify_export
 from pdfx.convert.documents import write_documents
 from pdfx.convert.shards import parse_size, write_shards
 from pdfx.convert.weights import WeightSource
@@ -33,6 +34,7 @@ def convert(
     max_shard_size: str = MAX_SHARD_SIZE,
     adapter: bool = False,
     check: bool = True,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Path:
     """Write a run's embedder as a Hugging Face model directory: LoRA merged, remote code and processor beside the weights. No GPU is needed.
 
@@ -47,6 +49,7 @@ def convert(
         max_shard_size: of one file of weights.
         adapter: leave the backbone's weights where they are: write LoRA as a PEFT adapter, and what else was trained.
         check: whether to re-embed.
+        say: is given a sentence about the check.
 
     Raises:
         UserError: there is no such whole checkpoint, weights are missing, ``out`` is in use, or the embeddings differ.
@@ -68,7 +71,10 @@ def convert(
             write_documents(remove_adapters(copy.deepcopy(embedder)), draft, config, source, target)
             write_shards(draft, weights.merged_weights(target), largest)
         if check:
-            verify_export(draft, source.path / PROBE, narrow={target, trained_as} != {torch.float32})
+            probe, narrow = source.path / PROBE, {target, trained_as} != {torch.float32}
+            say(check_words(verify_export(draft, probe, narrow), probe, narrow))
+        else:
+            say("Not checked: whether the export embeds as the trainer did was not looked at, as was asked for.")
         # A rename may reach the disk before what it names.
         for path in (*draft.rglob("*"), draft):
             sync(path)
@@ -82,7 +88,7 @@ def convert(
 def read_run_config(run: Path) -> Config:
     """The resolved configuration that a run saved."""
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run directory: it has no config.yaml; give the train.output_dir of a run.")
+        raise UserError(f"{run} is not a run directory: it has no config.yaml; give the train.output_dir of a run.")
     config = load_config(run / "config.yaml")
     # Neither changes an embedding, and both only serve training.
     config.model.cache_vision = False

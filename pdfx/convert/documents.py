@@ -13,7 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 import pdfx
 from pdfx.checkpoint.directory import Checkpoint
 from pdfx.config import Config
-from pdfx.errors import UserError
+from pdfx.errors import UserError, in_short
 from pdfx.model import ParallelEmbedder
 
 
@@ -31,7 +31,7 @@ def write_documents(embedder: ParallelEmbedder, directory: Path, config: Config,
     try:
         embedder.attach_processor(AutoProcessor.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code))
     except (OSError, ValueError) as error:
-        raise UserError(f"The processor of model.path '{model.path}' cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"The processor of model.path '{model.path}' cannot be loaded: {in_short(error)}") from error
     embedder.to(dtype)
     try:
         embedder.save_pretrained(directory, state_dict={})

@@ -79,5 +79,7 @@ def family_of(backbone_config) -> Family:
 def family_of_type(model_type: str | None) -> Family:
     """The same by its name alone."""
     if model_type not in FAMILIES:
+        if model_type is None:
+            raise ValueError("Its config.json is missing, or names no model_type.")
         raise ValueError(f"Backbones of type '{model_type}' are not supported; supported are {', '.join(FAMILIES)}.")
     return FAMILIES[model_type]

@@ -9,6 +9,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from .families import family_of_type
+from .own_modules import unknown_types
 
 
 def backbone_config(path: str, **hub):
@@ -21,6 +22,8 @@ def backbone_config(path: str, **hub):
     settings, _ = PretrainedConfig.get_config_dict(path, revision=hub.get("revision"))
     # Before transformers reads it, whose own message lists all types that it knows.
     family_of_type(settings.get("model_type"))
+    if unknown := unknown_types(settings):
+        raise ValueError(f"It has parts of type '{min(unknown)}', which no class is registered for; name the file that registers it in model.modules.")
     return AutoConfig.from_pretrained(path, **hub)
 
 

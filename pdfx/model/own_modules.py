@@ -30,7 +30,7 @@ def load_export_modules(export, revision: str | None, trust_remote_code: bool) -
     """
     settings = json.loads(Path(cached_file(str(export), "config.json", revision=revision)).read_text(encoding="utf-8"))
     names = [Path(name).name for name in settings.get("modules", [])]
-    needed = names and _unknown_types(settings.get("backbone") or {})
+    needed = names and unknown_types(settings.get("backbone") or {})
     if needed and not trust_remote_code:
         raise ValueError(f"{export} brings code of its own ({', '.join(names)}); read it, then pass trust_remote_code=True.")
     files = [Path(cached_file(str(export), name, revision=revision)) for name in names]
@@ -62,7 +62,7 @@ def write_own_modules(directory: Path, files: list[Path]) -> None:
             (directory / name).write_text(f"{own}\n{imports}", encoding="utf-8")
 
 
-def _unknown_types(settings: dict) -> set[str]:
+def unknown_types(settings: dict) -> set[str]:
     """Model types in a backbone's configuration that transformers does not know yet."""
     parts = [settings, *(value for value in settings.values() if isinstance(value, dict))]
-    return {part["model_type"] for part in parts if "model_type" in part} - set(CONFIG_MAPPING.keys())
+    return {str(part["model_type"]) for part in parts if "model_type" in part} - set(CONFIG_MAPPING.keys())

@@ -60,7 +60,9 @@ def recipe(backbone: Path, shards: Path, output: Path) -> dict:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("converted-run")
-    settings = recipe(tiny_backbone("qwen2_vl", folder / "backbone"), make_shards(folder / "data", samples=16), folder / "run")
+    # Relative to the folder that the run is started in.
+    backbone = Path(os.path.relpath(tiny_backbone("qwen2_vl", folder / "backbone"), ROOT))
+    settings = recipe(backbone, make_shards(folder / "data", samples=16), folder / "run")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "29741"]
@@ -70,13 +72,20 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def export(run) -> Path:
-    return convert(run, run.parent / "export")
+def said(run) -> list[str]:
+    """What the conversion to ``export`` tells."""
+    return []
 
 
-def test_the_export_gives_the_trainers_embeddings_in_a_process_that_cannot_import_pdfx(run, export):
+@pytest.fixture(scope="module")
+def export(run, said) -> Path:
+    return convert(run, run.parent / "export", say=said.append)
+
+
+def test_the_export_gives_the_trainers_embeddings_in_a_process_that_cannot_import_pdfx(run, export, said):
     worst = verify_export(export, newest_whole(run)[0].path / "probe")
     assert 0 <= worst < 1e-4
+    assert said == [f"Checked: loaded without pdfx, the export embeds 8 inputs of the run as the trainer did; largest difference of an entry {worst:.1e}, allowed 0.0001."]
 
 
 def trained_embedder(run: Path) -> ParallelEmbedder:
@@ -151,8 +160,12 @@ def test_a_prefix_tampered_in_a_shard_stops_the_conversion_and_leaves_nothing(ru
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_narrow_exports_in_several_files_hold_the_float32_exports_weights_rounded(run, export, tmp_path, dtype):
-    narrow = convert(run, tmp_path / "narrow", dtype=dtype, max_shard_size="50KB")
+def test_narrow_exports_in_several_files_hold_the_float32_exports_weights_rounded(run, export, tmp_path, dtype, monkeypatch):
+    # The run was started in another folder, and named its backbone from there.
+    monkeypatch.chdir(tmp_path)
+    said = []
+    narrow = convert(run, Path("narrow"), dtype=dtype, max_shard_size="50KB", say=said.append)
+    assert len(said) == 1 and "largest cosine distance" in said[0]
     files = sorted(narrow.glob("model-*.safetensors"))
     places = json.loads((narrow / "model.safetensors.index.json").read_text())["weight_map"]
     assert len(files) > 2 and {path.name for path in files} == set(places.values())
@@ -175,7 +188,9 @@ def test_an_adapter_export_holds_what_was_trained_alone_and_embeds_as_the_whole_
 
 
 def test_peft_alone_reads_the_adapter_and_merges_it_to_the_exported_weights(run, export, tmp_path):
-    adapter = convert(run, tmp_path / "adapter", adapter=True, check=False)
+    said = []
+    adapter = convert(run, tmp_path / "adapter", adapter=True, check=False, say=said.append)
+    assert said[0].startswith("Not checked")
     backbone = AutoModel.from_pretrained(read_run_config(run).model.path)
     merged = PeftModel.from_pretrained(backbone, adapter, subfolder="adapter").merge_and_unload().state_dict()
     whole = load_file(export / "model.safetensors")
@@ -213,7 +228,7 @@ def test_a_missing_shard_a_used_directory_and_a_folder_that_is_no_run_are_told_i
         convert(copy, tmp_path / "export")
     with pytest.raises(UserError, match="exists and is not empty"):
         convert(run, export)
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         convert(tmp_path, tmp_path / "export")
     with pytest.raises(UserError, match="step-00000007 is no whole checkpoint"):
         convert(run, tmp_path / "export", checkpoint="7")
