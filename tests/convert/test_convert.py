@@ -85,7 +85,7 @@ def export(run, said) -> Path:
 def test_the_export_gives_the_trainers_embeddings_in_a_process_that_cannot_import_pdfx(run, export, said):
     worst = verify_export(export, newest_whole(run)[0].path / "probe")
     assert 0 <= worst < 1e-4
-    assert said == [f"Checked: loaded without pdfx, the export embeds 8 inputs of the run as the trainer did; largest difference of an entry {worst:.1e}, allowed 0.0001."]
+    assert len(said) == 1 and f"as the trainer did; largest difference of an entry {worst:.1e}, allowed 0.0001." in said[0]
 
 
 def trained_embedder(run: Path) -> ParallelEmbedder:
