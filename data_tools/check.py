@@ -13,13 +13,19 @@ from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 from .build import Progress
 from .check_content import content_problems
+from .check_samples import Processor
 from .journal import FOLDER_NAME
 from .outputs import STAGING_NAME
 from .shard_stats import read_stats
 
 
 def check_shards(
-    path: str | Path, full: bool = False, progress: Progress | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS, workers: int = 1
+    path: str | Path,
+    full: bool = False,
+    progress: Progress | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    workers: int = 1,
+    processor: Processor | None = None,
 ) -> list[str]:
     """All problems of a directory of shards, one sentence each; an empty list where it is sound.
 
@@ -30,6 +36,7 @@ def check_shards(
             offsets are missing, or do not fit the index, stays a quick one.
         progress: called with (samples done, samples in all).
         workers: processes that a full check uses. It holds 16 bytes per sample, and one sample at a time in each process.
+        processor: a model's, which a full check also runs on every query, target and negative.
 
     Raises:
         UserError: there is no such directory, or its URL cannot be reached.
@@ -50,7 +57,7 @@ def check_shards(
         if is_readable:
             readable.append(number)
     if full:
-        problems += content_problems(storage, index, shards, readable, progress, workers)
+        problems += content_problems(storage, index, shards, readable, progress, workers, processor)
     elif progress:
         progress(index.samples, index.samples)
     return problems

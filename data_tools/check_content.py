@@ -16,23 +16,32 @@ from pdfx.data.storage import Storage
 from pdfx.errors import UserError
 
 from .build import Progress
-from .check_samples import Examiner, Findings
+from .check_samples import Examiner, Findings, Processor
 from .keys import repeated_keys
 from .parts import Part, parts_of, share_out
 from .shard_stats import read_stats
 from .stats import NAMES
 
 
-def content_problems(storage: Storage, index: ShardIndex, shards: list[Shard], readable: list[int], progress: Progress | None, workers: int) -> Iterator[str]:
+def content_problems(
+    storage: Storage,
+    index: ShardIndex,
+    shards: list[Shard],
+    readable: list[int],
+    progress: Progress | None,
+    workers: int,
+    processor: Processor | None = None,
+) -> Iterator[str]:
     """One sentence for each problem of the tars' content.
 
     Args:
         shards: all that the index lists.
         readable: the numbers of those whose files have the right sizes and forms.
         progress: called with (samples done, samples in all).
+        processor: a model's, to be run on every side of every sample.
     """
     content = _Content(storage, index, shards)
-    for part, findings in share_out(Examiner(storage, shards), list(parts_of(index, readable)), workers):
+    for part, findings in share_out(Examiner(storage, shards, processor), list(parts_of(index, readable)), workers):
         yield from content.take(part, findings)
         if progress:
             progress(part.first + part.stop - part.start, index.samples)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from pdfx.data.schema import identity_number
 from pdfx.data.shards import SampleError, Shard
@@ -16,6 +17,9 @@ from .check_tar import examine_tar
 from .keys import key_number
 from .parts import Part
 from .stats import count_sample
+
+Processor = Callable[[list[dict], list[str]], Any]
+"""As ``pdfx.data.collate.Processor``, whose file would import torch into every check."""
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Examiner:
 
     storage: Storage
     shards: list[Shard]
+    processor: Processor | None = None
 
     def __call__(self, part: Part) -> Findings:
         shard, findings = self.shards[part.shard], Findings()
@@ -53,12 +58,12 @@ class Examiner:
             findings.misplaced = not fits
         if not findings.misplaced:
             for row in range(part.start, part.stop):
-                findings.problems += _examine_sample(shard, row, findings)
+                findings.problems += _examine_sample(shard, row, findings, self.processor)
         shard.close()
         return findings
 
 
-def _examine_sample(shard: Shard, row: int, findings: Findings) -> Iterator[str]:
+def _examine_sample(shard: Shard, row: int, findings: Findings, processor: Processor | None) -> Iterator[str]:
     place = shard.place(row)
     try:
         key, record, members = shard.raw(row)
@@ -73,10 +78,11 @@ def _examine_sample(shard: Shard, row: int, findings: Findings) -> Iterator[str]
         if record.target_id not in record.candidates:
             yield str(place.error(key, "its candidates lack its own target, which could never be found"))
     pictures: dict[str, tuple[int, tuple[int, int]]] = {}
+    decoded = {}
     names = [name for _, side in record.sides() for name in side.images]
     for name in names:
         try:
-            decode_image(members[name], shard.max_image_pixels)
+            decoded[name] = decode_image(members[name], shard.max_image_pixels)
             pictures[name] = len(members[name]), image_header(members[name], shard.max_image_pixels)[1]
         except KeyError:
             yield str(place.error(key, f"the image '{name}' is missing"))
@@ -84,3 +90,17 @@ def _examine_sample(shard: Shard, row: int, findings: Findings) -> Iterator[str]
             yield str(place.error(key, f"the image '{name}' cannot be used: {error}"))
     if len(pictures) == len(names):
         findings.counts.update(count_sample(record, pictures))
+    for name, side in record.sides() if processor else ():
+        if all(image in decoded for image in side.images) and (reason := _refusal(processor, name, side.text, [decoded[image] for image in side.images])):
+            yield str(place.error(key, f"of its {name}, {reason}"))
+
+
+def _refusal(processor: Processor, side: str, text: str, images: list) -> str | None:
+    """Why the processor does not take an item; None if it does."""
+    from pdfx.data.collate import refusal
+
+    try:
+        processor([{"text": text, "images": images}], ["query" if side == "query" else "target"])
+    except Exception as error:  # as in training, see refusal
+        return refusal(error)
+    return None

@@ -12,7 +12,7 @@ import typer
 from pdfx import __version__
 from pdfx.cli_checkpoints import checkpoints, convert
 from pdfx.cli_shards import shards_app
-from pdfx.cli_shared import SHARDS_HELP, example, fail, progress_bar
+from pdfx.cli_shared import SHARDS_HELP, JsonOption, example, fail, give_json, prints_json, progress_bar
 from pdfx.config import ConfigError
 from pdfx.console import console, open_streams, outlive_stdout
 from pdfx.errors import UserError
@@ -34,6 +34,7 @@ TRUST_HELP = "Run the model code inside MODEL; needed where its backbone brings 
 BATCH_HELP = "Items of one forward pass."
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)]
 BatchOption = Annotated[int, typer.Option(min=1, help=BATCH_HELP)]
+CorruptOption = Annotated[float, typer.Option(min=0, max=1, help="Stop if more of the samples cannot be used; one is forgiven, unless 0.")]
 
 
 class Side(str, Enum):
@@ -121,28 +122,33 @@ def embed(
 def evaluate(
     model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
     shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Directories that 'pdfx shards build' wrote, each evaluated by itself.")],
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the metrics to this file.")] = None,
+    json_file: JsonOption = None,
     batch_size: BatchOption = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    max_corrupt_share: CorruptOption = 0.01,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of MMEB's table among them."""
+    """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of MMEB's table among them.
+
+    Each distinct query searches in all distinct targets of its data set, or in its own candidates; all targets with its target_id are right. Samples that
+    cannot be used are named, counted and left out.
+    """
     from pdfx.config import EvaluateSection
-    from pdfx.evaluate.data_set_tables import missing_sentence, print_tables, result_tables
+    from pdfx.evaluate.data_set_tables import notes, print_tables, result_tables
     from pdfx.evaluate.data_sets import report_of
     from pdfx.evaluate.exported import evaluate_export
-    from pdfx.files import require_folder, write_json
+    from pdfx.evaluate.tables import LEGEND
 
-    if json_file is not None:
-        require_folder(json_file)
+    quiet = prints_json(json_file)
+    settings = EvaluateSection(batch_size=batch_size, max_corrupt_share=max_corrupt_share)
     with progress_bar() as bar:
-        results = evaluate_export(model, shards, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter)
-    if results is not None:
+        results = evaluate_export(model, shards, settings, num_workers, trust_remote_code, bar.counter, bar.say)
+    if results is None:
+        return
+    if not quiet:
         print_tables(result_tables(results), console())
-        if sentence := missing_sentence(results):
-            print(sentence)
-        if json_file is not None:
-            write_json(report_of(results), json_file)
+        print("\n".join([LEGEND, *notes(results)]))
+    give_json(report_of(results), json_file)
 
 
 @app.command(epilog=example("pdfx report runs/quickstart exported shards/evaluation --out report.html"))
@@ -153,6 +159,7 @@ def report(
     out: Annotated[Path, typer.Option(help="HTML file to write; it holds everything it shows.")],
     batch_size: BatchOption = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    max_corrupt_share: CorruptOption = 0.01,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Write one HTML page about a run: metrics, loss curves, similarity of the paths, and examples with their pictures."""
@@ -160,7 +167,8 @@ def report(
     from pdfx.evaluate.report import write_report
 
     with progress_bar() as bar:
-        write_report(run, model, shards, out, EvaluateSection(batch_size=batch_size), num_workers, trust_remote_code, bar.counter("embedding"))
+        settings = EvaluateSection(batch_size=batch_size, max_corrupt_share=max_corrupt_share)
+        write_report(run, model, shards, out, settings, num_workers, trust_remote_code, bar.counter("embedding"), bar.say)
     print(out)
 
 

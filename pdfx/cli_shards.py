@@ -19,22 +19,37 @@ shards_app.command(epilog=example(*EXAMPLES))(build)
 shards_app.command(epilog=example(*FORMATS_EXAMPLES))(formats)
 
 
-@shards_app.command(epilog=example("pdfx shards check shards/train", "pdfx shards check shards/train --full --workers 8 --json problems.json"))
+@shards_app.command(
+    epilog=example(
+        "pdfx shards check shards/train",
+        "pdfx shards check shards/train --full --workers 8 --json problems.json",
+        "pdfx shards check shards/train --full --processor Qwen2-VL-2B-Instruct",
+    )
+)
 def check(
     shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
     full: Annotated[bool, typer.Option("--full", help="Also read everything: checksums, offsets, keys, every record and picture.")] = False,
+    processor: Annotated[Path | None, typer.Option(metavar="MODEL", help="With --full: also run this model's processor on every sample.")] = None,
     workers: WorkersOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Look for damage and print one sentence per problem. Quick by default: index, sizes of files, offsets, statistics, remains of unfinished builds.
 
+    What a model's processor refuses (such as pictures of a ratio over 200:1) is found with --processor.
+
     Ends with 0 where the shards are sound, 1 where there are problems, and 2 on a mistake of the command line.
     """
     from data_tools.check import check_shards
 
-    quiet = prints_json(json_file)
+    quiet, of_model = prints_json(json_file), None
+    if processor is not None:
+        from pdfx.exports import load_processor
+
+        if not full:
+            raise UserError("--processor looks at every sample, so it needs --full as well.")
+        of_model = load_processor(processor)
     with progress_bar() as bar:
-        problems = check_shards(shards, full, bar.counter("checking"), workers=worker_count(workers))
+        problems = check_shards(shards, full, bar.counter("checking"), workers=worker_count(workers), processor=of_model)
     give_json({"shards": shards, "full": full, "sound": not problems, "problems": problems}, json_file)
     if not quiet:
         print("\n".join(problems) or f"{shards} is sound.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from pdfx.model_files import require_sound_files
 from pdfx.reading import read_json
 
 if TYPE_CHECKING:
-    from pdfx.model import ParallelEmbedder
+    from pdfx.model import InputProcessor, ParallelEmbedder
 
 MODEL_TYPE = "pdfx_parallel_embedder"
 
@@ -56,3 +57,23 @@ def check_export(directory: Path) -> None:
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != MODEL_TYPE:
         raise UserError(f"{directory} is not an export of pdfx: its config.json says the model type {model_type!r}, not {MODEL_TYPE!r}. {cure}")
+
+
+def load_processor(directory: Path) -> InputProcessor:
+    """The processor of an export, or of a backbone's directory with the default settings. No weights are read, and no code that lies there is run.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    from pdfx.model import InputProcessor
+    from pdfx.model.families import family_of
+
+    try:
+        config = read_json(directory / "config.json")
+        backbone = config.get("backbone", config)
+        family = family_of(SimpleNamespace(model_type=backbone.get("model_type")))
+        return InputProcessor(AutoProcessor.from_pretrained(directory, trust_remote_code=False), family, config.get("inputs") or {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"The processor in {directory} cannot be loaded: {' '.join(str(error).split())}") from error

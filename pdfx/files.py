@@ -18,7 +18,9 @@ from pdfx.system_errors import naming
 
 
 def require_folder(path: Path) -> None:
-    """Raises UserError where ``path`` could not be written for want of its folder; to be called before the work whose result goes there."""
+    """Raises UserError where ``path`` could not be written for want of its folder, or is '-'; to be called before the work whose result goes there."""
+    if str(path) == "-":
+        raise UserError("The output '-' is not a file name here: this result cannot be printed; give the name of a file (./- for one of that name).")
     if not path.parent.is_dir():
         raise UserError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
 

@@ -29,6 +29,10 @@ class ProgressBar(Progress):
         columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         super().__init__(*columns, console=screen, transient=True, disable=not screen.is_terminal)
 
+    def say(self, sentence: str) -> None:
+        """A line on stderr."""
+        self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
     def counter(self, description: str) -> Callable[[int, int | None], None]:
         """A function of (items done, items in all or None). What its first call says to be done was done before, and enters no rate."""
         task = None

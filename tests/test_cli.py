@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import run_pdfx, told
+from PIL import Image
 from tiny_exports import HIDDEN, PATHS, tiny_export
 from tiny_runs import tiny_config, tiny_shards
 
@@ -154,6 +155,41 @@ def test_a_missing_folder_of_the_output_is_named_before_any_work(pdfx, export, d
     for command, option in (("evaluate", "--json"), ("embed", "--out")):
         message = told(pdfx(command, export, data / "shards", option, data / "absent" / "result.npy"))
         assert f"There is no folder {data / 'absent'}" in message
+
+
+def test_a_dash_prints_json_alone_and_is_never_a_file(pdfx, export, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = pdfx("evaluate", export, data / "shards", "--json", "-")
+    assert code == 0 and json.loads(out)["queries"] == 24
+    for words in (("report", data, export, data / "shards"), ("shards", "describe", data / "shards", "--contact-sheet", "-")):
+        assert "'-' is not a file name" in told(pdfx(*words, *(() if "describe" in words else ("--out", "-"))))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_processor_refuses_is_named_counted_and_left_out_and_the_check_finds_it(pdfx, tmp_path):
+    """A picture of a ratio that Qwen2-VL's own processor refuses, and texts that are cut."""
+    export = tiny_export(tmp_path, "qwen2_vl")
+    Image.new("RGB", (603, 3)).save(tmp_path / "strip.png")
+    Image.new("RGB", (60, 40)).save(tmp_path / "sound.png")
+    records = [{"key": "strip", "query": {"text": "a"}, "target": {"images": ["strip.png"]}}]
+    records += [{"query": {"text": f"{i} {'word ' * 600}"}, "target": {"images": ["sound.png"], "text": str(i)}} for i in range(3)]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert pdfx("shards", "build", tmp_path / "records.jsonl", "--out", tmp_path / "shards")[0] == 0
+
+    code, out, error = pdfx("evaluate", export, tmp_path / "shards", "--json", tmp_path / "metrics.json")
+    assert code == 0 and re.search(r"'strip'.*cannot be used: the processor refuses it \(.*200", error)
+    assert "1 samples cannot be used, so 1 queries and 1 targets are left out" in out and "texts of 3 queries and 0 targets are cut" in out
+    assert "3 queries among 3 targets, 1 right on average" in out and "chance: the expected value of a random order" in out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [metrics[name] for name in ("queries", "targets", "left_out", "truncated_queries")] == [3, 3, 1, 3]
+    assert "max_corrupt_share" in told(pdfx("evaluate", export, tmp_path / "shards", "--max-corrupt-share", "0"))
+
+    assert pdfx("shards", "check", tmp_path / "shards", "--full")[0] == 0
+    for folder in (export, tmp_path / "backbone"):
+        code, out, _ = pdfx("shards", "check", tmp_path / "shards", "--full", "--processor", folder)
+        assert code == 1 and len(out.splitlines()) == 1 and re.search(r"'strip'.*cannot be used: of its target, the processor refuses it \(.*200", out)
+    assert "--full" in told(pdfx("shards", "check", tmp_path / "shards", "--processor", export))
+    assert "processor" in told(pdfx("shards", "check", tmp_path / "shards", "--full", "--processor", tmp_path / "shards"))
 
 
 def test_what_the_system_refuses_is_named(pdfx, export, data, tmp_path):

@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import Any
 
 _FILES = {
-    "FILLER": "retrieval",
     "Batch": "batch",
     "Candidates": "retrieval",
     "CanonicalOrder": "order",
     "Chunk": "batch",
     "CorruptSampleGuard": "guard",
+    "FILLER": "retrieval",
     "Items": "retrieval",
     "Problem": "batch",
     "RetrievalItems": "retrieval",
@@ -20,7 +20,9 @@ _FILES = {
     "SampleError": "shards",
     "ShardedDataset": "shards",
     "TrainLoader": "loader",
+    "check_share": "guard",
     "iterate_inputs": "retrieval",
+    "left_after": "retrieval",
     "retrieval_items": "retrieval",
     "share_of_rank": "retrieval",
 }

@@ -73,26 +73,47 @@ def cut_by_tokens(lengths: list[int], limit: int) -> list[list[int]]:
     return groups
 
 
+def process_usable(parts: list[Any], process: Callable[[list[Any]], Any], blame: Callable[[Any, str], SampleError]) -> tuple[list[Any], Any]:
+    """``parts``, with an error in the place of each that the processor refuses, and what ``process`` makes of them all.
+
+    Args:
+        parts: of any kind, or SampleErrors, which are not tried.
+        process: runs the processor on a list of parts, with fillers in the place of errors.
+        blame: the error of a part, from the words for the reason.
+
+    Raises:
+        Exception: what ``process`` raises where no single part is to blame.
+    """
+    try:
+        return parts, process(parts)
+    except Exception:
+        tried = [part if isinstance(part, SampleError) else _try_alone(part, process, blame) for part in parts]
+        if all(after is before for after, before in zip(tried, parts, strict=True)):
+            raise
+        return tried, process(tried)
+
+
+def _try_alone(part: Any, process: Callable[[list[Any]], Any], blame: Callable[[Any, str], SampleError]) -> Any:
+    try:
+        process([part])
+    except Exception as error:
+        return blame(part, refusal(error))
+    return part
+
+
+def refusal(error: Exception) -> str:
+    """What a processor raised, in words; it is not ours, so what it raises on odd pictures or texts is open."""
+    return f"the processor refuses it ({' '.join(str(error).split())[:300] or type(error).__name__})"
+
+
 def _process(part: list[Sample | SampleError], processor: Processor, negatives: int) -> tuple[list[Sample | SampleError], dict[str, Tensor], int]:
     """The processor's output for these samples; those that it refuses come back as errors."""
-    try:
-        return part, *processor(*_items(part, negatives))
-    except Exception:
-        tried = [_try_alone(sample, processor, negatives) for sample in part]
-        if all(isinstance(after, SampleError) == isinstance(before, SampleError) for after, before in zip(tried, part, strict=True)):
-            raise  # every sample passes alone, so none is to blame
-        return tried, *processor(*_items(tried, negatives))
 
+    def blame(sample: Sample, reason: str) -> SampleError:
+        return SampleError(f"In shard {sample.shard}, sample '{sample.key}' cannot be used: {reason}.", sample.key, "processor")
 
-def _try_alone(sample: Sample | SampleError, processor: Processor, negatives: int) -> Sample | SampleError:
-    if isinstance(sample, SampleError):
-        return sample
-    try:
-        processor(*_items([sample], negatives))
-    except Exception as error:  # the processor is not ours: what it raises on odd pictures or texts is open
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        return SampleError(f"In shard {sample.shard}, sample '{sample.key}' cannot be used: the processor refuses it ({reason}).", sample.key, "processor")
-    return sample
+    usable, (inputs, truncated) = process_usable(part, lambda samples: processor(*_items(samples, negatives)), blame)
+    return usable, inputs, truncated
 
 
 def _items(part: list[Sample | SampleError], negatives: int) -> tuple[list[dict], list[str]]:

@@ -7,6 +7,22 @@ from pdfx.errors import UserError
 _NAMED = 5
 
 
+def check_share(corrupt: int, read: int, max_share: float, names: list[str], samples: str, setting: str) -> None:
+    """Raises UserError where more of the ``read`` samples could not be used than ``max_share`` allows; a single one is forgiven, unless the share is 0.
+
+    Args:
+        names: sentences about corrupt ones.
+        samples: words for what was read.
+        setting: the name of the share.
+    """
+    if corrupt > (max(max_share * read, 1) if max_share > 0 else 0):
+        known = " The latest of them: " + " ".join(names[-_NAMED:]) if names else ""
+        raise UserError(
+            f"{corrupt} of the {read} {samples} could not be used, and {setting} is {max_share:g}.{known} "
+            f"Find them all with 'pdfx shards check --full --processor MODEL' and rebuild the shards, or raise {setting}."
+        )
+
+
 class CorruptSampleGuard:
     """Counts the samples that could not be used, over all ranks, and stops past a share (the rule is ours).
 
@@ -35,13 +51,7 @@ class CorruptSampleGuard:
         self.read += read
         self.corrupt += corrupt
         self._names = [*self._names, *names][-_NAMED:]
-        forgiven = max(self.max_share * self.read, 1) if self.max_share > 0 else 0
-        if self.corrupt > forgiven:
-            known = " The latest of them: " + " ".join(self._names) if self._names else ""
-            raise UserError(
-                f"{self.corrupt} of the {self.read} samples read so far could not be used, and data.max_corrupt_share is {self.max_share:g}.{known} "
-                "Find them all with 'pdfx shards check --full' and rebuild the shards, or raise data.max_corrupt_share."
-            )
+        check_share(self.corrupt, self.read, self.max_share, self._names, "samples read so far", "data.max_corrupt_share")
 
     def state_dict(self) -> dict:
         return {"read": self.read, "corrupt": self.corrupt}

@@ -1,11 +1,14 @@
-"""Reading shards for evaluation: every query once, every distinct target once, shared out evenly over ranks.
+"""Reading shards for evaluation: every distinct query and every distinct target once, shared out evenly over ranks.
 
-A record without a query is a target that is only searched in. Where records carry ``candidates``, each query is ranked against its own alone.
+Samples give the same target if ``target_id``, text and pictures' bytes are the same, and the same query likewise. Targets of one ``target_id`` that differ
+are several targets, each right for its queries. A record without a query is a target that is only searched in. If records carry ``candidates``, each query is
+ranked against its own alone, and the query of every record counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,15 +16,13 @@ from torch import Tensor
 
 from pdfx.errors import UserError
 
-from .collate import Processor, filler
-from .schema import identity_number
+from .collate import Processor, filler, process_usable
+from .schema import Side, content_identity, identity_number
 from .shards import SampleError, ShardedDataset
 from .workers import run_ahead
 
 FILLER = -1
 """In place of a sample's number: an empty item, so that every rank runs the same number of batches; its embedding is to be dropped."""
-
-_NAME_ALL = "Build the shards again, from records whose candidates hold the query's target_id and the target_id of other records alone."
 
 
 class Candidates(NamedTuple):
@@ -39,7 +40,7 @@ class Items(NamedTuple):
     samples: np.ndarray
     """int64 [n]"""
     target_ids: np.ndarray
-    """int64 [n]: of a query, the identity of its target; of a target, its own."""
+    """int64 [n]: of a query, the identity of its targets; of a target, its own."""
     candidates: Candidates | None = None
     """Of queries; None where each is ranked against all targets."""
 
@@ -47,36 +48,39 @@ class Items(NamedTuple):
 class RetrievalItems(NamedTuple):
     queries: Items
     targets: Items
+    problems: dict[int, str]
+    """A sentence about each sample whose record is damaged, by its number; no row is of such a sample."""
 
 
 def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
-    """All queries, and the targets without repetition (the first sample that bears an identity stands for it). Reads no images.
+    """All distinct queries and targets (the first sample that gives one stands for it); with candidates, the query of every record.
+
+    Reads records, and pictures only of samples with the same ``target_id``, text and number of pictures as another one: their bytes tell whether they are the
+    same. Memory holds numbers and the key of each sample, and the pictures of one sample at a time.
 
     Raises:
-        UserError: a sample is damaged, there is no query, or a query's candidates lack its own target or name one that is not there; an evaluation over
-            fewer samples would be another evaluation.
+        UserError: there is no query, or a query's candidates lack its own target or name one that is not there.
     """
-    numbers = _IdentityNumbers()
-    ids, asking, keys, listed = [], [], [], []
-    try:
-        for sample, (key, record) in enumerate(dataset.records()):
-            ids.append(numbers[record.target_id])
-            if record.query is not None:
-                asking.append(sample)
-                keys.append(key)
-                listed.append(None if record.candidates is None else np.array([numbers[identity] for identity in record.candidates], dtype=np.int64))
-    except SampleError as error:
-        raise _refusal(dataset, str(error)) from None
-    if not asking:
+    numbers, problems = _IdentityNumbers(), {}
+    queries, targets, keys, listed = _Side("query"), _Side("target"), [], []
+    for sample, found in enumerate(dataset.heads()):
+        if isinstance(found, SampleError):
+            problems[sample] = str(found)
+            continue
+        key, record = found
+        targets.add(sample, record.target_id, numbers[record.target_id], record.target)
+        if record.query is not None:
+            queries.add(sample, record.target_id, numbers[record.target_id], record.query)
+            keys.append(key)
+            listed.append(None if record.candidates is None else np.array([numbers[identity] for identity in record.candidates], dtype=np.int64))
+    if not keys:
         raise UserError(f"The evaluation data {dataset.path} holds no query, only targets to search in; build it from records with queries.")
-    unique, first = np.unique(np.array(ids, dtype=np.int64), return_index=True)
-    order = np.argsort(first)
-    targets = Items(first[order].astype(np.int64), unique[order])
-    samples = np.array(asking, dtype=np.int64)
-    queries = Items(samples, np.array(ids, dtype=np.int64)[samples])
-    if any(own is not None for own in listed):
-        queries = queries._replace(candidates=_find_candidates(dataset, keys, queries.target_ids, listed, targets.target_ids))
-    return RetrievalItems(queries, targets)
+    distinct = targets.distinct(dataset)
+    if all(own is None for own in listed):
+        return RetrievalItems(queries.distinct(dataset), distinct, problems)
+    asked = queries.all()
+    candidates = _find_candidates(dataset, keys, asked.target_ids, listed, distinct.target_ids, lenient=bool(problems))
+    return RetrievalItems(asked._replace(candidates=candidates), distinct, problems)
 
 
 class _IdentityNumbers(dict):
@@ -87,22 +91,92 @@ class _IdentityNumbers(dict):
         return number
 
 
-def _find_candidates(dataset: ShardedDataset, keys: list[str], own_ids: np.ndarray, listed: list[np.ndarray | None], target_ids: np.ndarray) -> Candidates:
-    """Where the candidates stand among the targets; all targets are the candidates of a query that names none."""
-    order = np.argsort(target_ids)
+class _Side:
+    """One side of all samples that have it."""
+
+    def __init__(self, name: Literal["query", "target"]):
+        self.name = name
+        self._samples, self._ids, self._contents, self._pictures = (array("q") for _ in range(4))
+
+    def add(self, sample: int, target_id: str, number: int, side: Side) -> None:
+        self._samples.append(sample)
+        self._ids.append(number)
+        self._contents.append(identity_number(f"{target_id}\0{len(side.images)}\0{side.text}"))
+        self._pictures.append(len(side.images))
+
+    def all(self) -> Items:
+        return Items(np.array(self._samples), np.array(self._ids))
+
+    def distinct(self, dataset: ShardedDataset) -> Items:
+        contents = np.array(self._contents)
+        _, group, sizes = np.unique(contents, return_inverse=True, return_counts=True)
+        open_rows = np.flatnonzero((sizes[group] > 1) & (np.array(self._pictures) > 0))
+        samples = np.array(self._samples)
+        contents[open_rows] = list(map(self._read_content, samples[open_rows], dataset.raw_many(samples[open_rows].tolist())))
+        rows = np.sort(np.unique(contents, return_index=True)[1])
+        return Items(samples[rows], np.array(self._ids)[rows])
+
+    def _read_content(self, sample: int, found: tuple | SampleError) -> int:
+        if isinstance(found, SampleError):
+            # Equal to nothing; it is told when it is to be embedded.
+            return identity_number(f"damaged\0{sample}")
+        _, record, members = found
+        side = getattr(record, self.name)
+        return identity_number(f"{record.target_id}\0{content_identity(side.text, [members.get(name, b'') for name in side.images])}")
+
+
+def _find_candidates(
+    dataset: ShardedDataset, keys: list[str], own_ids: np.ndarray, listed: list[np.ndarray | None], target_ids: np.ndarray, lenient: bool
+) -> Candidates:
+    """Where the candidates stand among the targets; all targets are the candidates of a query that names none.
+
+    Args:
+        lenient: leave out candidates that are not there, since their records may be damaged.
+    """
+    order = np.argsort(target_ids, kind="stable")
+    ordered = target_ids[order]
     rows = []
     for key, own_id, ids in zip(keys, own_ids, listed, strict=True):
         if ids is None:
             rows.append(np.arange(len(target_ids), dtype=np.int64))
             continue
         if own_id not in ids:
-            raise _refusal(dataset, f"The candidates of sample '{key}' lack its own target, so it could never be found.", _NAME_ALL)
-        found = order[np.searchsorted(target_ids, ids, sorter=order).clip(max=len(order) - 1)]
-        absent = int((target_ids[found] != ids).sum())
-        if absent:
-            raise _refusal(dataset, f"Of the {len(ids)} candidates of sample '{key}' {absent} are the target of no sample.", _NAME_ALL)
-        rows.append(np.unique(found))
+            raise _refusal(dataset, f"The candidates of sample '{key}' lack its own target, so it could never be found.")
+        first, stop = (np.searchsorted(ordered, ids, side) for side in ("left", "right"))
+        absent = int((first == stop).sum())
+        if absent and not lenient:
+            raise _refusal(dataset, f"Of the {len(ids)} candidates of sample '{key}' {absent} are the target of no sample.")
+        rows.append(np.unique(order[_ranges(first, stop)]))
     return Candidates(np.concatenate(rows), np.cumsum([0, *map(len, rows)], dtype=np.int64))
+
+
+def _ranges(first: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """The numbers from each ``first`` to below its ``stop``, one range after another."""
+    sizes = stop - first
+    return np.arange(sizes.sum()) + np.repeat(first - np.cumsum(sizes) + sizes, sizes)
+
+
+def left_after(items: RetrievalItems, bad_queries: Collection[int], bad_targets: Collection[int]) -> tuple[np.ndarray, np.ndarray, Candidates | None]:
+    """What remains without the queries and the targets of samples that cannot be used.
+
+    A query goes as well if no target that is right for it remains. Where all targets had a query, so does a target without a remaining query, so that both
+    directions are those of data without the unusable samples.
+
+    Returns:
+        Rows of the remaining queries, of the remaining targets, and the candidates of the former among the latter.
+    """
+    queries, targets, _ = items
+    ask, found = ~np.isin(queries.samples, list(bad_queries)), ~np.isin(targets.samples, list(bad_targets))
+    ask &= np.isin(queries.target_ids, targets.target_ids[found])
+    if queries.candidates is None and np.isin(targets.target_ids, queries.target_ids).all():
+        found &= np.isin(targets.target_ids, queries.target_ids[ask])
+    candidates = queries.candidates
+    if candidates is not None:
+        owner = np.repeat(np.arange(len(ask)), np.diff(candidates.starts))
+        kept = ask[owner] & found[candidates.rows]
+        sizes = np.bincount(owner[kept], minlength=len(ask))[ask]
+        candidates = Candidates((np.cumsum(found) - 1)[candidates.rows[kept]], np.cumsum([0, *sizes], dtype=np.int64))
+    return np.flatnonzero(ask), np.flatnonzero(found), candidates
 
 
 def share_of_rank(samples: np.ndarray, rank: int, world_size: int) -> np.ndarray:
@@ -112,6 +186,17 @@ def share_of_rank(samples: np.ndarray, rank: int, world_size: int) -> np.ndarray
     return np.concatenate([own, np.full(length - len(own), FILLER, dtype=np.int64)])
 
 
+class SideBatch(NamedTuple):
+    """What is to be embedded in one forward pass."""
+
+    inputs: dict[str, Tensor]
+    """The processor's output, with an empty item in the place of each that cannot be used."""
+    truncated: int
+    """Texts that were cut."""
+    problems: dict[int, str]
+    """A sentence about each sample that cannot be used, by its number."""
+
+
 def iterate_inputs(
     dataset: ShardedDataset,
     samples: Sequence[int] | np.ndarray,
@@ -119,12 +204,8 @@ def iterate_inputs(
     processor: Processor,
     batch_size: int,
     num_workers: int = 0,
-) -> Iterator[dict[str, Tensor]]:
-    """The processor's inputs for one side of the given samples, ``batch_size`` at a time and in their order; FILLER gives an empty item.
-
-    Raises:
-        UserError: a sample is damaged.
-    """
+) -> Iterator[SideBatch]:
+    """One side of the given samples, ``batch_size`` at a time and in their order; FILLER gives an empty item."""
     numbers = [int(number) for number in samples]
     requests = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
     yield from run_ahead(SideReader(dataset, side, processor), requests, num_workers, prefetch=2 * max(num_workers, 1), seed=0)
@@ -136,15 +217,19 @@ class SideReader:
     def __init__(self, dataset: ShardedDataset, side: str, processor: Processor):
         self.dataset, self.side, self.processor = dataset, side, processor
 
-    def __call__(self, numbers: list[int]) -> dict[str, Tensor]:
+    def __call__(self, numbers: list[int]) -> SideBatch:
         found = iter(self.dataset.read_items([number for number in numbers if number != FILLER], self.side))
         items = [filler() if number == FILLER else next(found) for number in numbers]
-        error = next((item for item in items if isinstance(item, SampleError)), None)
-        if error is not None:
-            raise _refusal(self.dataset, str(error))
-        inputs, _ = self.processor(items, [self.side] * len(items))
-        return inputs
+        parts = [item if isinstance(item, SampleError) else (number, item) for number, item in zip(numbers, items, strict=True)]
+        parts, (inputs, truncated) = process_usable(parts, self._process, lambda part, reason: self.dataset.refused(part[0], reason))
+        return SideBatch(inputs, truncated, {number: str(part) for number, part in zip(numbers, parts, strict=True) if isinstance(part, SampleError)})
+
+    def _process(self, parts: list[tuple[int, dict] | SampleError]) -> tuple[dict[str, Tensor], int]:
+        return self.processor([filler() if isinstance(part, SampleError) else part[1] for part in parts], [self.side] * len(parts))
 
 
-def _refusal(dataset: ShardedDataset, sentence: str, cure: str = "Find all such samples with 'pdfx shards check --full'.") -> UserError:
-    return UserError(f"The evaluation data {dataset.path} must be sound. {sentence} {cure}")
+def _refusal(dataset: ShardedDataset, sentence: str) -> UserError:
+    return UserError(
+        f"The evaluation data {dataset.path} cannot be ranked. {sentence} "
+        "Build the shards again, from records whose candidates hold the query's target_id and the target_id of other records alone."
+    )

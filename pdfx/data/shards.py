@@ -123,7 +123,10 @@ class Shard:
 
     def read_item(self, i: int, side: str, data: bytes | None = None) -> dict:
         """The query or the target of sample ``i`` alone. Raises SampleError like ``read``, and where the sample has no such side."""
-        key, record, members = self.raw(i, data)
+        data = self.fetch(i) if data is None else data
+        # A side without pictures needs no more than the record, so what else is damaged does not matter to it.
+        head = parse_head(data, self.place(i))
+        key, record, members = (*head, {}) if head and not getattr(getattr(head[1], side), "images", True) else self.raw(i, data)
         if getattr(record, side) is None:
             raise self.place(i).error(key, f"it has no {side}")
         return decode_side(getattr(record, side), members, key, self.place(i), self.max_image_pixels)
@@ -237,12 +240,26 @@ class ShardedDataset:
 
     def records(self, numbers: Iterable[int] | None = None) -> Iterator[tuple[str, Record]]:
         """(key, record) of the samples, without reading images. Raises SampleError where one is damaged."""
+        for found in self.heads(numbers):
+            if isinstance(found, SampleError):
+                raise found
+            yield found
+
+    def heads(self, numbers: Iterable[int] | None = None) -> Iterator[tuple[str, Record] | SampleError]:
+        """As ``records``, with an error in the place of each sample that is damaged."""
         rest = iter(range(len(self)) if numbers is None else numbers)
         while some := list(islice(rest, _HEADS_AT_ONCE)):
-            for found in self._each(some, Shard.record, HEAD_BYTES):
-                if isinstance(found, SampleError):
-                    raise found
-                yield found
+            yield from self._each(some, Shard.record, HEAD_BYTES)
+
+    def raw_many(self, numbers: Iterable[int]) -> Iterator[tuple[str, Record, dict[str, bytes]] | SampleError]:
+        """Key, record and members' bytes by suffix of the samples, with an error in the place of each that is damaged."""
+        return self._each(numbers, Shard.raw)
+
+    def refused(self, i: int, reason: str) -> SampleError:
+        """That the processor cannot use sample ``i``."""
+        shard, row = self._locate(i)
+        head = _attempt(shard.record, row)
+        return shard.place(row).error("" if isinstance(head, SampleError) else head[0], reason, "processor")
 
     def _each(self, numbers: Iterable[int], parse: Callable[[Shard, int, bytes], Any], limit: int | None = None) -> Iterator[Any]:
         """``parse`` of each sample's shard, number therein and bytes, or the SampleError that comes of it."""

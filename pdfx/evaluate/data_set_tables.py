@@ -10,7 +10,7 @@ from pdfx.evaluate.data_sets import Average, Results, averages, missing_sets
 from pdfx.evaluate.metrics import PRECISION
 from pdfx.evaluate.mmeb import SETS, present_sets
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS
-from pdfx.evaluate.tables import DIRECTION_LABELS, console_tables, metric_rows, score_label
+from pdfx.evaluate.tables import DIRECTION_LABELS, console_tables, measured_directions, metric_rows, remarks, score_label, sizes_label
 
 _WIDTH = 240
 """Columns at most where the output is no terminal; rich would squeeze tables into 80."""
@@ -31,12 +31,18 @@ def print_tables(tables: list[Table], console: Console) -> None:
         wide.print(table)
 
 
-def missing_sentence(results: Results) -> str | None:
-    """Which of MMEB's data sets are not there; None where none of them is, or all are."""
+def notes(results: Results) -> list[str]:
+    """What to know about the figures: of several data sets what was searched in each, what is left out or cut, and which of MMEB's data sets are not there."""
+    if len(results) == 1:
+        return remarks(next(iter(results.values())))
+    found = []
+    for name, metrics in results.items():
+        sizes = "; ".join(sizes_label(metrics, direction) for direction in measured_directions(metrics))
+        found.append(" ".join([f"{name}: {sizes}.", *remarks(metrics)]))
     missing = missing_sets(results)
-    if not missing:
-        return None
-    return f"{len(missing)} of MMEB's {len(SETS)} data sets are missing, so its averages are over the others: {', '.join(missing)}."
+    if missing:
+        found.append(f"{len(missing)} of MMEB's {len(SETS)} data sets are missing, so its averages are over the others: {', '.join(missing)}.")
+    return found
 
 
 def _table_order(results: Results) -> list[str]:

@@ -10,8 +10,9 @@ from pdfx.config import Config, EvaluateSection
 from pdfx.data import ShardedDataset
 from pdfx.data.storage import Reading
 from pdfx.errors import UserError
+from pdfx.evaluate.embedding import EmbedInputs, Progress, Say
 from pdfx.evaluate.mmeb import GROUPS, present_sets
-from pdfx.evaluate.retrieval import EmbedInputs, Progress, evaluate_shards
+from pdfx.evaluate.retrieval import evaluate_shards
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 from pdfx.urls import without_secrets
 
@@ -84,12 +85,13 @@ def evaluate_data_sets(
     world_size: int = 1,
     num_workers: int = 0,
     counters: Counters | None = None,
+    say: Say | None = None,
 ) -> Results:
     """The metrics of every data set, alike on every rank. Arguments and errors as of ``retrieval.evaluate_shards``."""
     results = {}
     for name, dataset in data_sets.items():
         progress = counters("embedding" if len(data_sets) == 1 else f"embedding {name}") if counters else None
-        results[name] = evaluate_shards(embed_inputs, dataset, processor, settings, rank, world_size, num_workers, progress)
+        results[name] = evaluate_shards(embed_inputs, dataset, processor, settings, rank, world_size, num_workers, progress, say)
     return results
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pdfx.config import EvaluateSection
 from pdfx.evaluate.data_sets import Counters, Results, evaluate_data_sets, open_data_sets
-from pdfx.evaluate.retrieval import EmbedInputs
+from pdfx.evaluate.embedding import EmbedInputs, Say
 from pdfx.exports import load_export
 from pdfx.model import ParallelEmbedder
 from pdfx.ranks import launched_ranks
@@ -20,6 +20,7 @@ def evaluate_export(
     num_workers: int = 0,
     trust_remote_code: bool = False,
     counters: Counters | None = None,
+    say: Say | None = None,
 ) -> Results | None:
     """The metrics of each directory of shards by its name; None on ranks other than 0.
 
@@ -30,9 +31,8 @@ def evaluate_export(
     with launched_ranks() as ranks:
         embedder = load_export(model, ranks.device, trust_remote_code)
         first = ranks.rank == 0
-        results = evaluate_data_sets(
-            embed_on(embedder), data_sets, embedder.processor, settings, ranks.rank, ranks.world_size, num_workers, counters if first else None
-        )
+        told = (counters, say) if first else (None, None)
+        results = evaluate_data_sets(embed_on(embedder), data_sets, embedder.processor, settings, ranks.rank, ranks.world_size, num_workers, *told)
     return results if first else None
 
 

@@ -14,12 +14,13 @@ from pdfx.data import SampleError, ShardedDataset
 from pdfx.errors import UserError
 from pdfx.evaluate import figures
 from pdfx.evaluate.data_sets import ALL
+from pdfx.evaluate.embedding import EmbeddedItems, Progress, Say, embed_shards
 from pdfx.evaluate.examples import Example, find_examples
 from pdfx.evaluate.exported import embed_on
 from pdfx.evaluate.figures import Picture, Points
 from pdfx.evaluate.metrics import PRECISION, path_similarity
-from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, EmbeddedItems, Progress, embed_shards, retrieval_metrics
-from pdfx.evaluate.tables import DIRECTION_LABELS, measured_directions, metric_rows, score_label, sizes_label
+from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, retrieval_metrics
+from pdfx.evaluate.tables import DIRECTION_LABELS, LEGEND, measured_directions, metric_rows, remarks, score_label, sizes_label
 from pdfx.exports import load_export
 from pdfx.files import require_folder, write_atomically
 from pdfx.ranks import pick_device
@@ -39,6 +40,7 @@ def write_report(
     num_workers: int = 0,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> dict[str, float]:
     """Evaluate the export, write the page in one atomic step, and return the metrics that it shows.
 
@@ -49,8 +51,10 @@ def write_report(
     config, records = read_run(run)
     dataset = ShardedDataset(shards)
     embedder = load_export(model, pick_device(), trust_remote_code)
-    queries, targets = embed_shards(embed_on(embedder), dataset, embedder.processor, settings.batch_size, num_workers=num_workers, progress=progress)
-    metrics = retrieval_metrics(queries, targets, settings.recall_at)
+    queries, targets, counts = embed_shards(
+        embed_on(embedder), dataset, embedder.processor, settings, num_workers=num_workers, progress=progress, say=say
+    )
+    metrics = retrieval_metrics(queries, targets, settings.recall_at) | counts
     try:
         examples = find_examples(dataset, queries, targets)
     except SampleError as error:
@@ -217,6 +221,7 @@ def render(
         version=__version__,
         facts=facts,
         tables=[metric_table(metrics, direction) for direction in measured_directions(metrics)],
+        remarks=[LEGEND, *remarks(metrics)],
         path_cosine=metrics.get("path_cosine"),
         training=training,
         similarity=similarity,

@@ -12,7 +12,8 @@ from pdfx.checkpoint.manifest import Metric
 from pdfx.config import Config, TrainSection
 from pdfx.errors import UserError
 from pdfx.evaluate.data_sets import flattened
-from pdfx.evaluate.retrieval import EmbeddedItems, retrieval_metrics
+from pdfx.evaluate.embedding import EmbeddedItems
+from pdfx.evaluate.retrieval import retrieval_metrics
 
 
 def metric_among(metrics: dict[str, float], train: TrainSection) -> Metric | None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pdfx.console import console
 from pdfx.data.coverage import coverage_table
-from pdfx.evaluate.data_set_tables import print_tables, result_tables
+from pdfx.evaluate.data_set_tables import notes, print_tables, result_tables
 from pdfx.evaluate.data_sets import Results, flattened
 from pdfx.files import write_atomically
 from pdfx.reading import parse_json, read_bounded
@@ -83,6 +83,8 @@ class Telemetry:
         self.say(f"step {step}  evaluation")
         tables = result_tables(results)
         print_tables(tables if len(results) == 1 else tables[:1], self.console)
+        for sentence in notes(results):
+            self.say(sentence)
 
     def log_coverage(self, step: int, figures: dict[str, float], report: dict[str, dict]) -> None:
         """What was read of each data set until ``step``; one record of the file, and a table on the console."""

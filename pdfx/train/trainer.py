@@ -283,7 +283,8 @@ class Trainer:
 
         config, world, workers = self.config, self.world, self.config.data.num_workers
         self.progress.mark("list the items of the evaluation", "pause")
-        results = evaluate_data_sets(embed, self.evaluation, self.processor, config.evaluate, world.rank, world.size, workers, lambda name: advance)
+        ranks = world.rank, world.size
+        results = evaluate_data_sets(embed, self.evaluation, self.processor, config.evaluate, *ranks, workers, lambda name: advance, self._say)
         self.evaluated = flattened(results)
         if self.telemetry:
             self.telemetry.log_evaluation(self.step, results)

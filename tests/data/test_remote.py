@@ -131,7 +131,7 @@ def test_evaluation_reads_the_same_inputs_over_http(shards, server):
     for side in ("query", "target"):
         local, remote = (list(iterate_inputs(ShardedDataset(path), numbers, side, ByteProcessor(), 4)) for path in (shards, server.url))
         assert len(local) == 2
-        assert all(torch.equal(own[name], other[name]) for own, other in zip(local, remote, strict=True) for name in own)
+        assert all(torch.equal(own.inputs[name], other.inputs[name]) for own, other in zip(local, remote, strict=True) for name in own.inputs)
 
 
 def test_a_sample_is_one_request_for_its_own_bytes_and_opening_downloads_no_tar(shards, server):

@@ -43,7 +43,7 @@ def decode(inputs) -> list[str]:
 
 
 def test_every_query_and_every_distinct_target_comes_once(shards):
-    queries, targets = retrieval_items(ShardedDataset(shards))
+    queries, targets, _ = retrieval_items(ShardedDataset(shards))
     assert queries.samples.tolist() == list(range(7))
     assert targets.samples.tolist() == [0, 1, 3]
     assert [targets.samples[list(targets.target_ids).index(target_id)] for target_id in queries.target_ids] == [0, 1, 0, 3, 1, 0, 3]
@@ -52,7 +52,7 @@ def test_every_query_and_every_distinct_target_comes_once(shards):
 def test_records_without_a_query_are_searched_in_and_do_not_ask(tmp_path):
     pairs = [{"query": {"text": f"query {i}"}, "target": {"text": f"target {i}"}} for i in range(2)]
     records = [{"target": {"text": "zero"}}, *pairs, {"target": {"text": "last"}}]
-    queries, targets = retrieval_items(built(tmp_path, records))
+    queries, targets, _ = retrieval_items(built(tmp_path, records))
     assert queries.samples.tolist() == [1, 2] and targets.samples.tolist() == [0, 1, 2, 3]
     assert queries.target_ids.tolist() == targets.target_ids[1:3].tolist()
     assert queries.candidates is None
@@ -60,7 +60,7 @@ def test_records_without_a_query_are_searched_in_and_do_not_ask(tmp_path):
 
 def test_candidates_are_the_rows_of_the_targets_that_they_name(tmp_path):
     dataset = built(tmp_path, CANDIDATE_RECORDS)
-    queries, targets = retrieval_items(dataset)
+    queries, targets, _ = retrieval_items(dataset)
     assert queries.samples.tolist() == [0, 2, 3]
     names = [record.target_id for _, record in dataset.records(targets.samples)]
     assert names == ["a", "b", "c", "d"]
@@ -92,8 +92,8 @@ def test_data_without_any_query_is_refused(tmp_path):
 def test_inputs_come_in_the_order_asked_for(shards, num_workers):
     dataset = ShardedDataset(shards)
     batches = iterate_inputs(dataset, np.array([3, 0, FILLER, 6, 1]), "target", ByteProcessor(), 2, num_workers)
-    assert [decode(inputs) for inputs in batches] == [["tblue", "tred"], ["t", "tblue"], ["tgreen"]]
-    assert [decode(inputs) for inputs in iterate_inputs(dataset, [5], "query", ByteProcessor(), 2)] == [["qquery 5"]]
+    assert [decode(batch.inputs) for batch in batches] == [["tblue", "tred"], ["t", "tblue"], ["tgreen"]]
+    assert [decode(batch.inputs) for batch in iterate_inputs(dataset, [5], "query", ByteProcessor(), 2)] == [["qquery 5"]]
 
 
 @given(st.integers(0, 50), st.integers(1, 16))
@@ -107,18 +107,20 @@ def test_shares_of_ranks_are_equally_long_and_hold_everything_once_in_order(n, w
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_ranks_run_alike_batches_and_together_read_everything_once(shards, world_size):
     dataset = ShardedDataset(shards)
-    for side, items in zip(("query", "target"), retrieval_items(dataset), strict=True):
+    for side, items in zip(("query", "target"), retrieval_items(dataset)[:2], strict=True):
         shares = [share_of_rank(items.samples, rank, world_size) for rank in range(world_size)]
-        ranks = [[decode(inputs) for inputs in iterate_inputs(dataset, share, side, ByteProcessor(), 2)] for share in shares]
+        ranks = [[decode(batch.inputs) for batch in iterate_inputs(dataset, share, side, ByteProcessor(), 2)] for share in shares]
         assert len({tuple(map(len, batches)) for batches in ranks}) == 1
         read = [text for batches in ranks for batch in batches for text in batch if len(text) > 1]
         assert read == [side[0] + dataset.read_item(number, side)["text"] for number in items.samples]
 
 
-def test_only_the_side_that_is_read_needs_sound_images_and_damage_is_told(tmp_path):
+def test_only_the_side_that_is_read_needs_sound_images_and_damage_is_told_by_name(tmp_path):
     folder = make_shards(tmp_path)
     damage_image(folder, 4)
     dataset = ShardedDataset(folder)
-    assert len(list(iterate_inputs(dataset, range(25), "query", ByteProcessor(), 5))) == 5
-    with pytest.raises(UserError, match="must be sound.*'sample-004'"):
-        list(iterate_inputs(dataset, range(25), "target", ByteProcessor(), 5))
+    for side, problems in (("query", {}), ("target", {4: "'sample-004'"})):
+        batches = list(iterate_inputs(dataset, range(25), side, ByteProcessor(), 5))
+        assert len(batches) == 5 and all(len(batch.inputs["input_ids"]) == 5 for batch in batches)
+        found = {sample: sentence for batch in batches for sample, sentence in batch.problems.items()}
+        assert found.keys() == problems.keys() and all(name in found[sample] for sample, name in problems.items())

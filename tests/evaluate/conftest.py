@@ -17,7 +17,7 @@ def export(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
-    """13 samples with 10 distinct targets: samples 0, 5 and 7 share one by name, 3 and 11 one by content. A text that would be HTML is among them."""
+    """13 samples with 12 distinct targets: three have one identity (samples 0, 5 and 7), and 3 and 11 share theirs. A text that would be HTML is among them."""
     folder = tmp_path_factory.mktemp("evaluation_data")
     lines = []
     for i, item in enumerate(items("mixed", SAMPLES)):

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from pdfx.errors import UserError
-from pdfx.evaluate.data_set_tables import missing_sentence, result_tables
+from pdfx.evaluate.data_set_tables import notes, result_tables
 from pdfx.evaluate.data_sets import averages, flattened, open_data_sets, report_of
 
 SCORES = ("path_0", "fused", "chance")
@@ -14,7 +14,8 @@ SCORES = ("path_0", "fused", "chance")
 def measured(value: float, names: tuple[str, ...], directions: tuple[str, ...] = ("query_to_target",)) -> dict[str, float]:
     """Metrics that differ by score and name, so that a mix-up shows."""
     keys = [f"{direction}/{score}/{name}" for direction in directions for score in SCORES for name in names]
-    return {**{key: value + place / 1000 for place, key in enumerate(keys)}, "path_cosine": 0.5, "queries": 3.0, "targets": 4.0}
+    counts = {"queries": 3.0, "targets": 4.0, "relevant_targets": 1.5, "relevant_queries": 1.0}
+    return {**{key: value + place / 1000 for place, key in enumerate(keys)}, "path_cosine": 0.5, **counts}
 
 
 MMEB_NAMES = ("precision@1", "recall@1", "recall@10")
@@ -59,10 +60,10 @@ def test_there_is_one_table_per_metric_with_a_row_per_data_set_that_has_it():
 
 
 def test_what_is_missing_of_mmeb_is_named_where_some_of_it_is_there():
-    sentence = missing_sentence(RESULTS)
+    *_, sentence = notes(RESULTS)
     assert sentence.startswith("34 of MMEB's 36 data sets are missing") and "ImageNet-1K, N24News" in sentence
     assert not re.search(r"\bGQA\b|\bRefCOCO,", sentence)
-    assert missing_sentence({"mine": RESULTS["mine"]}) is None
+    assert notes({"mine": RESULTS["mine"]}) == []
 
 
 def test_the_report_of_several_holds_everything_and_of_one_is_its_metrics():

@@ -128,9 +128,9 @@ def test_examples_mark_as_right_what_bears_the_querys_target(report, export, sha
     _, page = report
     model, dataset = load_export(export), ShardedDataset(shards)
     samples = [dataset.read(i) for i in range(len(dataset))]
-    first = {sample.target_id: sample for sample in reversed(samples)}
-    targets, queries = model.embed([sample.target for sample in first.values()], "target"), model.embed([sample.query for sample in samples], "query")
-    identities = list(first)
+    distinct = {(sample.target_id, sample.target["text"]): sample for sample in samples}
+    targets, queries = model.embed([sample.target for sample in distinct.values()], "target"), model.embed([sample.query for sample in samples], "query")
+    identities = [identity for identity, _ in distinct]
     shown = [i * len(samples) // 8 for i in range(8)]
     expected = []
     for i in shown:

@@ -11,7 +11,6 @@ from tiny_exports import PATHS
 
 from pdfx.config import EvaluateSection
 from pdfx.data import ShardedDataset
-from pdfx.errors import UserError
 from pdfx.evaluate.exported import embed_on, evaluate_export
 from pdfx.evaluate.metrics import chance_metrics
 from pdfx.evaluate.retrieval import evaluate_shards
@@ -19,7 +18,8 @@ from pdfx.exports import load_export
 from pdfx.ranks import launched_ranks
 
 SETTINGS = EvaluateSection(batch_size=4, recall_at=[1, 3])
-QUERIES, TARGETS = 13, 10
+QUERIES, TARGETS = 13, 12
+COUNTS = {"queries", "targets", "relevant_targets", "left_out", "left_out_queries", "left_out_targets", "truncated_queries", "truncated_targets"}
 EQUAL = 1e-9  # sums of at most 13 float64 terms; every tie and every order of scores is the same
 
 
@@ -35,13 +35,13 @@ def among_candidates(export, candidate_shards):
 
 @pytest.fixture(scope="module")
 def embedded(export, shards):
-    """Every query, and the first target of each identity, embedded one by one."""
+    """Every query, and every distinct target, embedded one by one."""
     model, dataset = load_export(export), ShardedDataset(shards)
     samples = [dataset.read(i) for i in range(len(dataset))]
-    first = {sample.target_id: sample for sample in reversed(samples)}
+    distinct = {(sample.target_id, sample.target["text"]): sample for sample in samples}
     queries = [model.embed([sample.query], "query") for sample in samples]
-    targets = {identity: model.embed([sample.target], "target") for identity, sample in first.items()}
-    return queries, np.array([sample.target_id for sample in samples]), list(targets.values()), np.array(list(targets))
+    targets = [model.embed([sample.target], "target") for sample in distinct.values()]
+    return queries, np.array([sample.target_id for sample in samples]), targets, np.array([identity for identity, _ in distinct])
 
 
 def plain_scores(queries, targets) -> dict[str, np.ndarray]:
@@ -63,15 +63,16 @@ def test_metrics_equal_a_plain_evaluation_of_items_embedded_one_by_one(metrics, 
             expected |= {f"{direction}/{score}/{name}": np.mean(per_query) for name, per_query in plain_metrics(values, relevant, [1, 3]).items()}
         chance = chance_metrics(torch.from_numpy(relevant.sum(1)), relevant.shape[1], [1, 3])
         expected |= {f"{direction}/chance/{name}": float(per_query.mean()) for name, per_query in chance.items()}
-    assert metrics.keys() - expected.keys() == {"path_cosine", "queries", "targets"}
+    assert metrics.keys() - expected.keys() == {"path_cosine", "relevant_queries", *COUNTS}
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=EQUAL), name
 
 
-def test_queries_that_share_a_target_are_each_right_for_it(metrics):
-    # 3 of the 13 queries are right for one of the 10 targets and 2 for another; with the others' one each that makes 13 of 130 pairs.
-    assert metrics["query_to_target/chance/recall@1"] == pytest.approx(1 / TARGETS, abs=EQUAL)
-    assert metrics["target_to_query/chance/recall@1"] == pytest.approx(QUERIES / (TARGETS * QUERIES), abs=EQUAL)
+def test_queries_and_targets_that_share_an_identity_are_each_right_for_one_another(metrics):
+    # 3 of the 13 queries are right for each of 3 of the 12 targets, and 2 for another one; with the others' one each that makes 19 of 156 pairs.
+    assert metrics["query_to_target/chance/recall@1"] == pytest.approx(19 / (TARGETS * QUERIES), abs=EQUAL)
+    assert metrics["target_to_query/chance/recall@1"] == pytest.approx(19 / (TARGETS * QUERIES), abs=EQUAL)
+    assert metrics["relevant_targets"] == pytest.approx(19 / QUERIES) and metrics["relevant_queries"] == pytest.approx(19 / TARGETS)
 
 
 def test_metrics_among_candidates_equal_a_plain_loop_over_each_querys_own(among_candidates, export, candidate_shards):
@@ -90,7 +91,7 @@ def test_metrics_among_candidates_equal_a_plain_loop_over_each_querys_own(among_
         chance = chance_metrics(torch.tensor([1]), len(candidates), [1, 3])
         for name, value in {"precision@1": chance["recall@1"], **chance}.items():
             expected.setdefault(f"query_to_target/chance/{name}", []).append(float(value))
-    assert among_candidates.keys() - expected.keys() == {"path_cosine", "queries", "targets", "candidates"}
+    assert among_candidates.keys() - expected.keys() == {"path_cosine", "candidates", *COUNTS}
     for name, values in expected.items():
         assert among_candidates[name] == pytest.approx(np.mean(values), abs=EQUAL), name
     assert [among_candidates[name] for name in ("queries", "targets", "candidates")] == [7, 9, np.mean([2 + i for i in range(7)])]
@@ -109,6 +110,16 @@ def test_path_cosine_is_the_mean_over_pairs_of_paths_and_both_sides(metrics, emb
     assert abs(metrics["path_cosine"]) < 0.99
 
 
+@pytest.fixture(scope="module")
+def damaged(shards, tmp_path_factory):
+    """The same samples, the first picture of one of them damaged."""
+    folder = tmp_path_factory.mktemp("damaged")
+    for path in shards.iterdir():
+        data = path.read_bytes()
+        (folder / path.name).write_bytes(data.replace(b"\x89PNG\r\n", b"\x89XXX\r\n", 1) if path.name == "00001.tar" else data)
+    return folder
+
+
 def evaluate_as_rank(rank: int, world_size: int, port: int, export: Path, data_sets: list[Path], out: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -123,21 +134,25 @@ def evaluate_as_rank(rank: int, world_size: int, port: int, export: Path, data_s
                 sizes.append(len(inputs["input_ids"]))
                 return embed(inputs)
 
-            metrics = evaluate_shards(counted, ShardedDataset(shards), model.processor, SETTINGS, ranks.rank, ranks.world_size)
-            told.append({"metrics": metrics, "sizes": sizes})
+            said = []
+            metrics = evaluate_shards(counted, ShardedDataset(shards), model.processor, SETTINGS, ranks.rank, ranks.world_size, say=said.append)
+            told.append({"metrics": metrics, "sizes": sizes, "said": said})
     (out / f"{rank}.json").write_text(json.dumps(told))
 
 
-def test_two_ranks_get_the_metrics_of_one_and_make_the_same_forward_passes(metrics, among_candidates, export, shards, candidate_shards, tmp_path):
+def test_two_ranks_get_the_metrics_of_one_and_make_the_same_forward_passes(metrics, among_candidates, export, shards, candidate_shards, damaged, tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    torch.multiprocessing.spawn(evaluate_as_rank, (2, port, export, [shards, candidate_shards], tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(evaluate_as_rank, (2, port, export, [shards, candidate_shards, damaged], tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    # Of 13 queries each rank holds 7, of 10 targets 5, in batches of 4; the last query of rank 1 is a filler. Of 7 queries 4, of 9 targets 5.
-    assert [told["sizes"] for told in first] == [[4, 3, 4, 1], [4, 4, 1]]
-    for told, alone in zip(first, (metrics, among_candidates), strict=True):
+    # Of 13 queries each rank holds 7, of 12 targets 6, in batches of 4; the last query of rank 1 is a filler. Of 7 queries 4, of 9 targets 5.
+    assert [told["sizes"] for told in first] == [[4, 3, 4, 2], [4, 4, 1], [4, 3, 4, 2]]
+    assert [len(told["said"]) for told in first] == [0, 0, 1] and "00001.tar" in first[2]["said"][0]
+    of_one = evaluate_export(export, [damaged], SETTINGS)[damaged.name]
+    assert [of_one[name] for name in ("left_out", "left_out_queries", "queries")] == [1, 1, QUERIES - 1]
+    for told, alone in zip(first, (metrics, among_candidates, of_one), strict=True):
         assert told["metrics"] == pytest.approx(alone, abs=EQUAL, rel=1e-5)  # path_cosine comes from float32 embeddings of batches of other sizes
 
 
@@ -153,13 +168,3 @@ def test_progress_counts_every_item_of_every_data_set(export, shards, candidate_
     assert list(seen) == names
     assert [seen[name][-1] for name in names] == [(QUERIES + TARGETS, QUERIES + TARGETS), (7 + 9, 7 + 9)]
     assert all(counts == sorted(counts) for counts in seen.values())
-
-
-def test_a_damaged_sample_is_refused_by_name(export, shards, tmp_path):
-    for path in shards.iterdir():
-        data = path.read_bytes()
-        if path.suffix == ".tar":
-            data = data.replace(b"\x89PNG\r\n", b"\x89XXX\r\n", 1)
-        (tmp_path / path.name).write_bytes(data)
-    with pytest.raises(UserError, match="must be sound.*sample"):
-        evaluate_export(export, [tmp_path], SETTINGS)

@@ -1,0 +1,176 @@
+"""Embedding a directory of shards for evaluation: every distinct query and target once, shared out over ranks, without what cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from pdfx.config import EvaluateSection
+from pdfx.data import Candidates, Items, ShardedDataset, check_share, iterate_inputs, left_after, retrieval_items, share_of_rank
+from pdfx.errors import UserError
+from pdfx.model import EmbedderOutput
+
+MAXSIM = "maxsim"
+NAMED = 10
+"""Samples that cannot be used are named up to so many."""
+SHARE = "evaluate.max_corrupt_share (--max-corrupt-share)"
+
+EmbedInputs = Callable[[dict[str, Tensor]], EmbedderOutput]
+"""Embeds what the processor returns; moves it to the model's device first."""
+Progress = Callable[[int, int], None]
+"""Called with (items done, items in all) of this rank."""
+Say = Callable[[str], None]
+"""Called with a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class EmbeddedItems:
+    """Queries or targets of all ranks. Shapes: n items, K paths, D dimensions.
+
+    Attributes:
+        paths: float32 [n, K, D].
+        fused: float32 [n, F].
+        ids: int64 [n], identity of the target, or of a query's target.
+        samples: int64 [n], number of the sample in the dataset.
+        candidates: of queries, the targets that each is ranked against; None where that is all of them.
+    """
+
+    paths: Tensor
+    fused: Tensor
+    ids: Tensor
+    samples: np.ndarray
+    candidates: Candidates | None = None
+
+    def scores(self) -> Iterator[tuple[str, Tensor]]:
+        """The ways to score, each with the embeddings that ``metrics.similarity`` takes."""
+        for k, path in enumerate(self.paths.unbind(1)):
+            yield f"path_{k}", path
+        yield "fused", self.fused
+        yield MAXSIM, self.paths
+
+
+@torch.no_grad()
+def embed_shards(
+    embed_inputs: EmbedInputs,
+    dataset: ShardedDataset,
+    processor,
+    settings: EvaluateSection,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> tuple[EmbeddedItems, EmbeddedItems, dict[str, int]]:
+    """Queries, targets, and the counts of what is left out and cut; arguments and errors as of ``retrieval.evaluate_shards``."""
+    items = _from_first(lambda: retrieval_items(dataset), rank, world_size)
+    sides = {"query": items.queries, "target": items.targets}
+    shares = {name: share_of_rank(side.samples, rank, world_size) for name, side in sides.items()}
+    books = _Books(dataset, settings.max_corrupt_share, world_size, dict(items.problems))
+    total, done, embedded = sum(map(len, shares.values())), 0, []
+    for name, side in sides.items():
+        outputs = []
+        for batch in iterate_inputs(dataset, shares[name], name, processor, settings.batch_size, num_workers):
+            books.add(batch.truncated, batch.problems)
+            outputs.append(embed_inputs(batch.inputs))
+            done += len(outputs[-1].paths)
+            if progress is not None:
+                progress(done, total)
+        books.close()
+        # Shares are consecutive, so all fillers stand at the end.
+        embedded.append([_gather(torch.cat([output[key] for output in outputs]).float(), world_size)[: len(side.samples)] for key in ("paths", "fused")])
+    if say is not None:
+        books.tell(say)
+    ask, search, candidates = left_after(items, *books.bad)
+    if not len(ask):
+        raise UserError(f"The evaluation data {dataset.path} has no query left, with a target, that can be used. {' '.join(books.sentences())}")
+    counts = {"left_out": len(books.problems), "left_out_queries": len(items.queries.samples) - len(ask)}
+    counts |= {"left_out_targets": len(items.targets.samples) - len(search), "truncated_queries": books.truncated[0], "truncated_targets": books.truncated[1]}
+    return _rows(*embedded[0], items.queries, ask, candidates), _rows(*embedded[1], items.targets, search), counts
+
+
+class _Books:
+    """The samples that cannot be used and the texts that are cut.
+
+    Attributes:
+        problems: a sentence by sample, of all ranks and sides.
+        bad: the samples of each side that is closed.
+        truncated: texts that are cut of each side that is closed.
+    """
+
+    def __init__(self, dataset: ShardedDataset, max_share: float, world_size: int, problems: dict[int, str]):
+        self._dataset, self._max_share, self._world_size = dataset, max_share, world_size
+        self.problems, self.bad, self.truncated = problems, [], []
+        self._found, self._cut = {}, 0
+        self._check()
+
+    def add(self, truncated: int, problems: dict[int, str]) -> None:
+        """Count a batch of this rank. Raises UserError if the rank alone has met too many: storage that is gone must not be asked for each sample."""
+        self._cut += truncated
+        if problems:
+            self._found |= problems
+            self._check()
+
+    def close(self) -> None:
+        """Take in what all ranks counted of a side. Raises UserError, on all of them, where too many samples cannot be used."""
+        everyones = _gather_objects((self._found, self._cut), self._world_size)
+        self.bad.append({sample: sentence for found, _ in everyones for sample, sentence in found.items()})
+        self.truncated.append(sum(cut for _, cut in everyones))
+        self.problems |= self.bad[-1]
+        self._found, self._cut = {}, 0
+        self._check()
+
+    def _check(self) -> None:
+        problems = self.problems | self._found
+        names = list(problems.values())
+        check_share(len(problems), len(self._dataset), self._max_share, names, f"samples of {self._dataset.path}", SHARE)
+
+    def sentences(self) -> list[str]:
+        return [self.problems[sample] for sample in sorted(self.problems)[:NAMED]]
+
+    def tell(self, say: Say) -> None:
+        for sentence in self.sentences():
+            say(sentence)
+        if len(self.problems) > NAMED:
+            say(f"{len(self.problems) - NAMED} more samples of {self._dataset.path} cannot be used; 'pdfx shards check --full --processor MODEL' names all.")
+
+
+def _rows(paths: Tensor, fused: Tensor, items: Items, rows: np.ndarray, candidates: Candidates | None = None) -> EmbeddedItems:
+    chosen = torch.from_numpy(rows).to(paths.device)
+    return EmbeddedItems(paths[chosen], fused[chosen], torch.from_numpy(items.target_ids[rows]).to(paths.device), items.samples[rows], candidates)
+
+
+def _gather(tensor: Tensor, world_size: int) -> Tensor:
+    """Every rank's rows [n, ...], in the order of ranks: [W * n, ...]."""
+    if world_size == 1:
+        return tensor
+    gathered = [torch.empty_like(tensor) for _ in range(world_size)]
+    distributed.all_gather(gathered, tensor.contiguous())
+    return torch.cat(gathered)
+
+
+def _gather_objects(value: Any, world_size: int) -> list[Any]:
+    """Every rank's value, in the order of ranks."""
+    values = [value] * world_size
+    if world_size > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def _from_first(make: Callable[[], Any], rank: int, world_size: int) -> Any:
+    """What rank 0 makes, on every rank, so that all have the same whatever they would read. Raises UserError, on every rank, where rank 0 met it."""
+    holder = [None]
+    if rank == 0:
+        try:
+            holder = [make()]
+        except UserError as error:
+            holder = [error]
+    if world_size > 1:
+        distributed.broadcast_object_list(holder, src=0)
+    if isinstance(holder[0], UserError):
+        raise holder[0]
+    return holder[0]
