@@ -29,8 +29,8 @@ class EvaluationSet:
     """
 
     def __init__(self, path: str | Path, kinds: tuple[str, ...], progress: Callable[[int, int], None] | None = None):
-        self.path = path
         self._dataset = ShardedDataset(path)
+        self.path = self._dataset.path
         found = {kind: array("q") for kind in kinds}
         for sample, (record, members) in enumerate(self._samples()):
             for kind, number in _parts(record, members):

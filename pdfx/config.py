@@ -20,6 +20,7 @@ from pdfx.overrides import apply_overrides
 from pdfx.recipe_file import ConfigError, read_recipe
 from pdfx.saving_section import SavingSection
 from pdfx.section import PathText, Section, annotation_of, section_of
+from pdfx.urls import scrubbed
 
 
 class LoraSection(Section):
@@ -222,8 +223,14 @@ def parse_config(tree: dict, source: str = "the configuration") -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that ``load_config`` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The resolved configuration as YAML that ``load_config`` reads back to an equal one, but for secrets in the URLs of data."""
+    return yaml.safe_dump(shown_settings(config), sort_keys=False, allow_unicode=True)
+
+
+def shown_settings(config: Config) -> dict:
+    """The resolved configuration as plain values that may be shown and kept: URLs of data are without passwords and signatures."""
+    tree = config.model_dump(mode="json")
+    return {**tree, "data": scrubbed(tree["data"])}
 
 
 def _sentence(item: dict, source: str) -> str:

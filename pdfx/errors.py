@@ -1,14 +1,16 @@
 """Errors that a user can cure; the command line prints them as one sentence without a stack trace."""
 
+from pdfx.urls import scrubbed
 
 _MESSAGE_CHARACTERS = 4000
 
 
 class UserError(RuntimeError):
-    """A mistake in what the user brought (data, checkpoint, model); the message names the thing and the cure. It is bounded, whatever names it quotes."""
+    """A mistake in what the user brought (data, checkpoint, model); the message names the thing and the cure. It is bounded, whatever names it quotes,
+    and holds no secrets of URLs."""
 
     def __init__(self, message: str):
-        super().__init__(shortened(message, _MESSAGE_CHARACTERS, _MESSAGE_CHARACTERS // 2))
+        super().__init__(shortened(scrubbed(message), _MESSAGE_CHARACTERS, _MESSAGE_CHARACTERS // 2))
 
 
 def shortened(text: str, most: int, at_end: int = 0) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from pdfx.urls import scrubbed
+
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 """Keys and values of a recipe, those counted again that an alias repeats; a long text counts as one per 100 characters."""
@@ -15,7 +17,10 @@ MAX_DEPTH = 30
 
 
 class ConfigError(ValueError):
-    """A mistake in a recipe or an override, told in one sentence."""
+    """A mistake in a recipe or an override, told in one sentence without the secrets of URLs."""
+
+    def __init__(self, message: str):
+        super().__init__(scrubbed(message))
 
 
 class RecipeLoader(yaml.SafeLoader):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import re
 import socket
 import struct
 import threading
+import zlib
 from collections import Counter, defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,9 +25,13 @@ class RangeServer:
     Attributes:
         requests: (name, first, last) of each GET, in order; (name, None, None) for a whole file.
         faults: for a file's name, what goes wrong in its next requests, one after another: a status such as ``503``; ``"reset"``, the connection breaks;
-            ``"stall"``, no answer comes; ``"early"``, the body ends early; ``"less"``, a smaller range than was asked for is sent, as if it were right.
+            ``"stall"``, no answer comes; ``"early"``, the body ends early; ``"less"``, a smaller range than was asked for is sent, as if it were right;
+            ``"endless"``, the body never ends; ``"gzip"``, it is a compressed one; ``"total"``, the file is said to be larger.
             A fault in a list that ends with ``...`` goes on for ever.
         queries, authorizations: of all requests, what stood behind a question mark and in the header of that name.
+        headers: of all requests.
+        etags: tell the version of the file beside it.
+        redirect: what every request is sent on to, followed by its path, unless it is there already; None to answer it here.
         sent: bytes of bodies that were sent.
         barrier: what each answer waits at.
         peak: requests that were under way at once.
@@ -36,6 +43,8 @@ class RangeServer:
         self.faults: defaultdict[str, list] = defaultdict(list)
         self.queries: set[str] = set()
         self.authorizations: set[str | None] = set()
+        self.headers: list[dict[str, str]] = []
+        self.etags, self.redirect = False, None
         self.sent: Counter[str] = Counter()
         self.barrier: threading.Barrier | None = None
         self.busy = self.peak = 0
@@ -84,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.requests.append((name, first, last))
             self.owner.queries.add(parts.query)
             self.owner.authorizations.add(self.headers.get("Authorization"))
+            self.owner.headers.append(dict(self.headers))
             self.owner.busy += 1
             self.owner.peak = max(self.owner.peak, self.owner.busy)
         if self.owner.barrier is not None:
@@ -99,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
         elif isinstance(fault, int):
             self._send(fault, {}, b"")
+        elif self.owner.redirect is not None and not self.path.startswith(urlsplit(self.owner.redirect).path or "//"):
+            self._send(302, {"Location": self.owner.redirect + self.path}, b"")
         elif not (self.owner.folder / parts.path.lstrip("/")).is_file():
             self._send(404, {}, b"")
         else:
@@ -111,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send_file(self, data: bytes, name: str, first: int | None, last: int | None, fault: object) -> None:
-        size = len(data) if self.owner.sizes else "*"
+        size = len(data) + (fault == "total") if self.owner.sizes else "*"
         if first is None or not self.owner.ranges:
             self._send(200, {}, data, name, fault)
         elif first >= len(data):
@@ -122,8 +134,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, name: str = "", fault: object = None) -> None:
         self.send_response(status)
+        if self.owner.etags and name:
+            headers = {**headers, "ETag": f'"{zlib.crc32((self.owner.folder / name).read_bytes())}"'}
+        if fault == "gzip":
+            headers, body = {**headers, "Content-Encoding": "gzip"}, gzip.compress(body)
         for key, value in headers.items():
             self.send_header(key, value)
+        if fault == "endless":
+            self._send_endless()
+            return
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if fault == "early":
@@ -136,6 +155,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[start : start + (1 << 16)])
             with self.owner.lock:
                 self.owner.sent[name] += len(body[start : start + (1 << 16)])
+
+    def _send_endless(self) -> None:
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while not self.owner.ended.is_set():
+                self.wfile.write(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
 
     def log_message(self, *_: object) -> None:
         """Quiet."""

@@ -12,7 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 import pdfx
 from pdfx.checkpoint.directory import Checkpoint
-from pdfx.config import Config
+from pdfx.config import Config, shown_settings
 from pdfx.errors import UserError, in_short
 from pdfx.model import ParallelEmbedder
 
@@ -39,7 +39,7 @@ def write_documents(embedder: ParallelEmbedder, directory: Path, config: Config,
         raise UserError(str(error)) from error
     # An empty one; the real weights are written in pieces.
     (directory / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
-    record = {"pdfx": pdfx.__version__, "step": source.step, "config": config.model_dump(mode="json")}
+    record = {"pdfx": pdfx.__version__, "step": source.step, "config": shown_settings(config)}
     (directory / "pdfx_export.json").write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
     (directory / "README.md").write_text(model_card(embedder, directory.name, config, source, dtype), encoding="utf-8")
 

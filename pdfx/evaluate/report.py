@@ -25,6 +25,7 @@ from pdfx.exports import load_export
 from pdfx.files import require_folder, write_atomically
 from pdfx.ranks import pick_device
 from pdfx.reading import parse_json, read_bounded
+from pdfx.urls import without_secrets
 
 METRICS = "metrics.jsonl"
 _LARGEST_METRICS = 1 << 30
@@ -155,7 +156,7 @@ def facts_of(config: Config, model_config, records: list[dict], model: Path, dat
         ("Steps", f"{trained} recorded; {pairs}; learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
         ("Objective", f"InfoNCE at temperature {objective.temperature:g}{', symmetric' if objective.symmetric else ''}; {diversity_words(config)}"),
         ("Precision and seed", f"{'bf16' if train.bf16 else 'float32'}, seed {train.seed}"),
-        ("Training data", ", ".join(data_set.path for data_set in config.data.training_sets())),
+        ("Training data", ", ".join(without_secrets(data_set.path) for data_set in config.data.training_sets())),
         ("Model", exported_words(model)),
         ("Evaluation data", f"{dataset.path}: {len(dataset)} samples, fingerprint {dataset.fingerprint[:12]}"),
     ]
