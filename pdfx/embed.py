@@ -202,7 +202,7 @@ def merge_parts(job: EmbedJob, parts: Path, world_size: int) -> tuple[int, ...]:
             stream.write(safetensors_bytes({"embeddings": torch.from_numpy(embeddings)}, {"side": job.side, "paths": job.paths}))
     cut = np.concatenate([part["cut"] for part in loaded]).tolist()
     if cut:
-        lines = ", ".join(map(str, cut[:NAMED_LINES])) + (", ..." if len(cut) > NAMED_LINES else "")
+        lines = ", ".join(map(str, cut[:NAMED_LINES])) + (f" and {len(cut) - NAMED_LINES} more" if len(cut) > NAMED_LINES else "")
         bound = f"max_text_tokens ({int(loaded[0]['limit'])})"
         print(f"{len(cut)} of {len(embeddings)} texts are longer than the model's {bound} and were cut there: lines {lines}.", file=sys.stderr)
     return embeddings.shape

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_exports import HIDDEN, PATHS, tiny_export
 from tiny_models import items
 
+from pdfx.cli import main
 from pdfx.embed import EmbedJob, embed_file, merge_parts, write_part
 from pdfx.errors import UserError
 from pdfx.exports import load_export
@@ -158,6 +160,53 @@ def test_a_corrupt_image_is_named_with_its_line_and_nothing_is_written(job, proc
         embed_file(wrong, processes)
     assert not job.out.exists()
     assert left_behind(job) == ["broken.jsonl", "truncated.png"]
+
+
+def test_a_picture_that_the_processor_refuses_is_named_with_its_line(job, tmp_path_factory, capsys):
+    folder = tmp_path_factory.mktemp("thin")
+    Image.new("RGB", (300, 1)).save(folder / "thin.png")
+    (folder / "thin.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c", "images": ["thin.png"]}\n')
+    export = tiny_export(folder, "qwen2_vl")
+    with pytest.raises(SystemExit) as ended:
+        main(["embed", str(export), str(folder / "thin.jsonl"), "--out", str(job.out), "--batch-size", "2"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2 and "Traceback" not in told
+    assert f"thin.jsonl line 3: the item with the image {folder / 'thin.png'} cannot be embedded: absolute aspect ratio must be smaller than 200" in told
+    assert left_behind(job) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_texts_that_were_cut_are_counted_and_their_first_lines_named(job, capsys, processes):
+    path = job.out.with_name("long.jsonl")
+    path.write_text("".join(json.dumps({"text": "red green blue " * (1000 if i % 2 else 1)}) + "\n" for i in range(14)))
+    embed_file(replace(job, input=path), processes)
+    assert capsys.readouterr().err.strip() == (
+        "7 of 14 texts are longer than the model's max_text_tokens (512) and were cut there: lines 2, 4, 6, 8, 10 and 2 more."
+    )
+
+
+def test_runs_with_one_output_do_not_mix_their_rows_and_clear_up_after_a_killed_one(job):
+    others = job.out.with_name("others.jsonl")
+    others.write_text("".join(json.dumps({"text": f"other {i}"}) + "\n" for i in range(COUNT)))
+    other = replace(job, input=others)
+    wanted = []
+    for one in (job, other):
+        embed_file(one)
+        wanted.append(np.load(job.out))
+    # What a killed run leaves: a folder whose lock nobody holds.
+    killed = job.out.with_name(f".{job.out.name}.killed.draft")
+    killed.mkdir()
+    (killed / "lock").touch()
+
+    def run_the_other(done: int, total: int) -> None:
+        if done == total:
+            embed_file(other)
+
+    embed_file(job, on_progress=run_the_other)
+    assert np.array_equal(np.load(job.out), wanted[0])
+    embed_file(other, on_progress=lambda done, total: embed_file(job) if done == total else None)
+    assert np.array_equal(np.load(job.out), wanted[1])
+    assert left_behind(job) == ["others.jsonl"]
 
 
 def test_an_empty_input_is_refused(job):
