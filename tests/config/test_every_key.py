@@ -90,7 +90,7 @@ def everything(folder: Path) -> dict:
         model={"paths": 2, "cache_vision": True, "lora": {"r": 2, "targets": ["q_proj"]}, "matryoshka_dims": [8]},
         data={"train": data, "evaluation": str(tiny_shards(folder / "evaluation", 4)), "hard_negatives": 1, "num_workers": 0},
         train={
-            "max_steps": 1,
+            "max_steps": 2,
             "save_steps": 1,
             "eval_steps": 1,
             "metric_for_best_model": "query_to_target/fused/recall@1",
@@ -122,9 +122,10 @@ def read_settings(trees: list[dict]) -> set[tuple[str, str]]:
     Section.__getattribute__ = recording
     try:
         for config in configs:
-            with watched(config, world) as progress:
+            stop = StopRequest()
+            with watched(config, world, stop) as progress:
                 trainer = Trainer(config, world, progress)
-                trainer.run(StopRequest())
+                trainer.run(stop)
             guards = StepGuards(config.guards, trainer.objective, lambda *_: None)
             nothing, broken = dict.fromkeys(SOUND, 0.0), dict.fromkeys(SOUND, math.nan)
             alike = SOUND | {"path_cosine_max": 1.0, "mi_negative_log_likelihood": 1e9}
@@ -139,7 +140,7 @@ def read_settings(trees: list[dict]) -> set[tuple[str, str]]:
 
 def test_a_run_reads_every_setting(tmp_path, two_ranks):
     tree = everything(tmp_path)
-    again = tree | {"train": tree["train"] | {"max_steps": 2, "gradient_accumulation_steps": 2}}
+    again = tree | {"train": tree["train"] | {"max_steps": None, "num_train_epochs": 3, "gradient_accumulation_steps": 2}}
     read = set.union(*two_ranks.run(read_settings, [tree, again], timeout=250))
     # The inputs' settings travel as one dictionary, into the model's configuration.
     needed = {(section.__name__, name) for section, name, _ in SETTINGS.values() if section.__name__ != "InputsSection"}
