@@ -174,7 +174,8 @@ def _require_own(out: Path, overwrite: bool) -> None:
 
 def _require_records(source: Source) -> None:
     if next(iter(source.records()), None) is None:
-        raise UserError(f"There are no records in the source ({', '.join(source.identity().get('files', []))}).")
+        names = ", ".join(file.partition(": ")[0] for file in source.identity().get("files", []))
+        raise UserError(f"There are no records in {names or 'the source'}.")
 
 
 def _require_same_pictures(source: Source, packer: Packer, journal: Journal) -> None:

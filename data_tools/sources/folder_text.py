@@ -39,7 +39,7 @@ class TextFileCaptions:
             reason = " ".join([f"There is no picture ({', '.join(PICTURE_ENDINGS)}) in the folder {folder} or in folders in it.", *left_out(folder)])
             raise UserError(reason)
 
-    def identity(self) -> str:
+    def identity(self) -> list[str]:
         """A hash of the names of all pictures and text files, and of the text files' stamps."""
         digest = hashlib.sha256()
         for place, names in listings(self.folder):
@@ -47,7 +47,7 @@ class TextFileCaptions:
                 if is_picture(name) or is_caption(name):
                     stamp = file_stamp(place / name) if is_caption(name) else ""
                     digest.update(f"{self._name(place, name)}\0{stamp}\0".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return [f"{self.folder.name}: {digest.hexdigest()}"]
 
     def total(self) -> int | None:
         return sum(1 for _ in self._pairs()) if self.captions != "lines" else None

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import random
+import subprocess
+import sys
 
 import pyarrow
 import pytest
@@ -89,6 +91,57 @@ def test_long_texts_with_line_breaks_stay_whole(tmp_path):
         table = open_rows(tmp_path / "a.csv")
         assert [row.values["d"] for row in table.read()] == ["\n".join(lines), "plain"]
         assert table.remarks == [f"In {tmp_path}/a.csv, 1 rows have cells of several lines; the first of them begins in line 2."]
+
+
+def test_a_damaged_row_group_costs_its_own_rows(tmp_path):
+    path = tmp_path / "rows.parquet"
+    table = pyarrow.table({name: [f"{name} {n} " * 20 for n in range(ROWS)] for name in ("query", "doc")})
+    parquet.write_table(table, path, row_group_size=7, use_dictionary=False, compression="zstd")
+    place = parquet.ParquetFile(path).metadata.row_group(2).column(1)
+    data = bytearray(path.read_bytes())
+    data[place.data_page_offset + 4 : place.data_page_offset + place.total_compressed_size] = bytes(place.total_compressed_size - 4)
+    path.write_bytes(data)
+    source = open_source("table", path, {"query.text": "query", "target.text": "doc"})
+    summary = build(source, tmp_path, tmp_path / "out", BuildSettings(max_bad_share=1))
+    assert (summary.records, summary.samples, summary.rejected) == (ROWS, ROWS - 7, {"unusable record": 7})
+    stored = [record.query.text for _, record in ShardedDataset(tmp_path / "out").records()]
+    assert stored == [f"query {n} " * 20 for n in range(ROWS) if n // 7 != 2]
+
+
+BOUNDED = """
+import resource, sys
+from pathlib import Path
+from data_tools.build import BuildSettings, build
+from data_tools.sources import lines
+from data_tools.sources.registry import open_source
+
+lines.LINE_LIMIT = 1 << 22
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+folder, *names = sys.argv[1:]
+for name in names:
+    options = {"query.text": "q", "target.text": "d"}
+    summary = build(open_source("table", Path(folder, name), options), None, Path(folder, name + ".out"), BuildSettings())
+    assert (summary.records, summary.samples) == (3, 2), (name, summary)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def test_a_line_of_any_length_costs_bounded_memory_and_one_row(tmp_path):
+    """128 MiB without a line break between two sound rows, in every format of lines, with a limit of 4 MiB."""
+    contents = {
+        "a.csv": ("q,d\nx,y\n", "z,", "\nx2,y2\n"),
+        "a.tsv": ("q\td\nx\ty\n", '"', "\nx2\ty2\n"),
+        "a.jsonl": ('{"q": "x", "d": "y"}\n', '{"q": "', '\n{"q": "x2", "d": "y2"}\n'),
+    }
+    for name, (before, start, after) in contents.items():
+        with (tmp_path / name).open("wb") as stream:
+            stream.write((before + start).encode())
+            stream.truncate(1 << 27)
+            stream.seek(0, 2)
+            stream.write(after.encode())
+    done = subprocess.run([sys.executable, "-c", BOUNDED, tmp_path, *contents], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 60, "MiB"
 
 
 BAD_TEXTS = ["", " \t\u3000\u200b\ufeff", "\u2060\x00\x1f", "x" * 1_000_001]
