@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from pdfx.checksums import read_record
 from pdfx.errors import UserError
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 from pdfx.reading import array_of, parse_json
@@ -88,6 +90,9 @@ class Shard:
                 return span
             return self._storage.read(self.entry.name, start, stop - start if limit is None else min(limit, stop - start))
         except StorageError as error:
+            if error.changed:
+                self._require_content()
+                return self.fetch(i, limit)
             raise self.place(i).error("", f"its bytes cannot be read from {self.path}: {error}", "unreachable") from error
 
     def place(self, i: int) -> Place:
@@ -144,6 +149,12 @@ class Shard:
                 raise UserError(f"The offsets {path} do not fit the shard {self.entry.name}; copy both again, or {_REBUILD}.")
             self._offsets = offsets
         return self._offsets
+
+    def _require_content(self) -> None:
+        """Raises UserError if the tar on this machine is not what the index says; a mere copy or a touch leaves it what it was."""
+        size = self._size(self.entry.name)
+        if (size, self.entry.sha256) != astuple(read_record(self.path)):
+            raise UserError(f"The shard {self.path} changed while it was in use; old and new samples would mix, so restore it, or start anew.")
 
     def _fetch_span(self, i: int) -> bytes | None:
         """The sample from its span in the cache; None if the span is too large to be read as one."""

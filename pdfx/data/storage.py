@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from pdfx.checksums import stamp
 from pdfx.config import DataSection
 from pdfx.reading import SMALL, open_plain, read_bounded
 from pdfx.urls import is_url
@@ -24,11 +25,12 @@ class StorageError(Exception):
 
     Attributes:
         missing: there is no such file.
+        changed: it is another than it was.
     """
 
-    def __init__(self, reason: str, missing: bool = False):
+    def __init__(self, reason: str, missing: bool = False, changed: bool = False):
         super().__init__(reason)
-        self.missing = missing
+        self.missing, self.changed = missing, changed
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class LocalFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
+        self._stamps: dict[str, tuple] = {}
+        """Of the files whose size was asked for; those that are read must stay as they were then, in all processes."""
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": OrderedDict()}
@@ -126,6 +130,7 @@ class LocalFolder:
     def size(self, name: str) -> int:
         try:
             status = self.where(name).stat()
+            self._stamps[name] = stamp(status)
         except OSError as error:
             raise _reason(error) from error
         if not stat.S_ISREG(status.st_mode):
@@ -143,8 +148,13 @@ class LocalFolder:
             descriptor = self._open(name).fileno()
             # Asked before, because a buffer of the length is made at once.
             data = os.pread(descriptor, length, start) if start + length <= os.fstat(descriptor).st_size else b""
+            # Looked at afterwards, so that nothing that was written before the data was read goes unnoticed.
+            now = stamp(os.fstat(descriptor))
         except OSError as error:
             raise _reason(error) from error
+        if now != self._stamps.get(name, now):
+            self.close(name)
+            raise StorageError("it is another file than it was", changed=True)
         if len(data) != length:
             raise StorageError("the file ends before that")
         return data
