@@ -58,6 +58,7 @@ def convert(
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the written weights; the trained one by default.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights, as 5GB, 500MB or 2GiB.")] = "5GB",
     adapter: Annotated[bool, typer.Option("--adapter", help="Write LoRA as a PEFT adapter and what else was trained, and not the backbone.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python files of model.modules. Only for runs you trust.")] = False,
     skip_check: Annotated[bool, typer.Option("--skip-check", help="Do not re-embed with the result, for machines that cannot hold the whole model.")] = False,
 ) -> None:
     """Turn a run's checkpoint into a Hugging Face model directory (LoRA merged, no GPU needed), and check that it embeds as the trainer did."""
@@ -66,5 +67,5 @@ def convert(
     # So that what is half written goes when the job's time is up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tell = console(sys.stderr, soft_wrap=True).print
-    run_conversion(run, out, checkpoint, dtype.value if dtype else None, max_shard_size, adapter, not skip_check, tell)
+    run_conversion(run, out, checkpoint, dtype.value if dtype else None, max_shard_size, adapter, not skip_check, tell, trust_remote_code)
     print(out)

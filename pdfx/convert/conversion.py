@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from transformers.utils.logging import disable_progress_bar
 from pdfx.adapters import remove_adapters
 from pdfx.build import build_on_meta
 from pdfx.checkpoint.choice import chosen_checkpoint
-from pdfx.checkpoint.directory import PROBE
+from pdfx.checkpoint.directory import PROBE, Checkpoint
+from pdfx.checkpoint.settings import settings_changes
 from pdfx.checksums import sync
 from pdfx.config import Config, load_config
 from pdfx.convert.adapter import write_adapter
@@ -35,6 +37,7 @@ def convert(
     adapter: bool = False,
     check: bool = True,
     say: Callable[[str], None] = lambda sentence: None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write a run's embedder as a Hugging Face model directory: LoRA merged, remote code and processor beside the weights. No GPU is needed.
 
@@ -50,6 +53,7 @@ def convert(
         adapter: leave the backbone's weights where they are: write LoRA as a PEFT adapter, and what else was trained.
         check: whether to re-embed.
         say: is given a sentence about the check.
+        trust_remote_code: run the Python files that the run names in ``model.modules``, and code that its backbone brings.
 
     Raises:
         UserError: there is no such whole checkpoint, weights are missing, ``out`` is in use, or the embeddings differ.
@@ -58,23 +62,27 @@ def convert(
     run, out, largest = Path(run), Path(out), parse_size(max_shard_size)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty; give another --out or remove it.")
-    config = read_run_config(run)
+    config = read_run_config(run, trust_remote_code)
     source = chosen_checkpoint(run, checkpoint, config.train)
+    settings_changes(source, config)
     trained_as = torch.bfloat16 if config.train.bf16 else torch.float32
     target = getattr(torch, dtype) if dtype else trained_as
     embedder = build_on_meta(config).eval()
-    weights = WeightSource(embedder, config.model, source)
+    weights = WeightSource(embedder, config.model, source, trained_as)
     with draft_beside(out) as draft:
         if adapter:
             write_adapter(weights, draft, config, source, target)
         else:
             write_documents(remove_adapters(copy.deepcopy(embedder)), draft, config, source, target)
             write_shards(draft, weights.merged_weights(target), largest)
+        weights.check_frozen(source, config.model)
         if check:
+            check_probe(source)
             probe, narrow = source.path / PROBE, {target, trained_as} != {torch.float32}
             say(check_words(verify_export(draft, probe, narrow), probe, narrow))
         else:
             say("Not checked: whether the export embeds as the trainer did was not looked at, as was asked for.")
+        source.require_unchanged()
         # A rename may reach the disk before what it names.
         for path in (*draft.rglob("*"), draft):
             sync(path)
@@ -85,11 +93,21 @@ def convert(
     return out
 
 
-def read_run_config(run: Path) -> Config:
+def check_probe(source: Checkpoint) -> None:
+    """Raises UserError if the probe is not made of files of the checkpoint."""
+    try:
+        names = [name for entry in json.loads(source.file(f"{PROBE}/items.json").read_text(encoding="utf-8")) for name in entry["images"]]
+        for name in [*names, "embeddings.safetensors"]:
+            source.file(f"{PROBE}/{name}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"The probe of {source.path} is damaged: {error}.") from None
+
+
+def read_run_config(run: Path, trust_remote_code: bool = False) -> Config:
     """The resolved configuration that a run saved."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run directory: it has no config.yaml; give the train.output_dir of a run.")
-    config = load_config(run / "config.yaml")
+    config = load_config(run / "config.yaml", ["model.trust_remote_code=true"] * trust_remote_code)
     # Neither changes an embedding, and both only serve training.
     config.model.cache_vision = False
     config.model.gradient_checkpointing = False

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pdfx.adapters import adapted_modules, merged_weight, remove_adapters
 from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
+from pdfx.checkpoint.frozen import bit_sum, check_same_frozen_weights, fingerprint
 from pdfx.checkpoint.parameters import MASTER, SavedParameters
 from pdfx.config import ModelSection
 from pdfx.convert.backbone import BackboneWeights, open_backbone
@@ -44,18 +45,21 @@ class WeightSource:
         embedder: the recipe's, without weights, with its adapters.
         model: the recipe's.
         checkpoint: where the trained ones are.
+        trained_as: the type that the run computed in.
 
     Raises:
         UserError: a trained weight is missing, unknown or of another shape, or the backbone's weights cannot be read.
     """
 
-    def __init__(self, embedder: ParallelEmbedder, model: ModelSection, checkpoint: Checkpoint):
+    def __init__(self, embedder: ParallelEmbedder, model: ModelSection, checkpoint: Checkpoint, trained_as: torch.dtype = torch.float32):
         self.embedder, self.shapes = embedder, {name: tuple(weight.shape) for name, weight in embedder.state_dict().items()}
         self.saved = SavedParameters(checkpoint.files(PARAMETERS))
         self.buffers = TensorFile(checkpoint.file(BUFFERS))
         self.trained = {name.removeprefix(MODULE_PREFIX) for name in self.saved.shapes if name.startswith(MODULE_PREFIX)}
         self.check(checkpoint)
         self.backbone = self.open_backbone(model)
+        self.frozen = {name for name, parameter in embedder.named_parameters() if not parameter.requires_grad}
+        self.trained_as, self.sums = trained_as, {}
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raises UserError where the checkpoint's trained parameters are not the embedder's."""
@@ -91,7 +95,18 @@ class WeightSource:
             return self.saved.read(MASTER, MODULE_PREFIX + name, start, count)
         if MODULE_PREFIX + name in self.buffers.entries:
             return self.buffers.read(MODULE_PREFIX + name, start, count)
-        return self.backbone.read(self.in_backbone(name), start, count)
+        values = self.backbone.read(self.in_backbone(name), start, count)
+        if name in self.frozen:
+            self.sums[name] = self.sums.get(name, 0) + bit_sum(values.to(self.trained_as))
+        return values
+
+    def check_frozen(self, checkpoint: Checkpoint, model: ModelSection) -> None:
+        """Raises UserError if the backbone's weights are not those that the run was trained on; to be called once, when all that is needed was read."""
+        for name in self.frozen - self.sums.keys():
+            for _ in self.pieces(name, self.trained_as):
+                pass
+        sums = {MODULE_PREFIX + name: value for name, value in self.sums.items()}
+        check_same_frozen_weights(checkpoint, fingerprint([sums]), model.path)
 
     def pieces(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
         """The flattened values in ``dtype``, block after block."""

@@ -14,7 +14,9 @@ import torch.distributed as dist
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import Tensor
 
+from pdfx.checkpoint.frozen import bit_sum
 from pdfx.checkpoint.parameters import MASTER, SavedParameters
+from pdfx.model.vision_cache import CachedTower
 
 STEP = "step"
 
@@ -90,6 +92,22 @@ def flat_tensors(engine: deepspeed.DeepSpeedEngine) -> dict[str, list[Tensor]]:
 def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
     """How many steps the base optimiser counts, which its bias correction depends on; the same for all flat tensors and ranks."""
     return int(engine.optimizer.optimizer.state[masters(engine)[0]][STEP])
+
+
+def frozen_sums(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
+    """``bit_sum`` of this rank's part of each frozen parameter, by name; of those that every rank keeps whole, on rank 0."""
+    towers = [(prefix, module.tower) for prefix, module in engine.module.named_modules() if isinstance(module, CachedTower)]
+    owned = {f"{prefix}.{name}": parameter for prefix, tower in towers for name, parameter in tower.named_parameters()}
+    sums = {}
+    for name, parameter in {**dict(engine.module.named_parameters()), **owned}.items():
+        if parameter.requires_grad:
+            continue
+        if hasattr(parameter, "ds_tensor"):
+            shard, rank = parameter.ds_tensor, dist.get_rank(parameter.ds_process_group)
+            sums[name] = bit_sum(shard.narrow(0, 0, max(0, min(shard.numel(), parameter.ds_numel - rank * shard.numel()))))
+        elif dist.get_rank() == 0:
+            sums[name] = bit_sum(parameter)
+    return sums
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ import transformers
 from pdfx.build import backbone_width, build_embedder
 from pdfx.checkpoint.choice import retention_of
 from pdfx.checkpoint.directory import Checkpoint
+from pdfx.checkpoint.frozen import FROZEN, check_same_frozen_weights, fingerprint
+from pdfx.checkpoint.settings import settings_changes
 from pdfx.config import Config, dump_config
 from pdfx.data import TrainLoader
 from pdfx.data.collate import filler
@@ -32,6 +34,7 @@ from pdfx.train.feed import Feed
 from pdfx.train.guards import RollBack, StepGuards
 from pdfx.train.ineffective import tell_settings
 from pdfx.train.lineage import ORIGIN, origin, set_aside
+from pdfx.train.parts import frozen_sums
 from pdfx.train.peak import shared_peak_tflops
 from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.profile import TRACE, profiled
@@ -117,6 +120,7 @@ class Trainer:
             self.identity = identity(embedder, config)
             if checkpoint:
                 check_same_model(checkpoint, self.identity)
+                self.notes += settings_changes(checkpoint, config)
             self.processor = embedder.processor
             self._open_data(state, StepCost(embedder, config.train.chunk_paths, config.model.cache_vision))
             self.probe = Probe(self.loader.dataset, self.processor)
@@ -151,7 +155,10 @@ class Trainer:
             embedder.vision_agreement = self.world.any
         module = TrainingModule(embedder, config.objective.temperature, config.objective.learn_temperature)
         self.engine = start_engine(module, config, settings)
+        self.frozen = fingerprint(self.world.gather(frozen_sums(self.engine)))
         if checkpoint:
+            with self.world.together():
+                check_same_frozen_weights(checkpoint, self.frozen, config.model.path)
             objective_state = load_checkpoint(checkpoint, self.engine, self.world)
             with self.world.together():
                 self.objective.load_state_dict(objective_state)
@@ -293,7 +300,7 @@ class Trainer:
         """Begin to write a checkpoint of the current step."""
         self.progress.mark("save a checkpoint", "pause")
         state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity, SHARDING: self.sharding}
-        state |= {"guards": self.guards.state_dict(), ORIGIN: self.origin}
+        state |= {"guards": self.guards.state_dict(), ORIGIN: self.origin, FROZEN: self.frozen}
         with self.world.together():
             metric = metric_among(self.evaluated, self.config.train)
         probe = partial(self.probe.write, engine=self.engine, world=self.world)
