@@ -69,7 +69,7 @@ def using_backbone(model: ModelSection) -> Iterator[dict]:
     elif not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model.path):
         raise UserError(f"model.path '{model.path}' {here}; give the directory of a backbone, or its name on the Hugging Face hub.")
     require_sound_files(model.path)
-    register_modules(model.modules)
+    register_modules(model)
     model.modules = [str(Path(path).resolve()) for path in model.modules]
     try:
         yield {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
@@ -118,9 +118,14 @@ def prepare(embedder: ParallelEmbedder, model: ModelSection) -> ParallelEmbedder
     return embedder
 
 
-def register_modules(paths: list[str]) -> None:
-    """Run the Python files that register a backbone's own classes. Raises UserError where one is missing."""
-    for path in paths:
+def register_modules(model: ModelSection) -> None:
+    """Run the Python files that register a backbone's own classes. Raises UserError if one is missing or they are not trusted."""
+    if model.modules and not model.trust_remote_code:
+        raise UserError(
+            f"model.modules names {', '.join(model.modules)}, Python code that would run here; read it, then allow it with model.trust_remote_code=true, "
+            "or for 'pdfx convert' with --trust-remote-code."
+        )
+    for path in model.modules:
         if not Path(path).is_file():
             raise UserError(f"model.modules names {path}, which is not a file here (relative to {Path.cwd()}); give a Python file that registers classes.")
         run_module_file(Path(path))

@@ -205,10 +205,15 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a recipe and apply ``section.key=value`` overrides, whose values are read as ``overrides.value_of`` says.
 
+    In a run's or a checkpoint's own ``config.yaml``, ``model.trust_remote_code`` does not count; as an override it does.
+
     Raises:
         ConfigError: the file is missing or no mapping, a key is unknown (the nearest is named) or given twice, or a value does not fit.
     """
-    tree = read_recipe(Path(path))
+    tree = read_recipe(path := Path(path))
+    if isinstance(tree.get("model"), dict) and ((path.parent / "checkpoints").is_dir() or (path.parent / "manifest.json").is_file()):
+        # What a run left is data, which gives no consent; whoever gives the command does.
+        tree["model"]["trust_remote_code"] = False
     apply_overrides(tree, overrides, Config)
     return parse_config(tree, source=str(path))
 

@@ -81,7 +81,7 @@ def steps() -> list[Step]:
         ),
         Step(
             "Converting the checkpoint",
-            (pdfx, "convert", str(BUILD / "run"), "--out", export),
+            (pdfx, "convert", str(BUILD / "run"), "--out", export, "--trust-remote-code"),
             "export",
             ("pdfx/convert", "pdfx/checkpoint", "pdfx/export_check.py", *MODEL_CODE),
         ),

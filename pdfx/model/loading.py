@@ -1,6 +1,7 @@
 """Weights are loaded whole or not at all, in one type of number."""
 
 import warnings
+from pickle import UnpicklingError
 
 import torch
 from torch import distributed
@@ -9,7 +10,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from .families import family_of_type
-from .own_modules import unknown_types
+from .own_modules import settings_without_code, unknown_types
 
 
 def backbone_config(path: str, **hub):
@@ -17,9 +18,9 @@ def backbone_config(path: str, **hub):
 
     Raises:
         OSError: there is none.
-        ValueError: the model's type is not supported.
+        ValueError: the model's type is not supported, or something in its files would bring code from elsewhere.
     """
-    settings, _ = PretrainedConfig.get_config_dict(path, revision=hub.get("revision"))
+    settings = settings_without_code(path, hub.get("revision"))
     # Before transformers reads it, whose own message lists all types that it knows.
     family_of_type(settings.get("model_type"))
     if unknown := unknown_types(settings):
@@ -38,10 +39,14 @@ def load_whole(load, path, *args, exact: bool = False, **kwargs):
         ValueError: a weight is missing, has another shape or is not finite; transformers itself would draw another one.
     """
     level, problem = logging.get_verbosity(), None
+    if exact:
+        kwargs["use_safetensors"] = True
     # Its report of the same would come before the one sentence.
     logging.set_verbosity_error()
     try:
         model, info = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    except UnpicklingError:
+        problem = "they are pickled with more than tensors, which might run code; have them as safetensors."
     except RuntimeError as error:
         problem = str(error)
     finally:

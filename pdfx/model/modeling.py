@@ -131,7 +131,7 @@ class ParallelEmbedder(PreTrainedModel):
         asked = kwargs.pop("torch_dtype", None)
         dtype = as_dtype(kwargs.pop("dtype", asked), config.dtype)
         if config.base_model:
-            model, info = load_adapted(cls, export, config, dtype, revision, trust_remote_code), {}
+            model, info = load_adapted(cls, export, config, dtype, revision), {}
         else:
             model, info = load_whole(super().from_pretrained, export, *args, exact=True, dtype=dtype, **kwargs)
         model.module_files = files

@@ -1,14 +1,13 @@
-"""Run Python files that register a backbone's own classes with transformers."""
+"""Whose code runs: Python files that register a backbone's own classes with transformers, if they are trusted, and nothing that other files name."""
 
 import hashlib
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from transformers import CONFIG_MAPPING
-from transformers.utils import cached_file
+from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.utils import cached_file, find_adapter_config_file
 
 
 def run_module_file(path: Path) -> ModuleType:
@@ -28,7 +27,7 @@ def load_export_modules(export, revision: str | None, trust_remote_code: bool) -
     Raises:
         ValueError: they are needed and ``trust_remote_code`` is not set.
     """
-    settings = json.loads(Path(cached_file(str(export), "config.json", revision=revision)).read_text(encoding="utf-8"))
+    settings = settings_without_code(export, revision)
     names = [Path(name).name for name in settings.get("modules", [])]
     needed = names and unknown_types(settings.get("backbone") or {})
     if needed and not trust_remote_code:
@@ -66,3 +65,25 @@ def unknown_types(settings: dict) -> set[str]:
     """Model types in a backbone's configuration that transformers does not know yet."""
     parts = [settings, *(value for value in settings.values() if isinstance(value, dict))]
     return {str(part["model_type"]) for part in parts if "model_type" in part} - set(CONFIG_MAPPING.keys())
+
+
+def settings_without_code(path, revision: str | None) -> dict:
+    """The configuration of a model as plain values.
+
+    Raises:
+        OSError: there is none.
+        ValueError: transformers would fetch code that it names, or load an adapter beside it, and import what the adapter's settings name. Neither needs
+            ``trust_remote_code`` there.
+    """
+    settings, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+    if find_adapter_config_file(str(path), revision=revision):
+        raise ValueError(f"{path} is or holds a PEFT adapter (adapter_config.json); merge it into its model first, or remove that file.")
+    if kernels := hub_kernels(settings):
+        raise ValueError(f"{path} asks for {kernels[0]!r} as its attention, which is code from elsewhere; remove that from its config.json.")
+    return settings
+
+
+def hub_kernels(settings) -> list[str]:
+    """Attention implementations that lie on the hub."""
+    parts = [part for value in settings.values() if isinstance(value, dict) for part in hub_kernels(value)]
+    return parts + [str(value) for name, value in settings.items() if name.endswith("attn_implementation") and "/" in str(value)]
