@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -172,12 +173,18 @@ def report(
     print(out)
 
 
+def with_home(word: str) -> str:
+    """An option's value with the home directory in place of ``~``: shells fill it in only at the start of a word, not in ``--out=~/x``."""
+    option, equals, value = word.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") and value.startswith("~") else word
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. What a user can cure ends with one sentence on stderr and exit code 2."""
     open_streams()
     try:
         try:
-            app(arguments)
+            app([with_home(word) for word in (sys.argv[1:] if arguments is None else arguments)])
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

@@ -116,6 +116,11 @@ def test_train_prints_the_plan_of_a_dry_run_with_overrides(pdfx, data):
     assert code == 0
     assert "max_steps: 2" in out
     assert "trained" in out
+    assert "no effect" not in out and "hardly learn" not in out
+    _, out, _ = pdfx("train", recipe, "train.warmup_steps=9", "data.mixture_temperature=2", "train.learning_rate=1e-6", "--dry-run")
+    for warning in ("train.warmup_steps is 9 and the run has 3 steps", "data.mixture_temperature has no effect", "will hardly learn anything"):
+        assert warning in out
+    assert "no directory of shards at /nowhere" in told(pdfx("train", recipe, "data.evaluation=/nowhere", "--dry-run"))
 
 
 def test_mistakes_are_told_in_one_sentence_without_a_stack_trace(pdfx, export, data, tmp_path):
@@ -190,6 +195,12 @@ def test_what_the_processor_refuses_is_named_counted_and_left_out_and_the_check_
         assert code == 1 and len(out.splitlines()) == 1 and re.search(r"'strip'.*cannot be used: of its target, the processor refuses it \(.*200", out)
     assert "--full" in told(pdfx("shards", "check", tmp_path / "shards", "--processor", export))
     assert "processor" in told(pdfx("shards", "check", tmp_path / "shards", "--full", "--processor", tmp_path / "shards"))
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_directory(pdfx, export, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"There is no folder {tmp_path / 'absent'}" in told(pdfx("embed", export, data / "shards", "--out=~/absent/result.npy"))
+    assert "There is no folder ~" in told(pdfx("embed", export, data / "shards", "--out", "~/absent/result.npy"))
 
 
 def test_what_the_system_refuses_is_named(pdfx, export, data, tmp_path):
