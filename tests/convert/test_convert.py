@@ -240,6 +240,13 @@ def test_a_checkpoint_of_another_configuration_is_refused(run, tmp_path):
     tree = yaml.safe_load((copy / "config.yaml").read_text())
     tree["model"]["prefix"]["length"] = 6
     (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match="model.prefix.length is '6' and was '4' up to .*, which changes every embedding"):
+        convert(copy, tmp_path / "export")
+    # With a checkpoint that agrees, so that only the weights can tell.
+    checkpoint = newest_whole(copy)[0].path
+    shutil.copyfile(copy / "config.yaml", checkpoint / "config.yaml")
+    manifest = read_manifest(checkpoint)
+    write_manifest(checkpoint, Manifest(manifest.step, manifest.files | {"config.yaml": read_record(checkpoint / "config.yaml")}))
     with pytest.raises(UserError, match="wrongly shaped"):
         convert(copy, tmp_path / "export")
 
@@ -259,7 +266,7 @@ print(model.embed([{"text": "a cat"}]).paths.shape)
 def test_a_backbones_own_modules_travel_and_run_only_where_remote_code_is_trusted(tmp_path):
     make_model(tmp_path / "backbone")
     settings = recipe(tmp_path / "backbone", tmp_path, tmp_path / "run")
-    settings["model"] |= {"modules": [str(ROOT / "launch/quickstart/efficientnet_lite.py")], "matryoshka_dims": [], "lora": None}
+    settings["model"] |= {"modules": [str(ROOT / "launch/quickstart/efficientnet_lite.py")], "trust_remote_code": True, "matryoshka_dims": [], "lora": None}
     config = parse_config(settings)
     embedder = build_embedder(config).eval()
     export, probe = tmp_path / "export", tmp_path / "probe"
