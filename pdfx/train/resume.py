@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import deepspeed
@@ -11,11 +12,14 @@ from pdfx.checkpoint.directory import BUFFERS, OBJECTIVE, OPTIMIZER_STEPS, PARAM
 from pdfx.checkpoint.manifest import share_out, wrong_contents
 from pdfx.checkpoint.parameters import SavedParameters
 from pdfx.errors import UserError
+from pdfx.reading import read_bounded
 from pdfx.tensor_files import TensorFile
 from pdfx.train.cluster import World
 from pdfx.train.deepspeed_file import flatten
 from pdfx.train.lineage import descendants
 from pdfx.train.parts import persistent_buffers, publish, restore_parts
+
+_LARGEST_OBJECTIVE = 1 << 32
 
 
 def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoint | None, list[str]]:
@@ -107,7 +111,9 @@ def load_checkpoint(checkpoint: Checkpoint, engine: deepspeed.DeepSpeedEngine, w
 def read_objective(path: Path) -> dict:
     """The objective's state in a file. Raises UserError where it is damaged or holds more than tensors and plain values, which might run code."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(read_bounded(path, _LARGEST_OBJECTIVE)), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read safely: {error.strerror}.") from None
     except Exception as error:  # torch meets damaged files with many exception types (OSError, RuntimeError, UnpicklingError, KeyError, ...)
         raise UserError(f"{path} cannot be read safely: {' '.join(str(error).split())[:300]}") from error
 
