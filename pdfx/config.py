@@ -169,7 +169,7 @@ class TrainSection(SavingSection):
     tensorboard: bool = True
     peak_tflops: float | Literal["measure"] = "measure"
     """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM), for the share of it that training uses (MFU); ``measure``:
-    that of a large matrix product at the start of the run."""
+    that of a large matrix product at the start of the run on GPUs. On CPUs MFU is shown only if a number is given."""
     profile_steps: int | None = Field(None, ge=1)
     """Write a torch profiler trace of that many steps on rank 0 into output_dir (``profile.json``)."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pdfx.evaluate.examples import Example, find_examples
 from pdfx.evaluate.exported import embed_on
 from pdfx.evaluate.figures import Picture, Points
 from pdfx.evaluate.metrics import PRECISION, path_similarity
+from pdfx.evaluate.origin import origin_of
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, retrieval_metrics
 from pdfx.evaluate.tables import DIRECTION_LABELS, LEGEND, measured_directions, metric_rows, remarks, score_label, sizes_label
 from pdfx.exports import load_export
@@ -50,6 +50,9 @@ def write_report(
     """
     require_folder(out)
     config, records = read_run(run)
+    origin, notes = origin_of(model, run, config, max((record["step"] for record in records), default=0))
+    for sentence in notes if say else ():
+        say(sentence)
     dataset = ShardedDataset(shards)
     embedder = load_export(model, pick_device(), trust_remote_code)
     queries, targets, counts = embed_shards(
@@ -63,7 +66,7 @@ def write_report(
     page = render(
         title=run.resolve().name,
         config=config,
-        facts=facts_of(config, embedder.config, records, model, dataset),
+        facts=facts_of(config, embedder.config, records, " ".join([f"{origin}.", *notes]) if notes else origin, dataset),
         metrics=metrics,
         training=training_pictures(records, embedder.config.paths),
         similarity=similarity_picture(queries, targets),
@@ -138,7 +141,7 @@ def similarity_picture(queries: EmbeddedItems, targets: EmbeddedItems) -> Pictur
     return figures.similarity_maps({"queries": path_similarity(queries.paths).tolist(), "targets": path_similarity(targets.paths).tolist()})
 
 
-def facts_of(config: Config, model_config, records: list[dict], model: Path, dataset: ShardedDataset) -> list[tuple[str, str]]:
+def facts_of(config: Config, model_config, records: list[dict], origin: str, dataset: ShardedDataset) -> list[tuple[str, str]]:
     """What was run, as pairs of a name and a value."""
     recipe, lora, train, objective = config.model, config.model.lora, config.train, config.objective
     tuning = f"LoRA r={lora.r}, alpha={lora.alpha}" + (", DoRA" if lora.dora else "") if lora else "full fine-tuning"
@@ -157,7 +160,7 @@ def facts_of(config: Config, model_config, records: list[dict], model: Path, dat
         ("Objective", f"InfoNCE at temperature {objective.temperature:g}{', symmetric' if objective.symmetric else ''}; {diversity_words(config)}"),
         ("Precision and seed", f"{'bf16' if train.bf16 else 'float32'}, seed {train.seed}"),
         ("Training data", ", ".join(without_secrets(data_set.path) for data_set in config.data.training_sets())),
-        ("Model", exported_words(model)),
+        ("Model", origin),
         ("Evaluation data", f"{dataset.path}: {len(dataset)} samples, fingerprint {dataset.fingerprint[:12]}"),
     ]
 
@@ -167,12 +170,6 @@ def diversity_words(config: Config) -> str:
     if objective.diversity == "none":
         return "no diversity term"
     return f"{objective.diversity.replace('_', ' ')} with weight {objective.diversity_weight:g}"
-
-
-def exported_words(model: Path) -> str:
-    """The export's path and the step that it was made from, where the converter noted it."""
-    note = model / "pdfx_export.json"
-    return f"{model}, step {json.loads(note.read_text(encoding='utf-8'))['step']}" if note.is_file() else str(model)
 
 
 @dataclass(frozen=True)

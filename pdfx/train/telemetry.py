@@ -33,14 +33,14 @@ class Telemetry:
 
     Args:
         run: the run's directory, which exists.
-        total_steps: for the progress bar.
+        total_steps: of the whole run.
         first_step: the step that comes next; records of it and later ones, which a killed run may have left, are dropped.
         tensorboard: whether to write TensorBoard files.
     """
 
     def __init__(self, run: Path, total_steps: int, first_step: int, tensorboard: bool):
         self.console = console()
-        self.run, self.tensorboard = run, tensorboard
+        self.run, self.total_steps, self.tensorboard = run, total_steps, tensorboard
         self._open(first_step)
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
@@ -73,14 +73,14 @@ class Telemetry:
         write_record(self.timings, {"step": step, **timings})
         self._board("train", step, metrics)
         self._board("timing", step, timings)
-        self.say(step_line(step, metrics, timings))
+        self.say(step_line(step, self.total_steps, metrics, timings))
 
     def log_evaluation(self, step: int, results: Results) -> None:
         """One record of an evaluation, its names prefixed by ``evaluation/``; tables on the console, of several data sets that of the first metric alone."""
         metrics = flattened(results)
         write_record(self.metrics, {"step": step, **{f"evaluation/{name}": value for name, value in metrics.items()}})
         self._board("evaluation", step, metrics)
-        self.say(f"step {step}  evaluation")
+        self.say(f"step {step}/{self.total_steps}  evaluation")
         tables = result_tables(results)
         print_tables(tables if len(results) == 1 else tables[:1], self.console)
         for sentence in notes(results):
@@ -116,10 +116,10 @@ class StepTimer:
 
     Args:
         devices: how many share the work.
-        peak_tflops: of one device.
+        peak_tflops: of one device; None where it is not known.
     """
 
-    def __init__(self, devices: int = 1, peak_tflops: float = math.inf):
+    def __init__(self, devices: int = 1, peak_tflops: float | None = None):
         self.devices, self.peak_tflops = devices, peak_tflops
         self.reset()
 
@@ -150,23 +150,25 @@ class StepTimer:
             "padding_share": self.padding_share,
             "model_tflops": self.flops / seconds / self.devices / 1e12,
         }
-        report["mfu"] = report["model_tflops"] / self.peak_tflops
+        if self.peak_tflops is not None:
+            report["mfu"] = report["model_tflops"] / self.peak_tflops
         report |= {f"{name}_seconds": value for name, value in phases.items()}
         self.reset()
         return report
 
 
-def step_line(step: int, metrics: dict[str, float], timings: dict[str, float]) -> str:
+def step_line(step: int, total_steps: int, metrics: dict[str, float], timings: dict[str, float]) -> str:
     """One line for people; the files hold everything."""
     paths = " ".join(f"{value:.3f}" for name, value in metrics.items() if name.startswith("loss_path_"))
-    parts = [f"step {step}", f"loss {metrics['loss']:.4f} (paths {paths}, fused {metrics['loss_fused']:.3f})"]
+    parts = [f"step {step}/{total_steps}", f"loss {metrics['loss']:.4f} (paths {paths}, fused {metrics['loss_fused']:.3f})"]
     if "mutual_information" in metrics:
         parts.append(f"MI {metrics['mutual_information']:.3g} (R² {metrics['mi_r2']:.2f})")
     if "path_cosine" in metrics:
         parts.append(f"path cosine {metrics['path_cosine']:.3f}")
     parts.append(f"lr {metrics['learning_rate']:.2e}")
     speed = f"{timings['pairs_per_second']:.1f} pairs/s, {timings['model_tflops']:.3g} TFLOP/s"
-    parts.append(f"{speed} (MFU {timings['mfu']:.0%}), {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
+    share = f" (MFU {timings['mfu']:.0%})" if "mfu" in timings else ""
+    parts.append(f"{speed}{share}, {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
     return "  ".join(parts)
 
 

@@ -138,12 +138,12 @@ def test_inputs_over_the_token_budget_and_the_way_gradients_are_reduced_are_told
     told, silent = two_ranks.run(what_a_run_tells, recipe(folder, "oversized", chunk_tokens=1))
     assert told.count("inputs hold more tokens than train.chunk_tokens allows") == 1
     assert told.count("Gradients are summed over ranks once per step: whole, they take 0.00 GiB") == 1
-    assert told.count("A large matrix product reaches") == 1
     timings = [json.loads(line) for line in (folder / "oversized" / "timings.jsonl").read_text().splitlines()]
     phases = ("embed", "objective", "backward", "reduce", "optimiser")
     assert all(0 < sum(timing[f"{phase}_seconds"] for phase in phases) <= timing["seconds"] for timing in timings)
-    (peak,) = {round(timing["model_tflops"] / timing["mfu"], 9) for timing in timings}
-    assert f"reaches {peak:.3g} TFLOP/s" in told
+    # What a CPU can do at most depends on who else is busy, so no share of it is shown.
+    assert "MFU" not in told and not any("mfu" in timing for timing in timings)
+    assert [line.split()[1] for line in told.splitlines() if line.startswith("step ") and "loss" in line] == ["1/4", "2/4", "3/4", "4/4"]
     assert "Finished after step 4" in told
     assert silent == ""
 

@@ -1,6 +1,8 @@
 import base64
 import io
 import itertools
+import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,9 +13,10 @@ from PIL import Image
 from tiny_exports import PATHS
 from tiny_runs import tiny_config
 
-from pdfx.config import EvaluateSection, ObjectiveSection, dump_config
+from pdfx.config import EvaluateSection, ObjectiveSection, dump_config, load_config
 from pdfx.data import ShardedDataset
 from pdfx.errors import UserError
+from pdfx.evaluate.origin import origin_of
 from pdfx.evaluate.report import evaluation_curve, write_report
 from pdfx.evaluate.retrieval import DIRECTIONS
 from pdfx.evaluate.tables import metric_rows
@@ -192,3 +195,46 @@ def test_damaged_metrics_are_refused_by_line(run, export, shards, tmp_path):
     with pytest.raises(UserError, match="metrics.jsonl line 2"):
         write_report(tmp_path, export, shards, tmp_path / "report.html", SETTINGS)
     assert not (tmp_path / "report.html").exists()
+
+
+def recorded(export: Path, folder: Path, run: Path, step: int = STEPS, **changes) -> Path:
+    """The export, with the record that the converter would have left."""
+    shutil.copytree(export, folder)
+    config = load_config(run / "config.yaml").model_dump(mode="json")
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        config[section][key] = value
+    config["model"]["gradient_checkpointing"] = not config["model"]["gradient_checkpointing"]
+    (folder / "pdfx_export.json").write_text(json.dumps({"pdfx": "0", "step": step, "config": config}), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train__output_dir": "elsewhere", "train__learning_rate": 0.5}, "train.learning_rate is 0.5 there and 0.001 in the run; train.output_dir is"),
+        ({"model__paths": 7}, "model.paths is 7 there"),
+        ({"inputs__query_instruction": "Find: "}, "inputs.query_instruction is 'Find: '"),
+        ({"step": STEPS + 1}, f"step {STEPS + 1}, and .* has only reached step {STEPS}"),
+    ],
+)
+def test_a_model_of_another_run_is_refused(run, export, shards, tmp_path, changes, sentence):
+    model = recorded(export, tmp_path / "model", run, **changes)
+    with pytest.raises(UserError, match=f"{sentence}.*Give the model that 'pdfx convert"):
+        write_report(run, model, shards, tmp_path / "report.html", SETTINGS)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({}, None), ({"train__output_dir": "moved"}, "train.output_dir is 'moved'"), ({"train__max_steps": 99, "model__path": "x"}, "model.path is 'x' there")],
+)
+def test_a_run_that_went_on_or_was_moved_keeps_its_model_and_changes_are_told(run, export, tmp_path, changes, said):
+    words, notes = origin_of(recorded(export, tmp_path / "model", run, **changes), run, load_config(run / "config.yaml"), STEPS)
+    assert words.endswith(f"step {STEPS}") and len(notes) == (said is not None) and all(said in note for note in notes)
+
+
+def test_a_model_without_a_record_is_told(run, export, shards, tmp_path):
+    said = []
+    write_report(run, export, shards, tmp_path / "report.html", SETTINGS, say=said.append)
+    assert len(said) == 1 and "cannot be told whether it was made from" in said[0] and "cannot be told whether" in (tmp_path / "report.html").read_text()
