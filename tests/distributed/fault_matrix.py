@@ -95,6 +95,9 @@ def prepare() -> None:
     """Import what a rank imports, and put the faults in."""
     import deepspeed  # noqa: F401
 
+    # A process that was started by nohup ignores it.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     from pdfx.train import trainer
     from pdfx.train.saver import CheckpointSaver
     from pdfx.train.step import Stepper
