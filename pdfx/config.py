@@ -113,6 +113,10 @@ class MutualInformationSection(Section):
     """Steps over which ``objective.diversity_weight`` rises linearly from 0; as ``train.warmup_steps`` where null."""
 
 
+TEMPERATURE_BOUNDS = (0.01, 1.0)
+"""Of a learned temperature; those of CLIP (Radford et al., arXiv 2103.00020), whose logit scale lies between 1 and 100."""
+
+
 class ObjectiveSection(Section):
     temperature: float = Field(0.02, gt=0)
     learn_temperature: bool = False
@@ -128,6 +132,9 @@ class ObjectiveSection(Section):
 
     @model_validator(mode="after")
     def check(self):
+        lowest, highest = TEMPERATURE_BOUNDS
+        if self.learn_temperature and not lowest <= self.temperature <= highest:
+            raise ValueError(f"temperature must be from {lowest:g} to {highest:g} where it is learned; choose one, or set learn_temperature to false")
         if self.path_weight == 0 and self.fused_weight == 0:
             raise ValueError("path_weight and fused_weight are both 0, so nothing would be learned by contrast")
         return self

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from pdfx.config import Config, TrainSection
+from pdfx.config import TEMPERATURE_BOUNDS, Config, TrainSection
 from pdfx.model import ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
+from pdfx.train.parts import masters, part_of
 
 LOG_TEMPERATURE = "log_temperature_offset"
 
@@ -36,6 +37,7 @@ class TrainingModule(nn.Module):
         self.initial_log_temperature = math.log(temperature)
         # The parameter is the distance from the start: near 0 even bf16 resolves it finely, which it does not do near log(0.02).
         # ZeRO-3 wants one type of number throughout.
+        self.offset_bounds = tuple(math.log(bound) - self.initial_log_temperature for bound in TEMPERATURE_BOUNDS)
         self.log_temperature_offset = nn.Parameter(torch.zeros(1, dtype=embedder.dtype)) if learned else None
 
     def forward(self, inputs: dict[str, torch.Tensor], paths: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -48,7 +50,9 @@ class TrainingModule(nn.Module):
         output = self.embedder(inputs, paths)
         log_temperature = torch.tensor(self.initial_log_temperature, device=output.paths.device)
         if self.log_temperature_offset is not None:
-            log_temperature = log_temperature + self.log_temperature_offset.float().sum()
+            offset = self.log_temperature_offset.float().sum()
+            # The value is bounded and its gradient is not, which could not lead back otherwise.
+            log_temperature = log_temperature + offset.detach().clamp(*self.offset_bounds) + (offset - offset.detach())
         logits = output.paths.new_zeros(0) if output.fusion_logits is None else output.fusion_logits
         return output.paths, output.fused, log_temperature, logits
 
@@ -103,6 +107,16 @@ def start_engine(module: TrainingModule, config: Config, settings: dict) -> deep
     with quiet_deepspeed():
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
+
+
+@torch.no_grad()
+def bound_temperature(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Put a learned temperature that a step took beyond ``TEMPERATURE_BOUNDS`` back to the bound, where it is kept. The rounded copy that the module reads
+    follows with the next step; the module bounds it by itself."""
+    parameter = engine.module.log_temperature_offset
+    part = None if parameter is None else part_of(engine, LOG_TEMPERATURE, parameter)
+    if part is not None:
+        part.of(masters(engine)).clamp_(*engine.module.offset_bounds)
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, factor: float) -> None:

@@ -48,9 +48,15 @@ class Part:
 
 def parts_of(engine: deepspeed.DeepSpeedEngine) -> list[Part]:
     """This rank's parts in the order of the module's parameters; without the padding that makes parts of ranks equally long."""
+    parts = (part_of(engine, name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
+    return [part for part in parts if part is not None]
+
+
+def part_of(engine: deepspeed.DeepSpeedEngine, name: str, parameter: torch.nn.Parameter) -> Part | None:
+    """This rank's part of one parameter; None where it lies on other ranks only."""
     find = sharded_part if engine.zero_optimization_stage() == 3 else partitioned_part
-    parts = (find(name, parameter, engine.optimizer) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
-    return [part for part in parts if part is not None and part.count > 0]
+    part = find(name, parameter, engine.optimizer)
+    return part if part is not None and part.count > 0 else None
 
 
 def sharded_part(name: str, parameter: torch.nn.Parameter, optimizer) -> Part:

@@ -21,6 +21,7 @@ from pdfx.data.batch import Batch, Chunk
 from pdfx.model.fusion import fuse
 from pdfx.objective import Objective
 from pdfx.train.cluster import World
+from pdfx.train.engine import bound_temperature
 from pdfx.train.phases import Phases
 from pdfx.train.reduction import backward_all
 from pdfx.train.schedule import derived_seed
@@ -104,6 +105,7 @@ class Stepper:
         backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once, self.phases)
         with self.phases("optimiser"):
             self.engine.step()
+            bound_temperature(self.engine)
         # Where it is not finite, DeepSpeed has dropped the gradients of all ranks and updated nothing.
         return metrics | {"grad_norm": float(self.engine.get_global_grad_norm())}
 
