@@ -12,7 +12,7 @@ setup(
         "torch>=2.6",
         "torchvision",
         "deepspeed>=0.16",
-        "transformers>=5.0",
+        "transformers>=5.23",
         "peft>=0.17",
         "webdataset>=0.2.100",
         "fsspec",

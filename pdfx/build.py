@@ -113,7 +113,9 @@ def prepare(embedder: ParallelEmbedder, model: ModelSection) -> ParallelEmbedder
     embedder.module_files = [Path(path) for path in model.modules]
     if model.gradient_checkpointing:
         # The non-reentrant form also works where the layer's input needs no gradient, as with LoRA on a frozen token embedding.
-        embedder.backbone.activation_checkpointing_enable({"use_reentrant": False})
+        backbone = embedder.backbone
+        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable  # Its name before transformers 5.23.
+        enable({"use_reentrant": False})
     embedder.train()
     return embedder
 

@@ -38,7 +38,8 @@ def write_adapter(weights: WeightSource, directory: Path, config: Config, source
     write_shard(directory / TRAINED_WEIGHTS, [weight_of(weights, name, name, dtype) for name in trained if "lora_" not in name])
     folder = directory / ADAPTER_FOLDER
     folder.mkdir()
-    write_shard(folder / "adapter_model.safetensors", [weight_of(weights, name, peft_name(name), dtype) for name in trained if "lora_" in name])
+    names = [(name, exported) for name in trained if "lora_" in name for exported in peft_names(name)]
+    write_shard(folder / "adapter_model.safetensors", [weight_of(weights, name, exported, dtype) for name, exported in names])
     peft_config(lora, embedder.family.decoder, config).save_pretrained(folder)
 
 
@@ -52,10 +53,13 @@ def weight_of(weights: WeightSource, name: str, exported: str, dtype: torch.dtyp
     return Weight(Entry(exported, dtype, weights.shapes[name]), partial(weights.pieces, name, dtype))
 
 
-def peft_name(name: str) -> str:
-    """What PEFT calls a weight of the adapter ``default`` in a file."""
+def peft_names(name: str) -> tuple[str, str]:
+    """What PEFT calls a weight of the adapter ``default`` in a file: on the backbone, and on the class with a head for text around it.
+
+    PEFT looks for its own name and leaves others alone, so a file with both serves both classes.
+    """
     relative = name.removeprefix("backbone.").replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
-    return f"base_model.model.{relative}"
+    return f"base_model.model.{relative}", f"base_model.model.model.{relative}"
 
 
 def peft_config(lora: LoraSection, decoder: str, config: Config) -> LoraConfig:
@@ -71,5 +75,6 @@ def peft_config(lora: LoraSection, decoder: str, config: Config) -> LoraConfig:
         lora_dropout=lora.dropout,
         use_dora=lora.dora,
         bias="none",
-        target_modules=rf"{re.escape(decoder)}\.(.*\.)?({targets})",
+        # With or without the head for text that AutoModelForImageTextToText puts around the backbone.
+        target_modules=rf"(model\.)?{re.escape(decoder)}\.(.*\.)?({targets})",
     )

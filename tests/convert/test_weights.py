@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 from tiny_checkpoints import checkpoint_of, recipe, trained
 from tiny_models import FAMILIES, items, tiny_backbone
+from transformers import AutoModel, AutoModelForImageTextToText
 
 from pdfx.adapters import adapted_modules, merged_weight, remove_adapters
 from pdfx.build import build_embedder, build_on_meta
@@ -62,6 +64,21 @@ def test_an_adapter_export_embeds_as_the_trained_model(tmp_path, family, kind):
     assert (expected.paths - fresh.paths).abs().max() > 1e-2
     for name in ("paths", "fused"):
         torch.testing.assert_close(own[name], expected[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("error:Found missing adapter keys")
+@pytest.mark.parametrize(("family", "kind"), [("qwen2_vl", "dora"), ("llava_next", "lora")])
+def test_the_adapter_opens_on_the_backbone_with_its_head_for_text_as_without(tmp_path, family, kind):
+    path = tiny_backbone(family, tmp_path / "backbone")
+    config = recipe(path, **KINDS[kind])
+    checkpoint = checkpoint_of(trained(config), tmp_path / "checkpoint", ranks=1)
+    write_adapter(WeightSource(build_on_meta(config).eval(), config.model, checkpoint), tmp_path / "export", config, checkpoint, torch.float32)
+    plain, *fresh = (kind.from_pretrained(path) for kind in (AutoModel, AutoModel, AutoModelForImageTextToText))
+    merged = [PeftModel.from_pretrained(model, tmp_path / "export", subfolder="adapter").merge_and_unload() for model in fresh]
+    without, inside = merged[0].state_dict(), merged[1].model.state_dict()
+    assert without.keys() == inside.keys() and all(torch.equal(without[name], inside[name]) for name in without)
+    changed = {name for name, value in plain.state_dict().items() if not torch.equal(value, without[name])}
+    assert changed and all("language_model" in name and any(target in name for target in LORA["targets"]) for name in changed)
 
 
 def test_full_fine_tuning_has_no_adapter_to_export(tmp_path):

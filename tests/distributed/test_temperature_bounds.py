@@ -33,7 +33,7 @@ def temperatures(config) -> list[float]:
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
 def test_it_stops_at_each_bound_and_leaves_it_again(tmp_path, two_ranks, stage):
-    config = tiny_config(tmp_path, "qwen2_vl", stage, train={"learning_rate": 0.2}, objective={"temperature": 0.02, "learn_temperature": True})
+    config = tiny_config(tmp_path, "qwen2_vl", stage, train={"learning_rate": 0.4}, objective={"temperature": 0.02, "learn_temperature": True})
     first, second = two_ranks.run(temperatures, config, timeout=100)
     assert first == second
     assert all(0.01 - 1e-6 <= value <= 1 + 1e-6 for value in first)
