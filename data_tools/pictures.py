@@ -8,12 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from pdfx.data.plain_tar import PlainTarInfo
-from pdfx.model.pictures import MAX_IMAGE_PIXELS
+from pdfx.model.pictures import MAX_IMAGE_PIXELS, max_file_bytes
 
 from .sources.base import file_stamp
-
-_BYTES_PER_PIXEL = 8
-_BYTES_BESIDE_PIXELS = 1 << 26
 
 
 class PictureError(ValueError):
@@ -38,7 +35,7 @@ class PictureFolder:
 
     def __init__(self, root: Path | None, max_pixels: int = MAX_IMAGE_PIXELS):
         self.root = root
-        self.max_bytes = _BYTES_PER_PIXEL * max_pixels + _BYTES_BESIDE_PIXELS
+        self.max_bytes = max_file_bytes(max_pixels)
 
     def read(self, name: str) -> bytes:
         """The bytes of a picture: ``cats/1.png``, or ``pictures.tar/cats/1.png`` for the member ``cats/1.png`` of a tar.

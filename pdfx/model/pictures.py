@@ -212,14 +212,13 @@ def _scans(stream: BinaryIO, enough: int) -> int:
 
 def _refuse_pieces(data: bytes) -> None:
     """Raises ImageError for a PNG of too many chunks or profiles, or a TIFF of too many strips or tiles: Pillow reads all of them before the size is known."""
+    is_png = data.startswith(b"\x89PNG")
     try:
-        pieces = _chunks(data) if data.startswith(b"\x89PNG") else _strips(data) if data[:2] in (b"II", b"MM") else 0
+        pieces = _chunks(data) if is_png else _strips(data) if data[:2] in (b"II", b"MM") else 0
     except struct.error:  # cut or damaged, which Pillow is to say
         return
-    if pieces > MAX_PIECES:
-        raise ImageError(f"the picture has more chunks, strips or tiles than the {MAX_PIECES} allowed")
-    if data.startswith(b"\x89PNG") and data.count(b"iCCP") > MAX_PROFILES:
-        raise ImageError(f"the PNG picture has more colour profiles than the {MAX_PROFILES} allowed")
+    if pieces > MAX_PIECES or (is_png and data.count(b"iCCP") > MAX_PROFILES):
+        raise ImageError(f"the picture has more chunks, strips or tiles than the {MAX_PIECES} allowed, or more colour profiles than the {MAX_PROFILES} allowed")
 
 
 def _chunks(data: bytes) -> int:
@@ -238,9 +237,8 @@ def _strips(data: bytes) -> int:
     head, entry = (order + "Q", order + "HHQ8x") if is_big else (order + "H", order + "HHI4x")
     first = place + struct.calcsize(head)
     size = min(struct.unpack_from(head, data, place)[0], 1 << 16) * struct.calcsize(entry)
-    entries = data[first : first + size]
-    entries = entries[: len(entries) // struct.calcsize(entry) * struct.calcsize(entry)]
-    return max((count for tag, _, count in struct.iter_unpack(entry, entries) if tag in _STRIP_TAGS), default=0)
+    size = min(size, (len(data) - first) // struct.calcsize(entry) * struct.calcsize(entry))
+    return max((count for tag, _, count in struct.iter_unpack(entry, data[first : first + size]) if tag in _STRIP_TAGS), default=0)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
