@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from pdfx.convert.shards import parse_size, write_shards
 from pdfx.convert.weights import WeightSource
 from pdfx.errors import UserError
 from pdfx.files import draft_beside
+from pdfx.reading import read_json
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -96,7 +96,7 @@ def convert(
 def check_probe(source: Checkpoint) -> None:
     """Raises UserError if the probe is not made of files of the checkpoint."""
     try:
-        names = [name for entry in json.loads(source.file(f"{PROBE}/items.json").read_text(encoding="utf-8")) for name in entry["images"]]
+        names = [name for entry in read_json(source.file(f"{PROBE}/items.json")) for name in entry["images"]]
         for name in [*names, "embeddings.safetensors"]:
             source.file(f"{PROBE}/{name}")
     except (ValueError, KeyError, TypeError) as error:
