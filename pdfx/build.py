@@ -14,8 +14,8 @@ from pdfx.adapters import apply_lora, set_trainable
 from pdfx.config import Config, ModelSection
 from pdfx.errors import UserError, in_short
 from pdfx.model import ParallelEmbedder, cache_vision_tower
+from pdfx.model.configuration import new_config
 from pdfx.model.loading import backbone_config as read_config
-from pdfx.model.modeling import new_config
 from pdfx.model.own_modules import run_module_file
 from pdfx.model.prefixes import Gathered
 from pdfx.model_files import require_sound_files

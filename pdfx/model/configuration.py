@@ -78,3 +78,17 @@ class ParallelEmbedderConfig(PretrainedConfig):
     def fused_size(self) -> int:
         """F, the dimension of the fused embedding."""
         return self.hidden_size * (self.paths if self.fusion == "concat" else 1)
+
+
+def new_config(backbone_config, inputs: dict | None, prefix_layers, **settings) -> ParallelEmbedderConfig:
+    """Configuration of an embedder on a backbone; ``prefix_layers`` is ``all``, a number m (layers m and up), or a list."""
+    layers = backbone_config.get_text_config().num_hidden_layers
+    if prefix_layers == "all":
+        prefix_layers = range(layers)
+    elif isinstance(prefix_layers, int):
+        prefix_layers = range(prefix_layers, layers)
+    inputs = {name: value for name, value in (inputs or {}).items() if value is not None}
+    if "image_grid_pinpoints" in inputs:
+        # The backbone counts an image's tokens from its own configuration, which must agree with the processor's.
+        backbone_config.image_grid_pinpoints = [list(pair) for pair in inputs["image_grid_pinpoints"]]
+    return ParallelEmbedderConfig(backbone=backbone_config, inputs=inputs, prefix_layers=list(prefix_layers), **settings)

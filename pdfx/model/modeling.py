@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from .adapted import load_adapted
 from .attention import ATTENTION_NAME
-from .configuration import ParallelEmbedderConfig
+from .configuration import ParallelEmbedderConfig, new_config
 from .door import attach_hooks, packed_decoder
 from .families import family_of
 from .fusion import Fusion, fuse, pool, unit
@@ -291,20 +291,6 @@ def join_outputs(outputs: list[EmbedderOutput], truncate_dim: int | None = None,
         # The leading dimensions of a concatenation would be the first path's alone.
         fused = fuse(fusion, paths) if fusion == "concat" else unit(fused[..., :truncate_dim])
     return EmbedderOutput(paths=paths, fused=fused)
-
-
-def new_config(backbone_config, inputs: dict | None, prefix_layers, **settings) -> ParallelEmbedderConfig:
-    """Configuration of an embedder on a backbone; ``prefix_layers`` is ``all``, a number m (layers m and up), or a list."""
-    layers = backbone_config.get_text_config().num_hidden_layers
-    if prefix_layers == "all":
-        prefix_layers = range(layers)
-    elif isinstance(prefix_layers, int):
-        prefix_layers = range(prefix_layers, layers)
-    inputs = {name: value for name, value in (inputs or {}).items() if value is not None}
-    if "image_grid_pinpoints" in inputs:
-        # The backbone counts an image's tokens from its own configuration, which must agree with the processor's.
-        backbone_config.image_grid_pinpoints = [list(pair) for pair in inputs["image_grid_pinpoints"]]
-    return ParallelEmbedderConfig(backbone=backbone_config, inputs=inputs, prefix_layers=list(prefix_layers), **settings)
 
 
 AutoConfig.register(ParallelEmbedderConfig.model_type, ParallelEmbedderConfig, exist_ok=True)
