@@ -60,7 +60,7 @@ def test_a_relative_path_is_recorded_so_that_it_holds_elsewhere(tmp_path, monkey
     config = tiny_config(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "classes.py").write_text("")
-    config.model.path, config.model.modules = "qwen2_vl", ["classes.py"]
+    config.model.path, config.model.modules, config.model.trust_remote_code = "qwen2_vl", ["classes.py"], True
     build_on_meta(config)
     assert (config.model.path, config.model.modules) == (str(tmp_path / "qwen2_vl"), [str(tmp_path / "classes.py")])
 
