@@ -34,7 +34,8 @@ class StopRequest:
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # Launchers that ignore the others themselves hand that on.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, _: self._ask(number))
         threading.Thread(target=self._listen, name="pdfx signals", daemon=True).start()
 
