@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from itertools import islice
+from multiprocessing.context import ForkServerProcess
 
 import pytest
 import torch
@@ -19,11 +20,16 @@ from pdfx.errors import UserError
 SEED = 5
 
 
+def data_workers() -> list[ForkServerProcess]:
+    """This process's children that read data; ranks that several tests share may be among the others."""
+    return [child for child in multiprocessing.active_children() if isinstance(child, ForkServerProcess)]
+
+
 @pytest.fixture(autouse=True)
 def no_workers_of_other_tests():
     """A loader in the traceback of an expected error lives until the garbage collector finds it."""
     gc.collect()
-    assert multiprocessing.active_children() == []
+    assert data_workers() == []
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +190,7 @@ def test_signals_to_the_whole_job_leave_the_workers_reading(shards, tmp_path):
 def test_a_killed_worker_is_one_sentence_with_a_cure(shards):
     train = loader(shards, num_workers=1, prefetch_batches=1)
     next(train)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = data_workers()
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(UserError, match="A data worker was killed.*data.num_workers"):
         for _ in range(10):
@@ -205,7 +211,7 @@ def test_an_error_of_the_job_is_not_taken_for_the_death_of_a_worker(num_workers)
 def test_workers_end_with_their_loader(shards):
     train = loader(shards, num_workers=2)
     next(train)
-    workers = multiprocessing.active_children()
+    workers = data_workers()
     assert len(workers) == 2
     del train
     assert not any(worker.is_alive() for worker in workers)
