@@ -25,7 +25,7 @@ def begin(folder: Path, **variables: str):
     return start(["bash", "launch/slurm/deepspeed_node.sh", str(folder / "recipe.yaml")], folder / "log", **task | variables)
 
 
-@pytest.mark.parametrize(("number", "when"), [(signal.SIGUSR1, "spawned with command"), (signal.SIGTERM, "^step 2 ")])
+@pytest.mark.parametrize(("number", "when"), [(signal.SIGUSR1, "spawned with command"), (signal.SIGTERM, "^step 2/")])
 def test_a_signal_to_the_task_reaches_the_ranks_which_save_what_there_is_and_stop(tmp_path, number, when):
     task, log = begin(tmp_path), tmp_path / "log"
     while not re.search(when, log.read_text(), re.MULTILINE):
