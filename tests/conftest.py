@@ -1,7 +1,12 @@
-"""One pair of ranks for all tests that need one: starting two processes with DeepSpeed takes seconds, a training run in them does not."""
+"""What all tests share. One pair of ranks serves all that need one: starting two processes with DeepSpeed takes seconds, a training run in them does not."""
 
 import pytest
 from distributed.ranks import Ranks
+from hypothesis import settings
+
+# The time that an example takes says nothing on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def expected(folders) -> list[str]:
 
 
 @given(st.integers(1, 16), st.integers(1, 3), st.sampled_from([0, 0, 0, 1, 2, 3, 4]), st.integers(0, 4), st.integers(1, 16), st.integers(1, 3))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_any_ranks_and_workers_read_the_same_sequence_and_go_on_with_it_after_a_stop(folders, expected, world, pairs, workers, steps, other_world, other_pairs):
     begun = [loader(folders, rank, world, pairs, num_workers=workers if rank == 0 else 0) for rank in range(world)]
     first = [key for _ in range(steps) for rank in begun for key in next(rank).keys]

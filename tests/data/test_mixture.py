@@ -33,7 +33,7 @@ def own_sequences(places: list[tuple[int, int]], count: int) -> list[list[int]]:
 
 
 @given(SIZES, QUOTAS, SUB_BATCHES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_data_set_is_read_in_its_own_order_each_sample_once_before_any_is_repeated(sizes, shares, sub_batch):
     mixed = mixture(sizes, shares, sub_batch)
     count = 3 * sum(sizes) + 50
@@ -44,7 +44,7 @@ def test_every_data_set_is_read_in_its_own_order_each_sample_once_before_any_is_
 
 
 @given(SIZES, QUOTAS, SUB_BATCHES, st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_by_the_end_of_each_epoch_every_data_set_gave_its_share_but_for_what_fills_no_sub_batch(sizes, shares, sub_batch, epochs):
     mixed = mixture(sizes, shares, sub_batch)
     whole = [epochs * quota // sub_batch * sub_batch for quota in shares[: len(sizes)]]
@@ -53,7 +53,7 @@ def test_by_the_end_of_each_epoch_every_data_set_gave_its_share_but_for_what_fil
 
 
 @given(SIZES, QUOTAS, SUB_BATCHES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sub_batches_come_from_one_data_set_each(sizes, shares, sub_batch):
     places = mixture(sizes, shares, sub_batch).samples(0, 12 * sub_batch)
     for start in range(0, len(places), sub_batch):
@@ -61,7 +61,7 @@ def test_sub_batches_come_from_one_data_set_each(sizes, shares, sub_batch):
 
 
 @given(SIZES, QUOTAS, SUB_BATCHES, st.integers(1, 16), st.integers(1, 5), st.integers(1, 16), st.integers(1, 5), st.integers(0, 8))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_stop_and_another_world_size_neither_lose_nor_repeat_a_sample(sizes, shares, sub_batch, world, pairs, other_world, other_pairs, steps):
     first = take(mixture(sizes, shares, sub_batch), 0, world, pairs, steps)
     rest = take(mixture(sizes, shares, sub_batch), len(first), other_world, other_pairs, 4)
@@ -69,7 +69,7 @@ def test_a_stop_and_another_world_size_neither_lose_nor_repeat_a_sample(sizes, s
 
 
 @given(SIZES, QUOTAS, st.lists(st.tuples(SUB_BATCHES, st.integers(0, 150)), min_size=2, max_size=4))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_sub_batches_of_another_size_go_on_with_every_data_set_where_it_is(sizes, shares, stretches):
     places, start = [], None
     for sub_batch, count in stretches:
@@ -82,7 +82,7 @@ def test_sub_batches_of_another_size_go_on_with_every_data_set_where_it_is(sizes
 
 
 @given(SIZES, QUOTAS, SUB_BATCHES, st.integers(0, 400))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_was_consumed_is_what_was_handed_out(sizes, shares, sub_batch, count):
     mixed = mixture(sizes, shares, sub_batch)
     counts = Counter(source for source, _ in mixed.samples(0, count))
@@ -90,7 +90,7 @@ def test_what_was_consumed_is_what_was_handed_out(sizes, shares, sub_batch, coun
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=9).filter(any), SUB_BATCHES, SUB_BATCHES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_one_data_set_has_its_canonical_order_whatever_the_sub_batches(shards, sub_batch, other):
     order = CanonicalOrder(shards, seed=1, span_samples=3, window_spans=2)
     expected = [(0, order.sample(position)) for position in range(70)]

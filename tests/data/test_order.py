@@ -24,7 +24,7 @@ def take(order: CanonicalOrder, start: int, world_size: int, pairs: int, steps: 
 
 
 @given(LAYOUTS, st.integers(0, 3), st.fixed_dictionaries(SETTINGS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_sample_comes_exactly_once_in_every_epoch(sizes, epoch, options):
     order = CanonicalOrder(sizes, **options)
     n = sum(sizes)
@@ -33,7 +33,7 @@ def test_every_sample_comes_exactly_once_in_every_epoch(sizes, epoch, options):
 
 
 @given(LAYOUTS, st.integers(1, 16), st.integers(1, 5), st.integers(1, 16), st.integers(1, 5), st.integers(0, 6), st.fixed_dictionaries(SETTINGS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_stop_and_another_world_size_neither_lose_nor_repeat_a_sample(sizes, world, pairs, other_world, other_pairs, steps, options):
     first = take(CanonicalOrder(sizes, **options), 0, world, pairs, steps)
     rest = take(CanonicalOrder(sizes, **options), len(first), other_world, other_pairs, 4)
@@ -42,7 +42,7 @@ def test_a_stop_and_another_world_size_neither_lose_nor_repeat_a_sample(sizes, w
 
 
 @given(LAYOUTS, st.fixed_dictionaries(SETTINGS), st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_position_has_one_sample_whatever_was_asked_before(sizes, options, random):
     forward = CanonicalOrder(sizes, **options)
     expected = [forward.sample(position) for position in range(3 * sum(sizes))]
@@ -53,7 +53,7 @@ def test_a_position_has_one_sample_whatever_was_asked_before(sizes, options, ran
 
 
 @given(LAYOUTS, st.integers(1, 12), st.integers(1, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_samples_stay_within_the_window_of_their_span(sizes, span_samples, window_spans):
     assume(sum(sizes) > 1)
     order = CanonicalOrder(sizes, seed=3, span_samples=span_samples, window_spans=window_spans)

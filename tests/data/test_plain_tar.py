@@ -5,7 +5,7 @@ import random
 import tarfile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pdfx.data.plain_tar import plain_members
@@ -32,7 +32,7 @@ NAMES = st.text("abcxyz019_-.äß", min_size=1, max_size=40).filter(lambda name:
 
 
 @given(st.lists(st.tuples(NAMES, st.binary(max_size=1500)), min_size=1, max_size=5), st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]))
-@settings(deadline=None)
+
 def test_plain_files_are_read_as_the_standard_library_reads_them(members, kind):
     data = tar(members, kind)
     assert plain_members(data) == by_the_library(data) == members

@@ -14,7 +14,7 @@ hashes = st.integers(-(2**63), 2**63 - 1)
 
 
 @given(st.lists(hashes | st.integers(-5, 5), max_size=200), st.integers(1, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_first_bearer_of_each_hash_is_found_and_no_other(values, recent):
     with pytest.MonkeyPatch.context() as patch:
         # A real limit would need 65,536 hashes before anything is sorted.

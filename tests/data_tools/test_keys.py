@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from data_tools.keys import key_number, repeated_keys
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["a", "b", "c", "d", "e", ""]), max_size=30), st.booleans())
 def test_each_later_bearer_of_a_key_is_told_once_with_the_first_one(keys, collide):
     numbers = np.array([(7 if collide and key else key_number(key)) for key in keys], dtype=np.int64)

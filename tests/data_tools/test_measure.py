@@ -10,7 +10,7 @@ from data_tools.measure import distinct_and_sharing, quantiles
 PERCENTS = {"minimum": 0, "median": 50, "p95": 95, "maximum": 100}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200))
 def test_quantiles_of_counts_are_those_of_the_values(values):
     expected = [np.quantile(values, percent / 100, method="inverted_cdf") for percent in PERCENTS.values()]
@@ -25,7 +25,7 @@ def test_quantiles_of_nothing_are_none():
     assert quantiles(Counter(), PERCENTS) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 2), max_size=50))
 def test_sharing_counts_all_bearers_of_a_repeated_number(numbers):
     counts = Counter(numbers)

@@ -47,7 +47,7 @@ def test_shards_behind_a_url_are_split_and_merged_like_local_ones(two, tmp_path)
         merge_shards([two[0].as_uri()], tmp_path / "linked", link=True)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(3, 25), st.integers(1, 4), st.integers(0, 3), st.booleans())
 def test_merging_the_parts_of_a_split_gives_the_same_set_of_samples(tmp_path_factory, samples, parts, seed, prefix):
     folder = tmp_path_factory.mktemp("merge")

@@ -14,7 +14,7 @@ def index_of(sizes: list[int]) -> ShardIndex:
     return ShardIndex(shards=entries, samples=sum(sizes), fingerprint=fingerprint(entries))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 3 * PART_SAMPLES), max_size=6), st.data())
 def test_parts_cover_every_sample_once_and_in_order(sizes, data):
     chosen = data.draw(st.none() | st.lists(st.integers(0, 5), unique=True))
@@ -55,7 +55,7 @@ def test_no_process_is_started_where_there_is_nothing_to_share(workers, parts):
     assert {process for _, (_, process) in share_out(number_and_process, parts, workers)} == {os.getpid()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**9), st.integers(0, 50))
 def test_drawn_samples_are_distinct_ascending_and_always_the_same(samples, count):
     drawn = drawn_samples(samples, count)

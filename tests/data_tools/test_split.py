@@ -34,7 +34,7 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(RECORDS, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 5), st.sampled_from(["target", "key"]), st.integers(1, 8))
 def test_parts_are_disjoint_and_together_everything_in_order(tmp_path_factory, records, weights, seed, by, samples_per_shard):
     folder = tmp_path_factory.mktemp("split")

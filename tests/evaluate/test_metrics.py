@@ -18,7 +18,7 @@ def integers(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randint(-2, 3, shape, generator=generator).float()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 30), st.integers(1, 6), st.integers(1, 100))
 def test_metrics_equal_a_plain_reference_with_ties_and_any_number_of_relevant_candidates(seed, n, m, identities, tile_elements):
     generator = torch.Generator().manual_seed(seed)
@@ -32,7 +32,7 @@ def test_metrics_equal_a_plain_reference_with_ties_and_any_number_of_relevant_ca
         assert actual[name].tolist() == pytest.approx(values, abs=EXACT), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 30), st.integers(1, 100))
 def test_metrics_over_own_candidates_equal_a_plain_loop_over_them(seed, n, m, tile_elements):
     generator = torch.Generator().manual_seed(seed)

@@ -66,7 +66,7 @@ def mutations(draw, record):
 
 
 @pytest.mark.parametrize("name", GOOD)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_record_gives_records_or_problems(name, data, tmp_path):
     bad = [data.draw(mutations(GOOD[name])) for _ in range(3)]
