@@ -110,7 +110,8 @@ def test_a_checkpoint_with_a_head_for_text_is_a_whole_backbone(tmp_path, family)
 def refusal_under_zero3(config) -> str:
     """In a rank: the sentence with which loading into shards ends."""
     from pdfx.train.cluster import join_world
-    from pdfx.train.engine import load_deepspeed_config, sharded_loading
+    from pdfx.train.deepspeed_file import load_deepspeed_config
+    from pdfx.train.engine import sharded_loading
 
     world = join_world()
     settings = load_deepspeed_config(config.train.deepspeed, config.train, world.size)
