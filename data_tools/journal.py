@@ -155,7 +155,8 @@ class Journal:
         raise UserError(f"{self.out} holds a build that cannot go on like this ({reasons}); give the same again, or {START_OVER}.")
 
     def _write(self, line: str) -> None:
-        self._stream.write(line.encode() + b"\n")
+        # Of names that are not UTF-8, what cannot be encoded is escaped as JSON has it.
+        self._stream.write(line.encode(errors="backslashreplace") + b"\n")
         self._stream.flush()
         os.fsync(self._stream.fileno())
 

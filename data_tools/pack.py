@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from pdfx.data.schema import Record, content_identity, identity_number, is_blank
+from pdfx.data.schema import Record, content_identity, identity_number
 from pdfx.model.pictures import ImageError, decode_image, image_header
+from pdfx.model.texts import is_blank
 
 from .encode import Encoding
 from .pictures import PictureError, PictureFolder

@@ -54,6 +54,14 @@ def parse_option(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
+def parse_options(texts: list[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in map(parse_option, texts):
+        if options.setdefault(name, value) != value:
+            raise UserError(f"The option '{name}' is given twice, as '{options[name]}' and as '{value}'; give it once.")
+    return options
+
+
 @contextmanager
 def one_sentence_when_interrupted(what_now: str) -> Iterator[None]:
     """Ctrl-C and the signal by which batch systems end a job leave through the same door. ``what_now`` is the sentence's end."""
@@ -118,7 +126,7 @@ def build(
         overwrite=overwrite,
     )
     with one_sentence_when_interrupted("the same command goes on where it stopped"), progress_bar() as bar:
-        records = open_source(format, source, dict(map(parse_option, option or ())))
+        records = open_source(format, source, parse_options(option or []))
         if images is not None and not images.exists():
             raise UserError(f"There is no image folder {images}; name it with --images.")
         folder = images if images is not None else source if source.is_dir() else source.parent

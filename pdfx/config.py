@@ -19,7 +19,7 @@ from pdfx.guard_sections import GuardsSection
 from pdfx.overrides import apply_overrides
 from pdfx.recipe_file import ConfigError, read_recipe
 from pdfx.saving_section import SavingSection
-from pdfx.section import PathText, Section, annotation_of, section_of
+from pdfx.section import LocalPath, PathText, Section, annotation_of, section_of
 from pdfx.urls import scrubbed
 
 
@@ -51,7 +51,7 @@ class ModelSection(Section):
     """Directory or hub name of the backbone."""
     revision: str | None = None
     trust_remote_code: bool = False
-    modules: list[PathText] = []
+    modules: list[LocalPath] = []
     """Python files that register the backbone's own classes with transformers; they travel in the export."""
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     paths: int = Field(4, ge=1)
@@ -141,8 +141,8 @@ class ObjectiveSection(Section):
 
 
 class TrainSection(SavingSection):
-    output_dir: PathText
-    deepspeed: PathText
+    output_dir: LocalPath
+    deepspeed: LocalPath
     """A DeepSpeed JSON, for example ``ds_configs/zero3.json``."""
     max_steps: int | None = Field(None, ge=1)
     num_train_epochs: float | None = Field(None, gt=0)

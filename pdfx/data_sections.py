@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from pydantic import Field, model_validator
 
-from pdfx.section import PathText, Section
+from pdfx.section import LocalPath, PathText, Section
 from pdfx.urls import without_secrets
 
 
@@ -52,7 +52,7 @@ class DataSection(Section):
     """Wait before the first repetition at most; each further wait is twice as long, up to a minute."""
     read_timeout_seconds: float = Field(60.0, gt=0)
     """An answer that takes longer is given up and asked for again."""
-    cache_dir: PathText | None = None
+    cache_dir: LocalPath | None = None
     """Folder on a local disk that keeps what was fetched, for all processes of the machine and for later runs. None is kept where null."""
     cache_gigabytes: float = Field(100.0, gt=0)
     """What the cache takes at most; what was not read for longest goes first."""

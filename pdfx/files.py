@@ -27,7 +27,15 @@ def require_folder(path: Path) -> None:
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream whose content takes the place of ``path`` in one step when the block ends, and is dropped when the block fails."""
+    """A binary stream whose content takes the place of ``path`` in one step when the block ends, and is dropped when the block fails.
+
+    A link stays a link, to the new content; what is not a file (a pipe, a device) is written to and stays what it is.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with naming(path), path.open("wb") as stream:
+            yield stream
+        return
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

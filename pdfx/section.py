@@ -23,8 +23,10 @@ def expanded(path: str) -> str:
     """A path with the home directory in place of ``~`` and with the values of variables (``$NAME``, ``${NAME}``); a URL as it is.
 
     Raises:
-        ValueError: a variable is not set, or a user is not known.
+        ValueError: it is empty, a variable is not set, or a user is not known.
     """
+    if not path.strip():
+        raise ValueError("it is empty; a variable of the shell may not have been set")
     if is_url(path):
         return path
     missing = [name for name in re.findall(r"\$\{?([A-Za-z_]\w*)", path) if name not in os.environ]
@@ -38,6 +40,16 @@ def expanded(path: str) -> str:
 
 PathText = Annotated[str, AfterValidator(expanded)]
 """A path, the name of something on the hub, or a URL."""
+
+
+def local(path: str) -> str:
+    """Raises ValueError for a URL."""
+    if is_url(path):
+        raise ValueError("it must be a path on this machine, not a URL")
+    return path
+
+
+LocalPath = Annotated[PathText, AfterValidator(local)]
 
 
 def annotation_of(section: type[BaseModel], keys: Sequence[str]) -> Any:

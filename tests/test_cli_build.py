@@ -70,6 +70,7 @@ def test_every_setting_reaches_the_build(pdfx, tmp_path):
     "words, sentence",
     [
         (["--option", "corpus"], "The option 'corpus' has no value; write it as NAME=VALUE."),
+        (["--option", "corpus=a", "--option", "corpus=b"], "The option 'corpus' is given twice, as 'a' and as 'b'"),
         (["--drop-leaked"], "can only be left out where evaluation shards are given"),
         (["--evaluation", "absent"], "There is no directory of shards at absent"),
         (["--format", "jsnl"], "did you mean 'jsonl'"),
@@ -83,6 +84,17 @@ def test_every_setting_reaches_the_build(pdfx, tmp_path):
 def test_mistakes_are_told_in_one_sentence_and_write_nothing(pdfx, tmp_path, words, sentence):
     assert sentence in told(pdfx("shards", "build", write_records(tmp_path, [PAIR | {"key": "k"}]), "--out", tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_key_that_a_record_has_twice_and_names_that_are_not_utf8_are_told_and_lose_nothing_else(pdfx, tmp_path):
+    lines = ['{"query": {"text": "a"}, "target": {"text": "b"}}', '{"query": {"text": "a"}, "query": {"text": "z"}, "target": {"text": "b"}}']
+    source = tmp_path / os.fsdecode(b"d\xe4.jsonl")
+    source.write_text("\n".join(lines))
+    code, out, error = pdfx("shards", "build", source, "--out", tmp_path / "out")
+    assert code == 0, error
+    assert "1 samples" in out and "the key 'query' is there twice" in (tmp_path / "out/quarantine.jsonl").read_text()
+    code, out, error = pdfx("shards", "build", source, "--out", tmp_path / "out")
+    assert code == 0 and "complete already" in out, error
 
 
 @pytest.mark.parametrize("text, size", [("1GB", 10**9), ("1GiB", 2**30), ("500 mb", 5 * 10**8), ("1.5k", 1500), ("4096", 4096), ("7B", 7)])

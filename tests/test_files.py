@@ -1,10 +1,13 @@
-"""Drafts of directories: what a killed process left is removed, what a living one writes is not, however many begin at once."""
+"""Files that are written, and drafts of directories: what a killed process left is removed, what a living one writes is not, however many begin at once."""
 
+import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
-from pdfx.files import draft_beside
+from pdfx.files import draft_beside, write_json
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -55,3 +58,21 @@ def test_processes_that_begin_and_end_at_once_leave_one_anothers_drafts_alone(tm
     processes = [start(AGAIN_AND_AGAIN, tmp_path / "export") for _ in range(3)]
     errors = [process.communicate()[1] for process in processes]
     assert errors == ["", "", ""] and not list(tmp_path.iterdir())
+
+
+def test_a_link_a_pipe_and_a_device_stay_what_they_are(tmp_path):
+    real, link, pipe, device = (tmp_path / name for name in ("real.json", "link.json", "pipe", "null"))
+    real.write_text("old")
+    link.symlink_to(real.name)
+    write_json([1], link)
+    assert link.is_symlink() and json.loads(real.read_text()) == [1]
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_json([2], pipe)
+    reader.join(30)
+    assert pipe.is_fifo() and json.loads(read[0]) == [2]
+    device.symlink_to("/dev/null")
+    write_json([3], device)
+    assert Path("/dev/null").is_char_device()

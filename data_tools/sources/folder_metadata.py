@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pdfx.data.schema import is_blank
 from pdfx.errors import UserError
+from pdfx.model.texts import is_blank
 
 from .base import file_stamp
 from .cells import Problem, text_of

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pdfx.data.schema import is_blank
 from pdfx.errors import UserError, shortened
+from pdfx.model.texts import is_blank
 
 from .base import file_stamp
 from .cells import Problem

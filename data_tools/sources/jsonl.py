@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from pdfx.data.schema import Record, explain
+from pdfx.reading import parse_json
 
 from .base import SourceRecord, file_identity
 from .files import Paths, input_files, left_in_folders
@@ -44,6 +45,10 @@ def _to_record(line: Line) -> SourceRecord:
     if line.problem is not None:
         return SourceRecord(line.origin, problem=line.problem, raw=line.raw)
     try:
-        return SourceRecord(line.origin, Record.model_validate_json(line.data), raw=line.raw)
+        record = Record.model_validate_json(line.data)
+        parse_json(line.data)
+        return SourceRecord(line.origin, record, raw=line.raw)
     except ValidationError as error:
         return SourceRecord(line.origin, problem=explain(error).removesuffix("."), raw=line.raw)
+    except ValueError as error:
+        return SourceRecord(line.origin, problem=str(error), raw=line.raw)

@@ -20,6 +20,8 @@ _CELL_LIMIT = 1 << 24
 """Characters of the longest cell, and about those that are looked at to find the end of a cell with quotation marks."""
 _LINES_OF_A_ROW = 1000
 """A quotation mark that is not closed within so many lines is a stray one."""
+_LINES_OF_PROSE = 5
+"""In so few lines, all may have a row's number of commas by chance."""
 _COUNTED_BYTES = 1 << 28
 _TAB_ENDINGS = (".tsv", ".tsv.gz")
 _OTHER_DELIMITERS = (";", "\t", "|")
@@ -157,18 +159,18 @@ def _parsed(lines: _Lines, parse: Callable[..., Iterator[list[str]]], header: li
         return [], "it is no valid UTF-8", reader.line_num
     if header is not None and reader.line_num > 1:
         inside = list(islice(lines.ahead(), 1, reader.line_num))
-        rows = sum(_is_row(line, parse, header) for line in inside)
+        rows = sum(_is_row(line, parse, header, may_be_prose=len(inside) <= _LINES_OF_PROSE) for line in inside)
         # Prose has a line that could be a row now and then; lines that a stray mark takes in nearly all are.
         if rows >= 0.8 * len(inside) and (len(inside) > 1 or len(cells) != len(header)):
             return [], f"{_STRAY} {len(inside)} lines that are rows themselves", 1
     return cells, None, reader.line_num
 
 
-def _is_row(line: str, parse: Callable[..., Iterator[list[str]]], header: list[str]) -> bool:
+def _is_row(line: str, parse: Callable[..., Iterator[list[str]]], header: list[str], may_be_prose: bool) -> bool:
     try:
         cells = next(parse([line]))
     except csv.Error:
         return False
     # A space after a comma is a sign of prose, unless the table is written like that.
-    is_prose = any(cell.startswith(" ") for cell in cells[1:]) and not any(name.startswith(" ") for name in header[1:])
+    is_prose = may_be_prose and any(cell.startswith(" ") for cell in cells[1:]) and not any(name.startswith(" ") for name in header[1:])
     return len(cells) == len(header) > 1 and not is_prose

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-import unicodedata
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError, model_validator
@@ -23,15 +22,6 @@ Key = Annotated[str, StringConstraints(pattern=re.compile(KEY_PATTERN))]
 Identity = Annotated[str, Field(min_length=1)]
 _ONE_MISTAKE = FailFast()
 """Of a list one mistake is told; millions would fill the memory."""
-
-
-def is_blank(text: str) -> bool:
-    """Whether a text shows nothing: it is empty, or white space, control characters and invisible marks alone."""
-    return all(character in _FILLERS or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs") for character in text)
-
-
-_FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00\ufe0e\ufe0f\uffa0"
-"""Letters and marks that Unicode gives no shape."""
 
 
 class StrictModel(BaseModel):

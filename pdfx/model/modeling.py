@@ -24,6 +24,7 @@ from .pictures import ImageError  # noqa: F401  see below
 from .prefixes import Gathered, attach_prefixes, initialise_prefixes
 from .processing import InputProcessor, append_inputs, checked_items
 from .registered_modules import MODULE_FILES  # noqa: F401  transformers 5.8 to 5.10 copy only what a file imports by itself.
+from .texts import is_blank  # noqa: F401
 
 LOCK = Lock()
 """Held while a tokenizer works, whose padding is a state of its own, and while a model changes between training and evaluation mode."""
@@ -209,11 +210,11 @@ class ParallelEmbedder(PreTrainedModel):
         return output.last_hidden_state, packing
 
     def _chosen(self, paths: list[int] | None, device) -> torch.Tensor:
-        chosen = list(range(self.config.paths)) if paths is None else list(paths)
-        wrong = [path for path in chosen if not 0 <= path < self.config.paths]
-        if wrong or not chosen:
-            raise ValueError(f"Paths must be among 0 to {self.config.paths - 1}, not {chosen}.")
-        return torch.tensor(chosen, device=device)
+        known = range(self.config.paths)
+        chosen = known if paths is None else paths
+        if not isinstance(chosen, (list, tuple, range)) or not chosen or not all(path in known for path in chosen):
+            raise ValueError(f"Paths must be a list of numbers among 0 to {len(known) - 1}, not {paths!r}.")
+        return torch.tensor(list(chosen), device=device)
 
     @property
     def trains_vision(self) -> bool:

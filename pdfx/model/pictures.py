@@ -19,10 +19,12 @@ from PIL import ExifTags, Image
 MAX_IMAGE_PIXELS = 89_478_485
 MAX_PIECES = 100_000
 """Chunks of a PNG, strips or tiles of a TIFF: each takes some microseconds, however small it is."""
+MAX_SEGMENTS = 4096
+"""Segments and fill bytes of a JPEG before its first scan."""
 MAX_RUN_LENGTH_PIXELS = 1 << 24
 """Of a BMP with run lengths, which Pillow decodes in Python."""
 MAX_PROFILES = 16
-"""Of a PNG. One is allowed; each is inflated to at most a megabyte."""
+"""Of a PNG, each of which is inflated to at most a megabyte; and EXIF segments of a JPEG, which Pillow copies anew for each further one. One is usual."""
 
 EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
 """Formats that are read, with the extension of their members. Formats whose readers start other programs (EPS) are left out on purpose."""
@@ -219,6 +221,17 @@ def _refuse_pieces(data: bytes) -> None:
         return
     if pieces > MAX_PIECES or (is_png and data.count(b"iCCP") > MAX_PROFILES):
         raise ImageError(f"the picture has more chunks, strips or tiles than the {MAX_PIECES} allowed, or more colour profiles than the {MAX_PROFILES} allowed")
+    if data.startswith(b"\xff\xd8") and (_segments(data) > MAX_SEGMENTS or data.count(b"Exif\0\0") > MAX_PROFILES):
+        raise ImageError(f"the JPEG picture has more than {MAX_SEGMENTS} segments, or more than {MAX_PROFILES} with EXIF data")
+
+
+def _segments(data: bytes) -> int:
+    """The segments of a JPEG before its first scan and their fill bytes, counted no further than needed."""
+    place, count = 2, 0
+    while count <= MAX_SEGMENTS and (found := _MARKER.search(data, place)) and found[1] not in (b"\xda", b"\xd9"):
+        count += len(found[0]) - 1
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return count
 
 
 def _chunks(data: bytes) -> int:

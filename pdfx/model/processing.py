@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from .families import Family
 from .pictures import decode_image
+from .texts import is_blank
 
 PROMPT_DEFAULTS = {
     "query_instruction": "",
@@ -177,7 +178,10 @@ def checked_items(items: list[dict]) -> list[dict]:
     """
     if isinstance(items, (str, bytes, dict)) or not hasattr(items, "__iter__"):
         raise ValueError(f"The items must be a list of dicts with 'text' and 'images', not one {type(items).__name__}.")
-    return [_checked_item(number, item) for number, item in enumerate(items)]
+    checked = [_checked_item(number, item) for number, item in enumerate(items)]
+    if not checked:
+        raise ValueError("There are no items to embed.")
+    return checked
 
 
 def _checked_item(number: int, item: dict) -> dict:
@@ -193,7 +197,7 @@ def _checked_item(number: int, item: dict) -> dict:
         raise ItemError(number, f"'text' must be a str, not {type(text).__name__}")
     if not isinstance(images, (list, tuple)):
         raise ItemError(number, f"'images' must be a list, not {type(images).__name__}; put a single picture into a list")
-    if not text.strip() and not images:
+    if is_blank(text) and not images:
         raise ItemError(number, "there is neither a text nor an image; give at least one of 'text' and 'images'")
     return {"text": text, "images": list(images)}
 

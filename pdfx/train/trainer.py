@@ -37,6 +37,7 @@ from pdfx.train.lineage import ORIGIN, origin, set_aside
 from pdfx.train.parts import frozen_sums
 from pdfx.train.peak import shared_peak_tflops
 from pdfx.train.probe import Probe, embed_inputs
+from pdfx.train.processor_check import PROCESSOR, check_same_processor, processed_sample
 from pdfx.train.profile import TRACE, profiled
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
 from pdfx.train.resume import agree_on_checkpoint, check_same_model, load_checkpoint
@@ -117,10 +118,11 @@ class Trainer:
             torch.manual_seed(derived_seed(config.train.seed, "adapters"))
             with sharded_loading(settings) as gathered:
                 embedder = build_embedder(config, torch.bfloat16 if config.train.bf16 else torch.float32, gathered)
-            self.identity = identity(embedder, config)
+            self.identity, self.processed = identity(embedder, config), processed_sample(embedder.processor)
             if checkpoint:
                 check_same_model(checkpoint, self.identity)
                 self.notes += settings_changes(checkpoint, config)
+                check_same_processor(checkpoint, self.processed, config.model.path)
             self.processor = embedder.processor
             self._open_data(state, StepCost(embedder, config.train.chunk_paths, config.model.cache_vision))
             self.probe = Probe(self.loader.dataset, self.processor)
@@ -300,7 +302,7 @@ class Trainer:
         """Begin to write a checkpoint of the current step."""
         self.progress.mark("save a checkpoint", "pause")
         state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity, SHARDING: self.sharding}
-        state |= {"guards": self.guards.state_dict(), ORIGIN: self.origin, FROZEN: self.frozen}
+        state |= {"guards": self.guards.state_dict(), ORIGIN: self.origin, FROZEN: self.frozen, PROCESSOR: self.processed}
         with self.world.together():
             metric = metric_among(self.evaluated, self.config.train)
         probe = partial(self.probe.write, engine=self.engine, world=self.world)

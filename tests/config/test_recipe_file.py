@@ -127,6 +127,7 @@ def test_home_and_variables_are_filled_in_and_urls_left_alone(tmp_path, monkeypa
     assert (config.train.output_dir, config.train.deepspeed, config.train.resume) == ("/fast disk/runs/a", "/fast disk/z.json", "/home/me/run/step")
     assert (config.data.cache_dir, config.data.evaluation) == ("/home/me/c", ["/fast disk/e", "s3://b/$SCRATCH/~x"])
     assert (config.data.train[0].path, config.model.modules, config.model.path) == ("/home/me/d", ["/home/me/m.py"], "/home/me")
-    for text, sentence in (("$ABSENT/x", "the variable ABSENT is not set"), ("~nobody-here/x", "'~nobody-here' names no user")):
+    wrong = {"''": "it is empty", "s3://b/x": "it must be a path on this machine", "file:///x": "it must be a path on this machine"}
+    for text, sentence in {"$ABSENT/x": "the variable ABSENT is not set", "~nobody-here/x": "'~nobody-here' names no user", **wrong}.items():
         with pytest.raises(ConfigError, match=f"recipe.yaml: in 'train.output_dir', {sentence}"):
             load_config(recipe(tmp_path, output_dir=text))

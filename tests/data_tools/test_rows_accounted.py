@@ -82,6 +82,14 @@ def test_one_stray_mark_in_a_thousand_rows_costs_one_row(tmp_path):
             assert [row.values["q"] for row in rows if row.values] == [f"q{i}" for i in range(1000) if i != 500]
 
 
+def test_a_stray_mark_in_a_table_with_spaces_after_commas_costs_one_row(tmp_path):
+    lines = [f"how tall is {i}?, he is {i} feet" for i in range(80)]
+    lines[40], lines[79] = 'big one?,"quoted start', 'how tall?, 5 foot 6"'
+    (tmp_path / "a.csv").write_text("\n".join(["query,target", *lines]))
+    rows = list(open_rows(tmp_path / "a.csv").read())
+    assert len(rows) == 80 and [row.origin for row in rows if row.problem] == [f"{tmp_path}/a.csv line 42"]
+
+
 def test_long_texts_with_line_breaks_stay_whole(tmp_path):
     prose = [f"Line {i}, of prose, with commas." if i % 3 else "" for i in range(900)]
     for lines in (prose, ["One line", "another, with a comma"], ["1,000 dollars", "2,000 dollars, or so", "end"], ["\ttabs", "", "more"]):

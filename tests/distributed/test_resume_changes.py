@@ -1,5 +1,6 @@
 """A run that is taken up with other frozen weights or other settings: refused if its embeddings would change, told otherwise."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,20 @@ def test_other_frozen_weights_of_the_same_shapes_are_refused_by_a_resume_and_by_
     (run / "config.yaml").write_text(dump_config(recipe(folder, folder / "llava_next", inputs={"max_text_tokens": 23})))
     with pytest.raises(UserError, match="inputs.max_text_tokens is '23' and was '24' up to"):
         convert(run, tmp_path / "export", check=False)
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json"])
+def test_another_tokenizer_or_image_processor_is_refused_by_a_resume(folder, two_ranks, tmp_path, name):
+    copy = shutil.copytree(folder / "llava_next", tmp_path / "copy")
+    settings = json.loads((copy / name).read_text())
+    if name == "tokenizer.json":
+        words = settings["model"]["vocab"]
+        words["c"], words["w"] = words["w"], words["c"]
+    else:
+        settings["image_processor"]["image_mean"] = [0.0, 0.0, 0.0]
+    (copy / name).write_text(json.dumps(settings))
+    told = two_ranks.run(run_telling, recipe(folder, copy, train={"max_steps": 2}))[0]
+    assert told.startswith(f"The processor of model.path '{copy}' makes other inputs")
 
 
 def test_a_setting_that_decides_embeddings_is_refused_and_a_choice_is_told(folder, two_ranks, tmp_path):

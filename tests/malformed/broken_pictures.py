@@ -127,6 +127,13 @@ def _slow() -> Iterator[Picture]:
         last = jpeg.rindex(b"\xff\xda")
         scans = jpeg[:-2] + jpeg[last:-2] * count + b"\xff\xd9"
         yield Picture(f"JPEG-of-{count}-scans", scans, reason=r"\d+ scans, more than the \d+ allowed")
+    whole = encode(quarters(), "JPEG")
+    for name, bytes_, reason in (
+        ("5000-segments", b"\xff\xee\0\2" * 5000, "more than 4096 segments"),
+        ("a-million-fill-bytes", b"\xff" * 10**6, "more than 4096 segments"),
+        ("100-EXIF-segments", b"\xff\xe1\0\x08Exif\0\0" * 100, "with EXIF data"),
+    ):
+        yield Picture(f"JPEG-of-{name}", whole[:2] + bytes_ + whole[2:], reason=reason)
     one = bytes([0, *RED])
     yield Picture("PNG-of-200000-chunks", png(1, 1, 8, 2, one, png_chunk(b"prVt", b"") * 200_000), reason="more chunks, strips or tiles")
     profiles = png_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(10**6))) * 100

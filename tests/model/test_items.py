@@ -23,6 +23,7 @@ SOUND = {"text": "a frog"}
         ({}, "neither a text nor an image"),
         ({"text": ""}, "neither a text nor an image"),
         ({"text": " \n", "images": []}, "neither a text nor an image"),
+        ({"text": "\u200b\0"}, "neither a text nor an image"),
         ({"text": None, "images": None}, "neither a text nor an image"),
         ("a frog", "must be a dict with 'text' and 'images', not str"),
         (None, "must be a dict with 'text' and 'images', not NoneType"),
@@ -46,6 +47,14 @@ def test_an_item_that_would_be_embedded_as_something_else_is_named(embedder_of, 
 def test_items_that_are_no_list_of_items_are_refused(embedder_of, wrong):
     with pytest.raises(ValueError, match="must be a list of dicts with 'text' and 'images'"):
         embedder_of("llava_next").embed(wrong)
+
+
+@pytest.mark.parametrize("paths", [1, "fused", [], [9]])
+def test_paths_that_do_not_exist_and_no_items_at_all_are_refused(embedder_of, paths):
+    with pytest.raises(ValueError, match="Paths must be a list of numbers among 0 to"):
+        embedder_of("llava_next").embed([SOUND], paths=paths)
+    with pytest.raises(ValueError, match="no items to embed"):
+        embedder_of("llava_next").embed([])
 
 
 def test_a_picture_that_the_processor_refuses_is_named_by_its_item(embedder_of):
