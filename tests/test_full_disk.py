@@ -50,7 +50,7 @@ def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
         "split": ["shards", "split", shards, "--out", f"{outs['split']}/a=0.5", "--out", f"{outs['split']}/b=0.5"],
         "build": ["shards", "build", folder / "records.jsonl", "--out", outs["build"] / "shards", "--workers", "0"],
         "describe": ["shards", "describe", shards, "--workers", "0", "--json", outs["describe"] / "all.json"],
-        "sheet": ["shards", "describe", shards, "--workers", "0", "--contact-sheet", outs["sheet"] / "pairs.png"],
+        "sheet": ["shards", "describe", shards, "--workers", "0", "--contact-sheet", outs["sheet"] / "pairs.html"],
         "evaluate": ["evaluate", export, shards, "--json", outs["evaluate"] / "metrics.json"],
     }
     given = json.dumps([[str(word) for word in words] for words in commands.values()])

@@ -152,4 +152,4 @@ def test_a_checkpoint_that_other_ranks_take_up_and_save_again_holds_the_same_num
     torch.testing.assert_close(networks[0], networks[1], rtol=0, atol=0)
     states = [{key: value for key, value in checkpoint.state().items() if key not in ("sharding", "started_from")} for checkpoint in (before, after)]
     assert states[0] == states[1]
-    assert f"saved by 2 ranks under ZeRO-3, and this run has {ranks} rank" in told[0]
+    assert f"saved by 2 ranks under ZeRO-3, and this run has {ranks} rank" in " ".join(told)
