@@ -44,7 +44,7 @@ class Encoding:
         if not 1 <= self.quality <= 100:
             raise UserError(f"quality is {self.quality} and must be from 1 to 100.")
         if self.quality != Encoding.quality and self.resize is None and self.format is None:
-            raise UserError("quality has no effect, since no picture is encoded anew; give --image-format or --resize (format, resize) too.")
+            raise UserError("quality has no effect, because no picture is re-encoded; give --image-format or --resize (format, resize) too.")
 
     def identity(self) -> dict:
         """What decides the stored bytes; another Pillow may write other ones."""

@@ -83,7 +83,7 @@ class Packer:
         return [replace(self._pack_or_reject(number, source), stamp=stamp) for (number, source), stamp in zip(block, stamps, strict=True)]
 
     def glance(self, source: SourceRecord) -> str | None:
-        """The kind of what is wrong with a record, as far as that can be told without reading pictures."""
+        """The kind of problem that a record has, found without reading its pictures."""
         if source.problem or _problem(source.record):
             return source.kind
         try:

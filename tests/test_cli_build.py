@@ -74,7 +74,7 @@ def test_every_setting_reaches_the_build(pdfx, tmp_path):
         (["--drop-leaked"], "can only be left out where evaluation shards are given"),
         (["--evaluation", "absent"], "There is no directory of shards at absent"),
         (["--format", "jsnl"], "did you mean 'jsonl'"),
-        (["--quality", "50"], "quality has no effect, since no picture is encoded anew"),
+        (["--quality", "50"], "quality has no effect, because no picture is re-encoded"),
         (["--leak", "query"], "has no effect without evaluation shards"),
         (["--format", "table", "--option", "delimiter=;"], "delimiter and quotes are for CSV and TSV"),
         (["--format", "columns", "--option", "columns=query,target", "--option", "min_label=1"], "min_label=1 has no effect"),

@@ -62,7 +62,7 @@ def file_identity(paths: list[Path]) -> list[str]:
 
 
 def file_stamp(path: str | Path) -> str:
-    """Size of a file and when it was last changed: what tells that it was edited or replaced."""
+    """Size and modification time of a file, which change if it is edited or replaced."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -29,7 +29,7 @@ class FolderSource:
         text: the column of captions in metadata files; by default one of ``text``, ``caption``, ``captions``, or the only one beside ``file_name``.
 
     Raises:
-        UserError: there is no such folder, it holds no pictures, the column of captions cannot be told, or an option has no effect there.
+        UserError: there is no such folder, it holds no pictures, the column of captions is not clear, or an option has no effect there.
     """
 
     def __init__(self, folder: str | Path, query: str = "text", captions: str = "file", text: str | None = None):
