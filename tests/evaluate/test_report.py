@@ -204,7 +204,9 @@ def recorded(export: Path, folder: Path, run: Path, step: int = STEPS, **changes
     for name, value in changes.items():
         section, _, key = name.partition("__")
         config[section][key] = value
-    config["model"]["gradient_checkpointing"] = not config["model"]["gradient_checkpointing"]
+    # The converter sets these itself.
+    for key in ("gradient_checkpointing", "cache_vision", "trust_remote_code"):
+        config["model"][key] = not config["model"][key]
     (folder / "pdfx_export.json").write_text(json.dumps({"pdfx": "0", "step": step, "config": config}), encoding="utf-8")
     return folder
 
