@@ -26,7 +26,11 @@ def files_of(folder) -> dict[str, bytes]:
 
 RECORDS = st.lists(
     st.fixed_dictionaries(
-        {"target": st.fixed_dictionaries({"text": st.sampled_from("abcdefgh")}), "query": st.fixed_dictionaries({"text": st.text(min_size=1, max_size=5)})},
+        {
+            "target": st.fixed_dictionaries({"text": st.sampled_from("abcdefgh")}),
+            # A text of blanks alone is quarantined.
+            "query": st.fixed_dictionaries({"text": st.text(max_size=5).map("q".__add__)}),
+        },
         optional={"target_id": st.sampled_from(["one", "two", "three"]), "negatives": st.just([{"text": "n"}])},
     ),
     min_size=1,

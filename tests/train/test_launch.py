@@ -64,7 +64,10 @@ def test_tasks_of_srun_train_together_and_on_sigusr1_to_one_both_save_and_exit_w
     tasks = [launch(recipe, SLURM_PROCID=str(task), SLURM_LOCALID=str(task), **job) for task in range(2)]
     try:
         while not (recipe.parent / "run/metrics.jsonl").exists() or not (recipe.parent / "run/metrics.jsonl").read_text():
-            assert all(task.poll() is None for task in tasks), [task.communicate() for task in tasks]
+            if any(task.poll() is not None for task in tasks):
+                for task in tasks:
+                    task.kill()
+                pytest.fail(f"A task ended before the first step: {[(task.args, task.communicate(), task.returncode) for task in tasks]}")
             time.sleep(0.05)
         tasks[1].send_signal(signal.SIGUSR1)
         outputs = [task.communicate(timeout=60) for task in tasks]
