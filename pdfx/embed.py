@@ -24,7 +24,7 @@ from safetensors.torch import save as safetensors_bytes
 from data_tools.pictures import PictureError, PictureFolder
 from pdfx.data.schema import Side, explain
 from pdfx.errors import UserError
-from pdfx.exports import check_export, load_export
+from pdfx.exports import check_export, opened_export
 from pdfx.files import draft_beside, require_folder, write_atomically
 from pdfx.model.pictures import ImageError, decode_image
 from pdfx.model.processing import ItemError
@@ -135,16 +135,16 @@ def write_part(
     lines = read_lines(job)
     starts = range(0, len(lines), job.batch_size)
     mine = starts[len(starts) * rank // world_size : len(starts) * (rank + 1) // world_size]
-    model = load_export(job.model, device, job.trust_remote_code)
-    chosen = _chosen_path(job, model.config)
     rows, cut = [], []
-    for start in mine:
-        batch = lines[start : start + job.batch_size]
-        output = _embed(job, model, start, batch, chosen)
-        rows.append(output.fused if job.paths == "fused" else output.paths if chosen is None else output.paths[:, 0])
-        cut += [number for number, side in enumerate(batch, start=start + 1) if model.processor.cut(model.processor.clean(side.text))[1]]
-        if on_progress is not None:
-            on_progress(min(start + job.batch_size, len(lines)) - mine.start, min(mine.stop, len(lines)) - mine.start)
+    with opened_export(job.model, device, job.trust_remote_code, verify=rank == 0) as model:
+        chosen = _chosen_path(job, model.config)
+        for start in mine:
+            batch = lines[start : start + job.batch_size]
+            output = _embed(job, model, start, batch, chosen)
+            rows.append(output.fused if job.paths == "fused" else output.paths if chosen is None else output.paths[:, 0])
+            cut += [number for number, side in enumerate(batch, start=start + 1) if model.processor.cut(model.processor.clean(side.text))[1]]
+            if on_progress is not None:
+                on_progress(min(start + job.batch_size, len(lines)) - mine.start, min(mine.stop, len(lines)) - mine.start)
     if rows:
         limit = model.processor.settings["max_text_tokens"]
         with naming(job.out):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -9,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
-from pdfx.errors import UserError, in_short
+from pdfx.checksums import FileRecord, read_record, stamp
+from pdfx.errors import UserError, in_short, shortened
 from pdfx.model_files import require_sound_files
 from pdfx.reading import read_json
 
@@ -17,6 +22,72 @@ if TYPE_CHECKING:
     from pdfx.model import InputProcessor, ParallelEmbedder
 
 MODEL_TYPE = "pdfx_parallel_embedder"
+RECORD = "pdfx_export.json"
+"""The file in which the converter says what an export was made from, and what its files are."""
+_CURE = f"Convert again, or remove {RECORD} if the change is wanted."
+
+
+@contextmanager
+def opened_export(directory: Path, device: torch.device | str = "cpu", trust_remote_code: bool = False, verify: bool = True) -> Iterator[ParallelEmbedder]:
+    """The model of an export while the block runs, as ``load_export`` loads it.
+
+    Args:
+        verify: whether to compare its files with their checksums, which one rank of several should do.
+
+    Raises:
+        UserError: it cannot be loaded; or a file changed while it was loaded, or was written over during the block: a CPU's weights are mapped from files.
+    """
+    check_export(directory)
+    recorded = _recorded_files(directory)
+    before = _stamps(directory, recorded)
+    if verify:
+        _verify(directory, recorded)
+    model = load_export(directory, device, trust_remote_code)
+    _require_same(directory, before, _stamps(directory, recorded), "while the model was loaded")
+    yield model
+    now = _stamps(directory, recorded)
+    # A file that has another one in its place, or was removed, is still whole for whoever opened it.
+    kept = {name: there for name, there in before.items() if name in now and there[0] == now[name][0]}
+    _require_same(directory, kept, now, "while the model was in use")
+
+
+def files_of(directory: Path) -> list[str]:
+    """Names of an export's files that may decide an embedding: all but its record, documents and what is hidden or compiled."""
+    names = (path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file())
+    passed_over = {RECORD, "__pycache__"}
+    return [name.as_posix() for name in names if name.suffix != ".md" and not any(part[0] == "." or part in passed_over for part in name.parts)]
+
+
+def _recorded_files(directory: Path) -> dict[str, FileRecord]:
+    """What the conversion wrote, and the backbone of an adapter by its whole path; nothing for an export that was saved by hand, or by an earlier pdfx."""
+    try:
+        return {name: FileRecord(**record) for name, record in read_json(directory / RECORD).get("files", {}).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise UserError(f"{directory / RECORD} is damaged. {_CURE}") from None
+
+
+def _verify(directory: Path, recorded: dict[str, FileRecord]) -> None:
+    """Raises UserError if a file is missing or another one; one that was added is named in a warning."""
+    if missing := [name for name in recorded if not (directory / name).is_file()]:
+        raise UserError(f"{directory / missing[0]} is missing. {_CURE}")
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda name: read_record(directory / name), recorded)
+        changed = [name for (name, record), now in zip(recorded.items(), found, strict=True) if record != now]
+    if changed:
+        raise UserError(f"{directory / changed[0]} is not the file of the conversion: its SHA-256 is not the one in {directory / RECORD}. {_CURE}")
+    if recorded and (added := sorted(set(files_of(directory)) - recorded.keys())):
+        warnings.warn(f"{directory} holds {shortened(', '.join(added), 200)}, which the conversion did not write and transformers may read.", stacklevel=2)
+
+
+def _stamps(directory: Path, recorded: dict[str, FileRecord]) -> dict[str, tuple]:
+    return {name: stamp((directory / name).stat()) for name in {*files_of(directory), *recorded} if (directory / name).is_file()}
+
+
+def _require_same(directory: Path, before: dict[str, tuple], now: dict[str, tuple], when: str) -> None:
+    if changed := [name for name, there in before.items() if now.get(name) != there]:
+        raise UserError(f"{directory / min(changed)} changed {when}; leave it alone meanwhile, and start again.")
 
 
 def load_export(directory: Path, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> ParallelEmbedder:

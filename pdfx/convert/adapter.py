@@ -12,6 +12,7 @@ from peft import LoraConfig
 
 from pdfx.adapters import remove_adapters
 from pdfx.checkpoint.directory import Checkpoint
+from pdfx.checksums import FileRecord
 from pdfx.config import Config, LoraSection
 from pdfx.convert.documents import write_documents
 from pdfx.convert.shards import write_shard
@@ -21,9 +22,12 @@ from pdfx.model.adapted import ADAPTER_FOLDER, TRAINED_WEIGHTS
 from pdfx.tensor_files import Entry
 
 
-def write_adapter(weights: WeightSource, directory: Path, config: Config, source: Checkpoint, dtype: torch.dtype) -> None:
+def write_adapter(weights: WeightSource, directory: Path, config: Config, source: Checkpoint, dtype: torch.dtype) -> dict[str, FileRecord]:
     """Write an export whose backbone's weights are those of ``model.path``: prefixes, fusion and whatever else was trained, and in a folder of its own the
     adapter as PEFT reads it.
+
+    Returns:
+        What each file of weights is, by its name.
 
     Raises:
         UserError: the run trained without LoRA.
@@ -35,12 +39,14 @@ def write_adapter(weights: WeightSource, directory: Path, config: Config, source
     embedder.config.base_model = {"path": base_path(config), "revision": config.model.revision}
     write_documents(embedder, directory, config, source, dtype)
     trained = [name for name in weights.shapes if name in weights.trained]
-    write_shard(directory / TRAINED_WEIGHTS, [weight_of(weights, name, name, dtype) for name in trained if "lora_" not in name])
+    records = {TRAINED_WEIGHTS: write_shard(directory / TRAINED_WEIGHTS, [weight_of(weights, name, name, dtype) for name in trained if "lora_" not in name])}
     folder = directory / ADAPTER_FOLDER
     folder.mkdir()
     names = [(name, exported) for name in trained if "lora_" in name for exported in peft_names(name)]
-    write_shard(folder / "adapter_model.safetensors", [weight_of(weights, name, exported, dtype) for name, exported in names])
+    of_adapter = [weight_of(weights, name, exported, dtype) for name, exported in names]
+    records[f"{ADAPTER_FOLDER}/adapter_model.safetensors"] = write_shard(folder / "adapter_model.safetensors", of_adapter)
     peft_config(lora, embedder.family.decoder, config).save_pretrained(folder)
+    return records
 
 
 def base_path(config: Config) -> str:

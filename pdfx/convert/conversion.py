@@ -18,7 +18,7 @@ from pdfx.checksums import sync
 from pdfx.config import Config, load_config
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.check import check_words, verify_export
-from pdfx.convert.documents import write_documents
+from pdfx.convert.documents import write_documents, write_record
 from pdfx.convert.shards import parse_size, write_shards
 from pdfx.convert.weights import WeightSource
 from pdfx.errors import UserError
@@ -71,11 +71,12 @@ def convert(
     weights = WeightSource(embedder, config.model, source, trained_as)
     with draft_beside(out) as draft:
         if adapter:
-            write_adapter(weights, draft, config, source, target)
+            of_weights = write_adapter(weights, draft, config, source, target)
         else:
             write_documents(remove_adapters(copy.deepcopy(embedder)), draft, config, source, target)
-            write_shards(draft, weights.merged_weights(target), largest)
+            of_weights = write_shards(draft, weights.merged_weights(target), largest)
         weights.check_frozen(source, config.model)
+        write_record(draft, config, source, of_weights, Path(config.model.path) if adapter else None)
         if check:
             check_probe(source)
             probe, narrow = source.path / PROBE, {target, trained_as} != {torch.float32}

@@ -1,8 +1,9 @@
-"""Everything of an export but its weights: configuration, remote code, processor, the run's record, the model card."""
+"""Everything of an export but its weights: configuration, remote code, processor, the model card, the record of what it is."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 import pdfx
 from pdfx.checkpoint.directory import Checkpoint
+from pdfx.checksums import FileRecord, read_record
 from pdfx.config import Config, shown_settings
 from pdfx.errors import UserError, in_short
+from pdfx.exports import RECORD, files_of
 from pdfx.model import ParallelEmbedder
 
 
@@ -39,9 +42,23 @@ def write_documents(embedder: ParallelEmbedder, directory: Path, config: Config,
         raise UserError(str(error)) from error
     # An empty one; the real weights are written in pieces.
     (directory / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
-    record = {"pdfx": pdfx.__version__, "step": source.step, "config": shown_settings(config)}
-    (directory / "pdfx_export.json").write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
     (directory / "README.md").write_text(model_card(embedder, directory.name, config, source, dtype), encoding="utf-8")
+
+
+def write_record(directory: Path, config: Config, source: Checkpoint, of_weights: dict[str, FileRecord], base: Path | None = None) -> None:
+    """Write down what a whole export was made from, and what each of its files is, so that a later change of one shows.
+
+    Args:
+        of_weights: the files that are known already, by name.
+        base: where the weights lie that the export leaves there.
+    """
+    names = {*files_of(directory)} - of_weights.keys()
+    # A name on the hub is no folder.
+    names |= {str(path) for path in base.resolve().iterdir() if path.suffix in (".safetensors", ".bin")} if base and base.is_dir() else set()
+    others = {name: read_record(directory / name) for name in names}
+    files = {name: asdict(record) for name, record in sorted({**others, **of_weights}.items())}
+    record = {"pdfx": pdfx.__version__, "step": source.step, "config": shown_settings(config), "files": files}
+    (directory / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def model_card(embedder: ParallelEmbedder, name: str, config: Config, source: Checkpoint, dtype: torch.dtype) -> str:

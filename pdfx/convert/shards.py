@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from pdfx.checksums import FileRecord
 from pdfx.convert.weights import Weight
 from pdfx.errors import UserError
 from pdfx.tensor_files import write_tensors
@@ -25,25 +26,23 @@ def parse_size(text: str) -> int:
     return size
 
 
-def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> list[Path]:
+def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> dict[str, FileRecord]:
     """Write all weights, each when its turn comes, in files of at most ``largest`` bytes of weights (more where a single weight is larger).
 
     Returns:
-        The files.
+        What each file of weights is, by its name.
     """
     shards = plan_shards(weights, largest)
     if len(shards) == 1:
-        write_shard(directory / SAFE_WEIGHTS_NAME, shards[0])
-        return [directory / SAFE_WEIGHTS_NAME]
+        return {SAFE_WEIGHTS_NAME: write_shard(directory / SAFE_WEIGHTS_NAME, shards[0])}
     stem, suffix = SAFE_WEIGHTS_NAME.split(".")
     names = [f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}" for number in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        write_shard(directory / name, shard)
+    records = {name: write_shard(directory / name, shard) for name, shard in zip(names, shards, strict=True)}
     totals = {"total_size": sum(weight.entry.bytes for weight in weights), "total_parameters": sum(weight.entry.elements for weight in weights)}
     places = {weight.entry.name: name for name, shard in zip(names, shards, strict=True) for weight in shard}
     index = json.dumps({"metadata": totals, "weight_map": dict(sorted(places.items()))}, indent=2)
     (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(index + "\n", encoding="utf-8")
-    return [directory / name for name in names]
+    return records
 
 
 def plan_shards(weights: Sequence[Weight], largest: int) -> list[list[Weight]]:
@@ -58,5 +57,5 @@ def plan_shards(weights: Sequence[Weight], largest: int) -> list[list[Weight]]:
     return shards
 
 
-def write_shard(path: Path, weights: Sequence[Weight]) -> None:
-    write_tensors(path, [(weight.entry, weight.pieces()) for weight in weights], {"format": "pt"})
+def write_shard(path: Path, weights: Sequence[Weight]) -> FileRecord:
+    return write_tensors(path, [(weight.entry, weight.pieces()) for weight in weights], {"format": "pt"})

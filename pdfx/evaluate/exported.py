@@ -8,7 +8,7 @@ from pathlib import Path
 from pdfx.config import EvaluateSection
 from pdfx.evaluate.data_sets import Counters, Results, evaluate_data_sets, open_data_sets
 from pdfx.evaluate.embedding import EmbedInputs, Say
-from pdfx.exports import load_export
+from pdfx.exports import opened_export
 from pdfx.model import ParallelEmbedder
 from pdfx.ranks import launched_ranks
 
@@ -28,8 +28,7 @@ def evaluate_export(
         UserError: the model or the shards cannot be used.
     """
     data_sets = open_data_sets(shards)
-    with launched_ranks() as ranks:
-        embedder = load_export(model, ranks.device, trust_remote_code)
+    with launched_ranks() as ranks, opened_export(model, ranks.device, trust_remote_code, verify=ranks.rank == 0) as embedder:
         first = ranks.rank == 0
         told = (counters, say) if first else (None, None)
         results = evaluate_data_sets(embed_on(embedder), data_sets, embedder.processor, settings, ranks.rank, ranks.world_size, num_workers, *told)

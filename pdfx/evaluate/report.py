@@ -21,7 +21,7 @@ from pdfx.evaluate.metrics import PRECISION, path_similarity
 from pdfx.evaluate.origin import origin_of
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, retrieval_metrics
 from pdfx.evaluate.tables import DIRECTION_LABELS, LEGEND, measured_directions, metric_rows, remarks, score_label, sizes_label
-from pdfx.exports import load_export
+from pdfx.exports import opened_export
 from pdfx.files import require_folder, write_atomically
 from pdfx.ranks import pick_device
 from pdfx.reading import parse_json, read_bounded
@@ -54,10 +54,10 @@ def write_report(
     for sentence in notes if say else ():
         say(sentence)
     dataset = ShardedDataset(shards)
-    embedder = load_export(model, pick_device(), trust_remote_code)
-    queries, targets, counts = embed_shards(
-        embed_on(embedder), dataset, embedder.processor, settings, num_workers=num_workers, progress=progress, say=say
-    )
+    with opened_export(model, pick_device(), trust_remote_code) as embedder:
+        queries, targets, counts = embed_shards(
+            embed_on(embedder), dataset, embedder.processor, settings, num_workers=num_workers, progress=progress, say=say
+        )
     metrics = retrieval_metrics(queries, targets, settings.recall_at) | counts
     try:
         examples = find_examples(dataset, queries, targets)

@@ -23,7 +23,7 @@ from pdfx.build import build_embedder, build_on_meta
 from pdfx.checkpoint.directory import PARAMETERS, Checkpoint, newest_whole
 from pdfx.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from pdfx.checkpoint.parameters import SavedParameters
-from pdfx.checksums import read_record
+from pdfx.checksums import FileRecord, read_record
 from pdfx.config import parse_config
 from pdfx.convert import convert
 from pdfx.convert.check import verify_export
@@ -31,7 +31,7 @@ from pdfx.convert.conversion import read_run_config
 from pdfx.convert.documents import write_documents
 from pdfx.convert.weights import narrowed
 from pdfx.errors import UserError
-from pdfx.exports import load_export
+from pdfx.exports import files_of, load_export
 from pdfx.model import ParallelEmbedder
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,9 @@ def test_the_export_is_complete_and_describes_itself(export):
     names = {path.name for path in export.iterdir()}
     assert {"config.json", "model.safetensors", "modeling.py", "processing.py", "processor_config.json", "tokenizer.json", "README.md"} <= names
     assert json.loads((export / "config.json").read_text())["auto_map"]["AutoModel"] == "modeling.ParallelEmbedder"
-    assert json.loads((export / "pdfx_export.json").read_text())["step"] == 2
+    record = json.loads((export / "pdfx_export.json").read_text())
+    assert record["step"] == 2
+    assert {name: FileRecord(**entry) for name, entry in record["files"].items()} == {name: read_record(export / name) for name in files_of(export)}
     card = (export / "README.md").read_text()
     assert "**3** unit embeddings of dimension 32" in card and "trust_remote_code=True" in card
 
