@@ -46,5 +46,5 @@ setup(
             "wordllama==0.4.0.post1",
         ],
     },
-    entry_points={"console_scripts": ["pdfx = pdfx.cli:main"]},
+    entry_points={"console_scripts": ["pdfx = pdfx.cli.app:main"]},
 )

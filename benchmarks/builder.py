@@ -34,7 +34,7 @@ def write_records(folder: Path, count: int, smallest: int, largest: int) -> Path
 def start_command(records: Path, workers: int, *options: str) -> subprocess.Popen:
     out = records.parent / "shards"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "pdfx.cli", "shards", "build", str(records), "--out", str(out), "--samples-per-shard", "128", "--workers", str(workers)]
+    command = [sys.executable, "-m", "pdfx", "shards", "build", str(records), "--out", str(out), "--samples-per-shard", "128", "--workers", str(workers)]
     return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
 
 

@@ -13,16 +13,16 @@ import psutil
 from common import Seconds, answer, at_least, at_most, in_fresh_process, in_turns, medians, peak_bytes, start
 from workload import pairs, write_backbone
 
-from data_tools.build import build_shards
-from pdfx.build import build_on_meta
+from data_tools.build.builder import build_shards
 from pdfx.checkpoint.directory import PROBE, newest_whole
 from pdfx.config import Config, parse_config
 from pdfx.convert import convert
 from pdfx.convert.check import verify_export
 from pdfx.convert.conversion import read_run_config
 from pdfx.convert.weights import WeightSource
-from pdfx.train.cluster import join_world
-from pdfx.train.telemetry import StepTimer
+from pdfx.distributed.world import join_world
+from pdfx.embedder.build import build_on_meta
+from pdfx.telemetry.metrics import StepTimer
 from pdfx.train.trainer import Trainer
 
 STEPS = 6

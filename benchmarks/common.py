@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from pdfx.host_memory import keep_large_blocks
+from pdfx.host.memory import keep_large_blocks
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "deepspeed", "sentence-transformers", "pdfx")

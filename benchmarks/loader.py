@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 from workload import photographs
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 from pdfx.config import DataSection
 from pdfx.data import TrainLoader
 from pdfx.data.schema import ShardEntry, ShardIndex, fingerprint

@@ -14,7 +14,7 @@ import yaml
 from common import RESULTS, answer, at_most, start
 from workload import ROOT, Workload, pairs
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 
 matplotlib.use("svg")
 

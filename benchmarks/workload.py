@@ -19,14 +19,14 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLModel, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
-from pdfx.build import build_embedder
 from pdfx.config import Config, parse_config
+from pdfx.config.deepspeed_file import load_deepspeed_config
 from pdfx.data import Batch, Chunk
 from pdfx.data.collate import filler
+from pdfx.distributed.world import World, join_world
+from pdfx.embedder.build import build_embedder
 from pdfx.model import ParallelEmbedder
 from pdfx.objective import Objective
-from pdfx.train.cluster import World, join_world
-from pdfx.train.deepspeed_file import load_deepspeed_config
 from pdfx.train.engine import TrainingModule, start_engine
 from pdfx.train.step import Stepper
 

@@ -8,7 +8,7 @@ import traceback
 
 
 def main() -> None:
-    from pdfx.stopping import StopRequest
+    from pdfx.faults.stopping import StopRequest
 
     # Before all slow imports: a batch system may end a job that has just started.
     stop = StopRequest(attended=False)
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
 
-    from pdfx.console import open_streams, outlive_stdout
+    from pdfx.host.console import open_streams, outlive_stdout
 
     open_streams()
     outlive_stdout()
@@ -28,7 +28,7 @@ def main() -> None:
     faulthandler.enable()
     from pdfx.config import ConfigError, load_config
     from pdfx.errors import UserError
-    from pdfx.system_errors import sentence_of
+    from pdfx.host.system_errors import sentence_of
 
     try:
         config = load_config(arguments.recipe, arguments.overrides + ["train.profile_steps=3"] * arguments.profile)

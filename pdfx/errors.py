@@ -1,6 +1,6 @@
 """Errors that a user can cure; the command line prints them as one sentence without a stack trace."""
 
-from pdfx.urls import scrubbed
+from pdfx.host.urls import scrubbed
 
 _MESSAGE_CHARACTERS = 4000
 

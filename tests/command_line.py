@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdfx.cli import main
+from pdfx.cli.app import main
 
 
 def run_pdfx(capfd, *words) -> tuple[int, str, str]:

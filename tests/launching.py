@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny_runs import ROOT
 
-from pdfx.train.cluster import free_port
+from pdfx.distributed.world import free_port
 
 BIN = Path(sys.executable).parent
 

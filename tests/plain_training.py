@@ -2,9 +2,9 @@
 
 import torch
 
-from pdfx.build import build_embedder
 from pdfx.config import Config
 from pdfx.data import Batch, TrainLoader
+from pdfx.embedder.build import build_embedder
 from pdfx.objective import Objective
 from pdfx.train.engine import TrainingModule, make_optimizer, parameter_groups
 from pdfx.train.schedule import derived_seed, learning_rate_factor
@@ -17,8 +17,8 @@ def engine_parameters(config: Config) -> tuple[Parameters, list[dict[str, float]
     """In a rank: train with the real trainer; its parameters, gathered, and each step's metrics."""
     import deepspeed
 
-    from pdfx.train.cluster import join_world
-    from pdfx.train.telemetry import StepTimer
+    from pdfx.distributed.world import join_world
+    from pdfx.telemetry.metrics import StepTimer
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pdfx.available_memory import available_bytes
+from pdfx.host.memory import available_bytes
 
 
 def machine(folder: Path, membership: str, files: dict[str, str]) -> tuple[Path, Path]:

@@ -9,9 +9,9 @@ from tiny_models import tiny_backbone
 from tiny_runs import tiny_config
 from transformers import BertConfig
 
-from pdfx.build import build_embedder, build_on_meta
+from pdfx.embedder.build import build_embedder, build_on_meta
+from pdfx.embedder.exports import load_export
 from pdfx.errors import UserError
-from pdfx.exports import load_export
 
 SUPPORTED = "are not supported; supported are qwen2_vl, llava_next"
 

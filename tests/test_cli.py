@@ -47,7 +47,7 @@ def test_every_command_has_help_with_an_example(pdfx, command):
 
 
 def test_help_names_every_command_and_imports_no_torch():
-    script = "import sys\nfrom pdfx.cli import main\ntry:\n    main(['--help'])\nfinally:\n    print('torch' in sys.modules)"
+    script = "import sys\nfrom pdfx.cli.app import main\ntry:\n    main(['--help'])\nfinally:\n    print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     *page, imported = result.stdout.splitlines()
@@ -210,7 +210,7 @@ def test_what_the_system_refuses_is_named(pdfx, export, data, tmp_path):
 
 
 def test_the_installed_module_ends_with_2_on_a_mistake(tmp_path):
-    command = [sys.executable, "-m", "pdfx.cli", "shards", "describe", str(tmp_path)]
+    command = [sys.executable, "-m", "pdfx", "shards", "describe", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 2
     assert result.stdout == ""

@@ -7,7 +7,7 @@ import typer
 from command_line import run_pdfx, told
 from tiny_shards import picture, write_records
 
-from pdfx.cli_build import parse_bytes
+from pdfx.cli.build import parse_bytes
 from pdfx.data import ShardedDataset
 
 PAIR = {"query": {"text": "q"}, "target": {"text": "t"}}

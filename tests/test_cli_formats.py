@@ -3,7 +3,7 @@ import re
 import pytest
 
 from data_tools.sources.registry import FORMATS
-from pdfx.cli import main
+from pdfx.cli.app import main
 
 
 def run(capfd, *words: str) -> tuple[int, str, str]:

@@ -5,7 +5,7 @@ import pytest
 from command_line import run_pdfx, told
 from tiny_shards import damage_image, make_shards
 
-from data_tools.describe import describe_shards
+from data_tools.inspect.describe import describe_shards
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT
 
-from pdfx import console as console_module
+from pdfx.cli.shared import ProgressBar
 from pdfx.data.coverage import Coverage, coverage_table
-from pdfx.progress import ProgressBar
-from pdfx.train.telemetry import Telemetry
+from pdfx.host import console as console_module
+from pdfx.telemetry.metrics import Telemetry
 
 NASTY = ["news [/en]", "[bold]name", "a [red]b[/red]", "[", "[/]", ":smile: x", "[link=file:///etc]y[/link]", "naïve ✓", "\udcff.jpg"]
 
 PRINTS = """
 import sys
-from pdfx.console import open_streams, outlive_stdout
+from pdfx.host.console import open_streams, outlive_stdout
 open_streams()
 if sys.argv[1] == "lasting":
     outlive_stdout()
@@ -59,7 +59,7 @@ def test_a_lost_stream_ends_a_tool_as_it_ends_others_and_a_run_not_at_all(kind, 
 
 
 def test_a_file_that_is_opened_later_does_not_take_the_place_of_a_closed_stream(tmp_path):
-    program = f"from pdfx.console import *\nopen_streams()\nf = open({str(tmp_path / 'data')!r}, 'w')\nimport os; os.write(1, b'noise')\nprint('noise')"
+    program = f"from pdfx.host.console import *\nopen_streams()\nf = open({str(tmp_path / 'data')!r}, 'w')\nimport os; os.write(1, b'noise')\nprint('noise')"
     command = f"\"{sys.executable}\" -c \"$PROGRAM\" <&- >&- 2>&-"
     assert subprocess.run(["bash", "-c", command], cwd=ROOT, env=os.environ | {"PROGRAM": program}, timeout=60, check=False).returncode == 0
     assert (tmp_path / "data").read_text() == ""
@@ -89,7 +89,7 @@ def test_names_reach_the_console_as_they_are_in_any_encoding_and_width(tmp_path,
 @pytest.mark.parametrize("name", NASTY[:-1])
 def test_a_progress_bar_shows_names_as_they_are(monkeypatch, name):
     screen = io.StringIO()
-    monkeypatch.setattr("pdfx.progress.console", lambda stderr: console_module.console(screen, force_terminal=True, color_system=None, width=200))
+    monkeypatch.setattr("pdfx.cli.shared.console", lambda stderr: console_module.console(screen, force_terminal=True, color_system=None, width=200))
     with ProgressBar() as bar:
         bar.counter(f"embedding {name}")(1, 2)
         bar.refresh()

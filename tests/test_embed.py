@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tiny_exports import HIDDEN, PATHS, tiny_export
 from tiny_models import items
 
-from pdfx.cli import main
-from pdfx.embed import EmbedJob, embed_file, merge_parts, write_part
+from pdfx.cli.app import main
+from pdfx.embedder.exports import load_export
 from pdfx.errors import UserError
-from pdfx.exports import load_export
+from pdfx.evaluate.embed import EmbedJob, embed_file, merge_parts, write_part
 
 COUNT = 11
 ROUNDING = 1e-5  # the same float32 computation in batches of another size; the last sums may be ordered differently
@@ -113,7 +113,7 @@ def test_two_ranks_of_torchrun_write_what_one_process_does(job):
     embed_file(job)
     alone = np.load(job.out)
     job.out.unlink()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pdfx.cli"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pdfx"]
     command = [*launch, "embed", str(job.model), str(job.input), "--out", str(job.out), "--batch-size", "4"]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
     assert result.returncode == 0, result.stderr

@@ -12,15 +12,15 @@ from PIL import Image
 from tiny_checkpoints import checkpoint_of, recipe, trained
 from tiny_models import tiny_backbone
 
-from pdfx.adapters import remove_adapters
-from pdfx.build import build_on_meta
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.documents import write_documents, write_record
 from pdfx.convert.shards import write_shards
 from pdfx.convert.weights import WeightSource
-from pdfx.embed import EmbedJob, embed_file
+from pdfx.embedder.build import build_on_meta
+from pdfx.embedder.exports import RECORD, files_of, opened_export
+from pdfx.embedder.lora import remove_adapters
 from pdfx.errors import UserError
-from pdfx.exports import RECORD, files_of, opened_export
+from pdfx.evaluate.embed import EmbedJob, embed_file
 
 FORMS = ["whole", "adapter"]
 ITEM = {"text": "a green frog", "images": [Image.new("RGB", (40, 30), "green")]}
@@ -177,9 +177,9 @@ def test_a_file_that_is_written_over_while_the_model_is_in_use_is_told_and_one_w
 
 @pytest.mark.parametrize("kind", ["removed", "replaced", "written over", "linked to another"])
 def test_a_file_that_changes_while_the_model_is_loaded_is_told(folder, kind, tmp_path, monkeypatch):
-    import pdfx.exports
+    import pdfx.embedder.exports
 
-    load = pdfx.exports.load_export
+    load = pdfx.embedder.exports.load_export
     for name in listed(folder):
 
         def changed_at_the_end(*arguments, name=name):
@@ -188,7 +188,7 @@ def test_a_file_that_changes_while_the_model_is_loaded_is_told(folder, kind, tmp
             return model
 
         with Kept(folder / name, tmp_path / "aside"):
-            monkeypatch.setattr(pdfx.exports, "load_export", changed_at_the_end)
+            monkeypatch.setattr(pdfx.embedder.exports, "load_export", changed_at_the_end)
             with pytest.raises(UserError, match="changed while the model was loaded"):
                 read(folder / "export")
 

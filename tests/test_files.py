@@ -7,13 +7,13 @@ import sys
 import threading
 from pathlib import Path
 
-from pdfx.files import draft_beside, write_json
+from pdfx.host.files import draft_beside, write_json
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys
 from pathlib import Path
-from pdfx.files import draft_beside
+from pdfx.host.files import draft_beside
 with draft_beside(Path(sys.argv[1])) as draft:
     draft.mkdir()
     print(draft, flush=True)
@@ -23,7 +23,7 @@ AGAIN_AND_AGAIN = """
 import sys
 import time
 from pathlib import Path
-from pdfx.files import draft_beside
+from pdfx.host.files import draft_beside
 end = time.monotonic() + 2
 while time.monotonic() < end:
     with draft_beside(Path(sys.argv[1])) as draft:

@@ -15,10 +15,11 @@ ROOM = 2**10
 
 CHILD = f"""
 import contextlib, io, json, resource, sys
-from pdfx.cli import main
-import pdfx.embed, data_tools.build, data_tools.merge, data_tools.split, data_tools.describe, data_tools.contact_sheet, data_tools.languages
+from pdfx.cli.app import main
+import pdfx.evaluate.embed, data_tools.build.builder, data_tools.rearrange.merge, data_tools.rearrange.split
+import data_tools.inspect.describe, data_tools.inspect.contact_sheet, data_tools.inspect.languages
 # It unpacks a model into a temporary file, once.
-data_tools.languages.language_of("a text that is long enough to be judged")
+data_tools.inspect.languages.language_of("a text that is long enough to be judged")
 resource.setrlimit(resource.RLIMIT_FSIZE, ({ROOM}, {ROOM}))
 outcomes = []
 for arguments in json.load(sys.stdin):

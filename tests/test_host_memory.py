@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from pdfx.host_memory import keep_large_blocks
+from pdfx.host.memory import keep_large_blocks
 
 SCRIPT = """
 import resource, sys
-from pdfx.host_memory import keep_large_blocks
+from pdfx.host.memory import keep_large_blocks
 done = keep_large_blocks() if sys.argv[1] == "keep" else False
 for number in range(12):
     if number == 2:

@@ -23,15 +23,15 @@ from tiny_models import tiny_backbone
 from tiny_runs import tiny_tree
 from tiny_shards import make_shards
 
-from data_tools.check import check_shards
-from pdfx.build import build_embedder
+from data_tools.inspect.check import check_shards
 from pdfx.checkpoint.directory import OBJECTIVE, PROBE, open_verified
+from pdfx.checkpoint.resume import read_objective
 from pdfx.config import dump_config, load_config, parse_config
 from pdfx.data import SampleError, ShardedDataset
+from pdfx.embedder.build import build_embedder
+from pdfx.embedder.exports import load_export
 from pdfx.errors import UserError
-from pdfx.exports import load_export
 from pdfx.model import ParallelEmbedder
-from pdfx.train.resume import read_objective
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 

@@ -12,7 +12,7 @@ import pytest
 from tiny_shards import picture
 
 from data_tools.sources.registry import FORMATS
-from pdfx.cli import main
+from pdfx.cli.app import main
 from pdfx.data import ShardedDataset
 
 TEXT = (Path(__file__).parents[1] / "docs" / "importers.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-from pdfx.progress import ProgressBar
+from pdfx.cli.shared import ProgressBar
 
 
 def test_what_was_done_before_enters_no_rate():

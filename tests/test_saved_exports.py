@@ -14,7 +14,7 @@ from tiny_models import FAMILIES, items, tiny_backbone
 
 import pdfx.model
 from pdfx.convert.check import verify_export
-from pdfx.exports import load_export
+from pdfx.embedder.exports import load_export
 from pdfx.model import ParallelEmbedder, families
 from pdfx.model.fusion import fuse, unit
 
@@ -56,7 +56,7 @@ def test_a_model_whose_own_modules_are_not_known_is_not_saved_without_them(tmp_p
     (tmp_path / "tower.py").write_text("LOADED = True\n")
     model.module_files = [tmp_path / "tower.py"]
     model.save_pretrained(tmp_path / "export")
-    assert "tower" in (tmp_path / "export/registered_modules.py").read_text()
+    assert "tower" in (tmp_path / "export/custom_code_files.py").read_text()
     loaded = ParallelEmbedder.from_pretrained(tmp_path / "export")
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again/tower.py").read_text() == "LOADED = True\n"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT
 
-from pdfx.stopping import EXIT_STOPPED, STOP_SIGNALS
+from pdfx.faults.stopping import EXIT_STOPPED, STOP_SIGNALS
 
 HANGS_IN_C = """
 import ctypes, sys, threading
-from pdfx.stopping import StopRequest
+from pdfx.faults.stopping import StopRequest
 stop = StopRequest(attended=len(sys.argv) > 1)
 if len(sys.argv) > 1:
     threading.Thread(target=lambda: [None for _ in iter(lambda: stop.asked, True)] and print("asked", stop.urgent, flush=True), daemon=True).start()
@@ -59,7 +59,7 @@ def test_a_hang_up_that_the_process_was_started_to_ignore_stays_ignored():
     assert process.wait(timeout=20) == EXIT_STOPPED
 
 
-@pytest.mark.parametrize("command", [["launch/train.py"], ["-m", "pdfx.cli", "train"]], ids=["launch", "pdfx train"])
+@pytest.mark.parametrize("command", [["launch/train.py"], ["-m", "pdfx", "train"]], ids=["launch", "pdfx train"])
 def test_a_run_that_is_only_about_to_start_ends_with_the_code_for_stopped(command):
     # It imports for seconds before it looks for the recipe's data, which is not there.
     process = subprocess.Popen([sys.executable, *command, "launch/recipes/quickstart.yaml", "data.train=nowhere"], cwd=ROOT, stderr=subprocess.PIPE)

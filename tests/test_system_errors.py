@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pdfx.errors import UserError
-from pdfx.system_errors import naming, sentence_of
+from pdfx.host.system_errors import naming, sentence_of
 
 
 def write_to_a_full_device(path):

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pdfx.errors import UserError
-from pdfx.tensor_files import Entry, TensorFile, write_tensors
+from pdfx.host.tensor_files import Entry, TensorFile, write_tensors
 
 TENSORS = {
     "matrix": torch.arange(12, dtype=torch.float32).reshape(3, 4),

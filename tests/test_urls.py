@@ -4,7 +4,7 @@ import pytest
 
 from pdfx.config import Config, ConfigError, DataSection, dump_config, load_config, parse_config, shown_settings
 from pdfx.errors import UserError
-from pdfx.urls import is_url, without_secrets
+from pdfx.host.urls import is_url, without_secrets
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/train", "https://host/x", "memory://x", "simplecache::s3://bucket/x"])

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pdfx.build import build_embedder
 from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
 from pdfx.checkpoint.manifest import Manifest
 from pdfx.checkpoint.parameters import MASTER, part_file_name, parts_metadata
-from pdfx.checksums import read_record
 from pdfx.config import Config, parse_config
+from pdfx.embedder.build import build_embedder
+from pdfx.host.checksums import read_record
 from pdfx.model import ParallelEmbedder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiny_models import SENTENCES, picture, tiny_backbone
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 from pdfx.config import Config, parse_config
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 from pdfx.data import ShardedDataset
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
 
 from pdfx.data.schema import Record
+from pdfx.host.files import file_stamp
 
 BELOW_LABEL = "below min_label"
 
@@ -61,11 +60,3 @@ def file_identity(paths: list[Path]) -> list[str]:
     return [f"{path.name}: {file_stamp(path)}" for path in paths]
 
 
-def file_stamp(path: str | Path) -> str:
-    """Size and modification time of a file, which change if it is edited or replaced."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return "absent"
-    seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
-    return f"{status.st_size} bytes, changed {datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d}"

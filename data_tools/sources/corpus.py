@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.sources.tables.base import Row, Rows
+from data_tools.sources.tables.values import Pictures, Problem, identity_of
 from pdfx.data.schema import identity_number
-from pdfx.system_errors import naming
-
-from .cells import Pictures, Problem, identity_of
-from .rows import Row, Rows
+from pdfx.host.system_errors import naming
 
 _ID = "docid"
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_tools.sources.files import has_ending
+from data_tools.sources.folder_files import METADATA_NAMES, UNREAD_ENDINGS, is_picture, listings
+from data_tools.sources.lines import JSONL_ENDINGS
+from data_tools.sources.tables.rows import TABLE_ENDINGS, listed, open_rows
 from pdfx.errors import UserError
-
-from .files import has_ending
-from .folder_files import METADATA_NAMES, UNREAD_ENDINGS, is_picture, listings
-from .lines import JSONL_ENDINGS
-from .rows import TABLE_ENDINGS, listed, open_rows
 
 COLUMNS_OF_FORMATS: dict[str, tuple[set[str], ...]] = {
     "swift": ({"messages", "positive_messages"},),

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_tools.sources.base import SourceRecord
+from data_tools.sources.folder_files import METADATA_NAMES
+from data_tools.sources.folder_metadata import MetadataCaptions
+from data_tools.sources.folder_text import TextFileCaptions
+from data_tools.sources.tables.values import Pictures, as_record
 from pdfx.errors import UserError
-
-from .base import SourceRecord
-from .cells import Pictures, as_record
-from .folder_files import METADATA_NAMES
-from .folder_metadata import MetadataCaptions
-from .folder_text import TextFileCaptions
 
 
 class FolderSource:

@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data_tools.sources.folder_files import METADATA_NAMES, is_caption, is_picture, left_out, listings
+from data_tools.sources.tables.base import Row, Rows
+from data_tools.sources.tables.rows import listed, notes_on, open_rows, require_columns
+from data_tools.sources.tables.values import Problem, text_of
 from pdfx.errors import UserError
+from pdfx.host.files import file_stamp
 from pdfx.model.texts import is_blank
-
-from .base import file_stamp
-from .cells import Problem, text_of
-from .folder_files import METADATA_NAMES, is_caption, is_picture, left_out, listings
-from .rows import Row, Rows, listed, notes_on, open_rows, require_columns
 
 _FILE_NAME = "file_name"
 _CAPTION_COLUMNS = ("text", "caption", "captions")

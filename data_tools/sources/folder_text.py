@@ -8,14 +8,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_tools.sources.folder_files import CAPTION_ENDING, PICTURE_ENDINGS, UNREAD_ENDINGS, is_caption, is_picture, left_out, listings
+from data_tools.sources.lines import RAW_CHARACTERS
+from data_tools.sources.tables.base import Row
+from data_tools.sources.tables.values import Problem
 from pdfx.errors import UserError, shortened
+from pdfx.host.files import file_stamp
 from pdfx.model.texts import is_blank
-
-from .base import file_stamp
-from .cells import Problem
-from .folder_files import CAPTION_ENDING, PICTURE_ENDINGS, UNREAD_ENDINGS, is_caption, is_picture, left_out, listings
-from .lines import RAW_CHARACTERS
-from .rows import Row
 
 _CAPTION_BYTES = 1 << 20
 

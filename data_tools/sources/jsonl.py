@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
+from data_tools.sources.base import SourceRecord, file_identity
+from data_tools.sources.files import Paths, input_files, left_in_folders
+from data_tools.sources.lines import JSONL_ENDINGS, Line, count_lines, read_lines
 from pdfx.data.schema import Record, explain
-from pdfx.reading import parse_json
-
-from .base import SourceRecord, file_identity
-from .files import Paths, input_files, left_in_folders
-from .lines import JSONL_ENDINGS, Line, count_lines, read_lines
+from pdfx.host.reading import parse_json
 
 
 class JsonlSource:

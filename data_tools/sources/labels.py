@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import BELOW_LABEL
-from .cells import Problem, shown
+from data_tools.sources.base import BELOW_LABEL
+from data_tools.sources.tables.values import Problem, shown
 
 
 class Labels:

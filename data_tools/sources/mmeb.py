@@ -11,14 +11,14 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from data_tools.sources.base import SourceRecord, file_identity
+from data_tools.sources.files import Paths, has_ending, input_files
+from data_tools.sources.image_markers import has_marker, without_markers
+from data_tools.sources.tables.base import Row, raw_of
+from data_tools.sources.tables.rows import TABLE_ENDINGS, listed, notes_on, open_rows
+from data_tools.sources.tables.values import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
+from pdfx.data.mmeb import find_set
 from pdfx.errors import UserError
-from pdfx.evaluate.mmeb import find_set
-
-from .base import SourceRecord, file_identity
-from .cells import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
-from .files import Paths, has_ending, input_files
-from .image_markers import has_marker, without_markers
-from .rows import TABLE_ENDINGS, Row, listed, notes_on, open_rows, raw_of
 
 TRAINING = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
 EVALUATION = ("qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path")

@@ -4,15 +4,58 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from data_tools.sources.base import Source
+from data_tools.sources.detect import guess_format
 from pdfx.errors import UserError
 
-from .base import Source
-from .detect import guess_format
-from .options import Option, number, one_of, whole_number, yes_or_no
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a format.
+
+    Attributes:
+        help: what it says.
+        parse: from its text to the argument of the importer. Raises ValueError with the part of a sentence that says what it must be.
+    """
+
+    help: str
+    parse: Callable[[str], Any] = str
+
+
+def one_of(*values: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"it must be {', '.join(values[:-1])} or {values[-1]}")
+        return text
+
+    return parse
+
+
+def yes_or_no(text: str) -> bool:
+    return one_of("yes", "no")(text) == "yes"
+
+
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError("it must be a number")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isascii() or not text.isdigit():
+        raise ValueError("it must be a whole number, 0 or more")
+    return int(text)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
+from data_tools.sources.base import SourceRecord, file_identity
+from data_tools.sources.files import Paths
+from data_tools.sources.tables.rows import listed, notes_on, open_rows, others, require_columns
+from data_tools.sources.tables.values import Pictures, Problem, as_record, identity_of, is_missing, list_of, side_of, text_of
 from pdfx.errors import UserError
-
-from .base import SourceRecord, file_identity
-from .cells import Pictures, Problem, as_record, identity_of, is_missing, list_of, side_of, text_of
-from .files import Paths
-from .rows import listed, notes_on, open_rows, others, require_columns
 
 PARTS = ("query.text", "query.images", "target.text", "target.images", "negatives.text", "negatives.images", "key", "target_id", "candidates")
 _SINGLE = ("key", "target_id", "candidates")

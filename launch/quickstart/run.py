@@ -72,7 +72,7 @@ def steps() -> list[Step]:
             (*launcher, f"train.per_device_train_batch_size={GLOBAL_BATCH // ranks}"),
             "run",
             (
-                *(RECIPE, "ds_configs/zero3.json", "launch/train.py", "pdfx/build.py", "pdfx/adapters.py"),
+                *(RECIPE, "ds_configs/zero3.json", "launch/train.py", "pdfx/embedder/build.py", "pdfx/embedder/lora.py"),
                 *("pdfx/data", "pdfx/objective", "pdfx/checkpoint", "pdfx/train"),
                 *MODEL_CODE,
             ),
@@ -83,13 +83,13 @@ def steps() -> list[Step]:
             "Converting the checkpoint",
             (pdfx, "convert", str(BUILD / "run"), "--out", export, "--trust-remote-code"),
             "export",
-            ("pdfx/convert", "pdfx/checkpoint", "pdfx/export_check.py", *MODEL_CODE),
+            ("pdfx/convert", "pdfx/checkpoint", "pdfx/convert/export_check.py", *MODEL_CODE),
         ),
         Step(
             "Embedding the unseen pictures",
             (pdfx, "embed", export, str(BUILD / "data/test_pictures.jsonl"), "--out", str(BUILD / "pictures.safetensors"), "--trust-remote-code"),
             "pictures.safetensors",
-            ("pdfx/embed.py", "pdfx/exports.py"),
+            ("pdfx/evaluate/embed.py", "pdfx/embedder/exports.py"),
         ),
         Step(
             "Evaluating on the unseen concepts",

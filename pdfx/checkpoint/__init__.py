@@ -1,4 +1,1 @@
-"""Checkpoints on disk: how one is laid out, whether it is whole, which one to take, and its parameters whatever ranks wrote them.
-
-Nothing here needs DeepSpeed or the ranks of a run; ``pdfx.train.saver`` writes what is read here.
-"""
+"""Checkpoints: how one is laid out and written, whether it is whole, which one to take, and how a run resumes from it."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pdfx.checkpoint.directory import DIRECTORY, Checkpoint, checkpoint_paths, directory_name, newest_whole, open_checkpoint, open_verified
+from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, directory_name, newest_whole, open_checkpoint, open_verified
 from pdfx.checkpoint.retention import Retention
 from pdfx.config import TrainSection
+from pdfx.config.run_files import CHECKPOINTS
 from pdfx.errors import UserError
 
 
@@ -22,7 +23,7 @@ def chosen_checkpoint(run: Path, choice: str, train: TrainSection) -> Checkpoint
         UserError: there is none, or the one that was named is not whole.
     """
     if choice.isdecimal():
-        return open_verified(run / DIRECTORY / directory_name(int(choice)))
+        return open_verified(run / CHECKPOINTS / directory_name(int(choice)))
     if choice == "best":
         return best_checkpoint(run, retention_of(train))
     if choice != "newest":

@@ -12,16 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pdfx.checkpoint.manifest import MANIFEST, DamagedError, Manifest, read_manifest, wrong_contents, wrong_sizes
+from pdfx.checkpoint.manifest import DamagedError, Manifest, read_manifest, wrong_contents, wrong_sizes
+from pdfx.config.run_files import CHECKPOINTS, MANIFEST
 from pdfx.errors import UserError
-from pdfx.reading import read_json
+from pdfx.host.reading import read_json
 
-DIRECTORY = "checkpoints"
 PARTIAL = ".partial"
 REPLACED = ".replaced"
 PARAMETERS = "parameters"
 PROBE = "probe"
-CONFIG = "config.yaml"
 STATE = "state/trainer.json"
 OBJECTIVE = "state/objective.pt"
 BUFFERS = "state/buffers.safetensors"
@@ -86,7 +85,7 @@ def directory_name(step: int) -> str:
 
 def checkpoint_paths(run: Path) -> list[Path]:
     """The run's checkpoint directories, newest first; unfinished ones are none."""
-    return sorted((path for path in (run / DIRECTORY).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()), key=step_of, reverse=True)
+    return sorted((path for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -148,6 +147,6 @@ def remove_checkpoint(path: Path) -> None:
 def remove_unfinished(run: Path) -> None:
     """Remove what a save left that was killed."""
     for suffix in (PARTIAL, REPLACED):
-        for path in (run / DIRECTORY).glob(f"step-*{suffix}"):
+        for path in (run / CHECKPOINTS).glob(f"step-*{suffix}"):
             with suppress(OSError):
                 remove_checkpoint(path)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pdfx.checkpoint.directory import DIRECTORY, PARTIAL, Checkpoint, checkpoint_paths, open_verified, step_of, verify_contents
+from pdfx.checkpoint.directory import PARTIAL, Checkpoint, checkpoint_paths, open_verified, step_of, verify_contents
 from pdfx.checkpoint.manifest import strays
 from pdfx.checkpoint.retention import Retention
+from pdfx.config.run_files import CHECKPOINTS
 from pdfx.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -52,8 +53,8 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progres
     Raises:
         UserError: ``run`` is no run's directory.
     """
-    if not (run / DIRECTORY).is_dir():
-        raise UserError(f"{run} is no run directory: it has no folder '{DIRECTORY}'; give the train.output_dir of a run.")
+    if not (run / CHECKPOINTS).is_dir():
+        raise UserError(f"{run} is no run directory: it has no folder '{CHECKPOINTS}'; give the train.output_dir of a run.")
     paths, found = checkpoint_paths(run), {}
     for number, path in enumerate(paths, 1):
         try:
@@ -65,7 +66,7 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progres
     # A run that goes on meanwhile removes old ones.
     found = {path: checkpoint for path, checkpoint in found.items() if path.is_dir()}
     best = rule.best([checkpoint for checkpoint in found.values() if isinstance(checkpoint, Checkpoint)])
-    partial = sorted((run / DIRECTORY).glob(f"step-*{PARTIAL}"), reverse=True)
+    partial = sorted((run / CHECKPOINTS).glob(f"step-*{PARTIAL}"), reverse=True)
     unfinished = [Row(step_of(path.with_suffix("")), disk_bytes(path), age_of(path), finished=False) for path in partial]
     return unfinished + [row_of(path, checkpoint, rule, best, verify) for path, checkpoint in found.items()]
 

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from pdfx.checksums import FileRecord, read_record, stamp, write_checksummed
+from pdfx.config.run_files import MANIFEST
 from pdfx.errors import UserError
-from pdfx.reading import read_json
+from pdfx.host.checksums import FileRecord, read_record, stamp, write_checksummed
+from pdfx.host.reading import read_json
 
-MANIFEST = "manifest.json"
 VERSION = 2
 THREADS = 4
 """Files that one process hashes at once."""

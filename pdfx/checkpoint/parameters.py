@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pdfx.errors import UserError
-from pdfx.reading import parse_json
-from pdfx.tensor_files import TensorFile, whole_size
+from pdfx.host.reading import parse_json
+from pdfx.host.tensor_files import TensorFile, whole_size
 
 MASTER = "master"
 """The kind of the float32 parameters themselves; the other kinds are named as the optimiser names its states."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pdfx.checkpoint.directory import CONFIG, Checkpoint
+from pdfx.checkpoint.directory import Checkpoint
 from pdfx.config import Config, dump_config
+from pdfx.config.recipe_file import parse_yaml, read_recipe
+from pdfx.config.run_files import CONFIG
 from pdfx.errors import UserError
-from pdfx.recipe_file import parse_yaml, read_recipe
-from pdfx.urls import without_secrets
+from pdfx.host.urls import without_secrets
 
 DECISIVE = ("inputs.", "model.")
 """Sections that decide what an embedding is."""

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from pdfx.adapters import remove_adapters
 from pdfx.checkpoint.directory import Checkpoint
-from pdfx.checksums import FileRecord
 from pdfx.config import Config, LoraSection
 from pdfx.convert.documents import write_documents
 from pdfx.convert.shards import write_shard
 from pdfx.convert.weights import Weight, WeightSource
+from pdfx.embedder.lora import remove_adapters
 from pdfx.errors import UserError
-from pdfx.model.adapted import ADAPTER_FOLDER, TRAINED_WEIGHTS
-from pdfx.tensor_files import Entry
+from pdfx.host.checksums import FileRecord
+from pdfx.host.tensor_files import Entry
+from pdfx.model.adapter_export import ADAPTER_FOLDER, TRAINED_WEIGHTS
 
 
 def write_adapter(weights: WeightSource, directory: Path, config: Config, source: Checkpoint, dtype: torch.dtype) -> dict[str, FileRecord]:

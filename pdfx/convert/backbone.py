@@ -15,9 +15,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from pdfx.config import ModelSection
 from pdfx.errors import UserError, in_short
+from pdfx.host.reading import read_json
+from pdfx.host.tensor_files import TensorFile
 from pdfx.model.loading import load_whole
-from pdfx.reading import read_json
-from pdfx.tensor_files import TensorFile
 
 
 class BackboneWeights(Protocol):

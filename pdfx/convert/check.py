@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-import pdfx
 from pdfx.errors import UserError
 
 TOLERANCE = 1e-4
@@ -35,7 +34,7 @@ def verify_export(export: Path, probe: Path, narrow: bool = False) -> float:
         result = Path(scratch) / "result.safetensors"
         # A cache of its own, so that code of an earlier export is not taken for this one's.
         environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch) / "modules"), "HF_HUB_OFFLINE": "1"}
-        script = str(Path(pdfx.__file__).with_name("export_check.py"))
+        script = str(Path(__file__).with_name("export_check.py"))
         command = [sys.executable, "-P", script, str(export.resolve()), str(probe.resolve()), str(result)]
         process = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True)
         if process.returncode < 0:

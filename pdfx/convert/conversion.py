@@ -9,21 +9,22 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from pdfx.adapters import remove_adapters
-from pdfx.build import build_on_meta
 from pdfx.checkpoint.choice import chosen_checkpoint
 from pdfx.checkpoint.directory import PROBE, Checkpoint
 from pdfx.checkpoint.settings import settings_changes
-from pdfx.checksums import sync
 from pdfx.config import Config, load_config
+from pdfx.config.run_files import CONFIG
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.check import check_words, verify_export
 from pdfx.convert.documents import write_documents, write_record
 from pdfx.convert.shards import parse_size, write_shards
 from pdfx.convert.weights import WeightSource
+from pdfx.embedder.build import build_on_meta
+from pdfx.embedder.lora import remove_adapters
 from pdfx.errors import UserError
-from pdfx.files import draft_beside
-from pdfx.reading import read_json
+from pdfx.host.checksums import sync
+from pdfx.host.files import draft_beside
+from pdfx.host.reading import read_json
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -106,9 +107,9 @@ def check_probe(source: Checkpoint) -> None:
 
 def read_run_config(run: Path, trust_remote_code: bool = False) -> Config:
     """The resolved configuration that a run saved."""
-    if not (run / "config.yaml").is_file():
+    if not (run / CONFIG).is_file():
         raise UserError(f"{run} is not a run directory: it has no config.yaml; give the train.output_dir of a run.")
-    config = load_config(run / "config.yaml", ["model.trust_remote_code=true"] * trust_remote_code)
+    config = load_config(run / CONFIG, ["model.trust_remote_code=true"] * trust_remote_code)
     # Neither changes an embedding, and both only serve training.
     config.model.cache_vision = False
     config.model.gradient_checkpointing = False

@@ -13,10 +13,10 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 import pdfx
 from pdfx.checkpoint.directory import Checkpoint
-from pdfx.checksums import FileRecord, read_record
 from pdfx.config import Config, shown_settings
+from pdfx.embedder.exports import RECORD, files_of
 from pdfx.errors import UserError, in_short
-from pdfx.exports import RECORD, files_of
+from pdfx.host.checksums import FileRecord, read_record
 from pdfx.model import ParallelEmbedder
 
 
@@ -63,7 +63,7 @@ def write_record(directory: Path, config: Config, source: Checkpoint, of_weights
 
 def model_card(embedder: ParallelEmbedder, name: str, config: Config, source: Checkpoint, dtype: torch.dtype) -> str:
     """The export's README."""
-    template = Environment(loader=PackageLoader("pdfx", "."), autoescape=False, trim_blocks=True, lstrip_blocks=True).get_template("model_card.md.j2")
+    template = Environment(loader=PackageLoader("pdfx.convert", "."), autoescape=False, trim_blocks=True, lstrip_blocks=True).get_template("model_card.md.j2")
     dims = config.model.matryoshka_dims
     return template.render(
         name=name,

@@ -12,15 +12,15 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from pdfx.adapters import adapted_modules, merged_weight, remove_adapters
 from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
 from pdfx.checkpoint.frozen import bit_sum, check_same_frozen_weights, fingerprint
 from pdfx.checkpoint.parameters import MASTER, SavedParameters
 from pdfx.config import ModelSection
 from pdfx.convert.backbone import BackboneWeights, open_backbone
+from pdfx.embedder.lora import adapted_modules, merged_weight, remove_adapters
 from pdfx.errors import UserError
+from pdfx.host.tensor_files import Entry, TensorFile
 from pdfx.model import ParallelEmbedder
-from pdfx.tensor_files import Entry, TensorFile
 
 BLOCK = 2**22
 """Elements that are read, converted and written at once."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch, Chunk, Problem
-from .shards import Sample, SampleError
+from pdfx.data.batch import Batch, Chunk, Problem
+from pdfx.data.shards import Sample, SampleError
 
 Processor = Callable[[list[dict], list[str]], tuple[dict[str, Tensor], int]]
 """``processor(items, sides) -> (inputs, truncated)``; an item is ``{"text": str, "images": [PIL.Image, ...]}``, a side "query" or "target"."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from .batch import Problem
-from .samples import KINDS
+from pdfx.data.batch import Problem
+from pdfx.data.samples import KINDS
 
 
 class Coverage:

@@ -9,15 +9,14 @@ from dataclasses import replace
 import torch
 
 from pdfx.config import DataSection
-
-from .batch import Batch
-from .collate import Processor, collate, collate_by_tokens
-from .coverage import Coverage
-from .guard import CorruptSampleGuard
-from .mixture import Mixture
-from .shards import Sample, SampleError, ShardedDataset
-from .training_sets import Sequence, open_training_sets
-from .workers import run_ahead
+from pdfx.data.batch import Batch
+from pdfx.data.collate import Processor, collate, collate_by_tokens
+from pdfx.data.corrupt_samples import CorruptSampleGuard
+from pdfx.data.coverage import Coverage
+from pdfx.data.mixture import Mixture
+from pdfx.data.shards import Sample, SampleError, ShardedDataset
+from pdfx.data.training_sets import Sequence, open_training_sets
+from pdfx.data.workers import run_ahead
 
 
 class BatchReader:

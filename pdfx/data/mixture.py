@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .order import CanonicalOrder, random_permutation
+from pdfx.data.order import CanonicalOrder, random_permutation
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pdfx.config import DataSection
-from pdfx.reading import parse_json
-
-from .shards import ShardedDataset
-from .storage import StorageError
-from .training_sets import TrainingSet
+from pdfx.data.shards import ShardedDataset
+from pdfx.data.storage.base import StorageError
+from pdfx.data.training_sets import TrainingSet
+from pdfx.host.reading import parse_json
 
 _LOOKED_AT = 64
 """Shards of a data set whose statistics are read, so that many remote ones do not delay the start."""

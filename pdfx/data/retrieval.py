@@ -14,12 +14,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from pdfx.data.collate import Processor, filler, process_usable
+from pdfx.data.schema import Side, content_identity, identity_number
+from pdfx.data.shards import SampleError, ShardedDataset
+from pdfx.data.workers import run_ahead
 from pdfx.errors import UserError
-
-from .collate import Processor, filler, process_usable
-from .schema import Side, content_identity, identity_number
-from .shards import SampleError, ShardedDataset
-from .workers import run_ahead
 
 FILLER = -1
 """In place of a sample's number: an empty item, so that every rank runs the same number of batches; its embedding is to be dropped."""

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from PIL import Image
 from pydantic import ValidationError
 
+from pdfx.data.plain_tar import MOST_MEMBERS, PlainTarInfo, plain_members
+from pdfx.data.schema import KEY_PATTERN, Record, Side, explain, identity_number
 from pdfx.model.pictures import ImageError, decode_image
-
-from .plain_tar import MOST_MEMBERS, PlainTarInfo, plain_members
-from .schema import KEY_PATTERN, Record, Side, explain, identity_number
 
 KINDS = ("unreachable", "damaged", "picture", "processor")
 """Why samples cannot be used: their bytes could not be fetched; tar or record are no sound ones; a picture is missing or cannot be decoded; the model's

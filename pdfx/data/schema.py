@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError, model_validator
 
 from pdfx.errors import shortened
-from pdfx.reading import require_few_values
+from pdfx.host.reading import require_few_values
 
 INDEX_NAME = "index.json"
 KEY_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"

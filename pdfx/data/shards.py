@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pdfx.checksums import read_record
+from pdfx.data.samples import HEAD_BYTES, MOST_SAMPLE_BYTES, Place, Sample, SampleError, decode_side, open_members, parse_head, parse_record, parse_sample
+from pdfx.data.schema import INDEX_NAME, Record, ShardEntry, ShardIndex, explain
+from pdfx.data.storage.base import Reading, Storage, StorageError
+from pdfx.data.storage.cache import SpanCache
+from pdfx.data.storage.opening import open_storage
 from pdfx.errors import UserError
+from pdfx.host.checksums import read_record
+from pdfx.host.reading import array_of, parse_json
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
-from pdfx.reading import array_of, parse_json
-
-from .cache import SpanCache
-from .samples import HEAD_BYTES, MOST_SAMPLE_BYTES, Place, Sample, SampleError, decode_side, open_members, parse_head, parse_record, parse_sample
-from .schema import INDEX_NAME, Record, ShardEntry, ShardIndex, explain
-from .storage import Reading, Storage, StorageError, open_storage
 
 _REBUILD = "build it again with 'pdfx shards build'"
 _HEADS_AT_ONCE = 1024

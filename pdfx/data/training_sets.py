@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pdfx.config import DataSection
+from pdfx.data.mixture import Mixture, Start, quotas
+from pdfx.data.order import CanonicalOrder
+from pdfx.data.shards import ShardedDataset
+from pdfx.data.storage.base import Reading
+from pdfx.data.storage.cache import CACHE_USE
 from pdfx.errors import UserError
-
-from .cache import CACHE_USE
-from .mixture import Mixture, Start, quotas
-from .order import CanonicalOrder
-from .shards import ShardedDataset
-from .storage import Reading
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Retrieval metrics of a model on shards, embeddings of a file of items, tables and the HTML report."""

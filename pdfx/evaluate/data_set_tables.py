@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from pdfx.console import console as plain_console
+from pdfx.data.mmeb import SETS, present_sets
 from pdfx.evaluate.data_sets import Average, Results, averages, missing_sets
 from pdfx.evaluate.metrics import PRECISION
-from pdfx.evaluate.mmeb import SETS, present_sets
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS
 from pdfx.evaluate.tables import DIRECTION_LABELS, console_tables, measured_directions, metric_rows, remarks, score_label, sizes_label
+from pdfx.host.console import console as plain_console
 
 _WIDTH = 240
 """Columns at most where the output is no terminal; rich would squeeze tables into 80."""

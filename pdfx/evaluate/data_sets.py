@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 
 from pdfx.config import Config, EvaluateSection
 from pdfx.data import ShardedDataset
-from pdfx.data.storage import Reading
+from pdfx.data.mmeb import GROUPS, present_sets
+from pdfx.data.storage.base import Reading
 from pdfx.errors import UserError
 from pdfx.evaluate.embedding import EmbedInputs, Progress, Say
-from pdfx.evaluate.mmeb import GROUPS, present_sets
 from pdfx.evaluate.retrieval import evaluate_shards
+from pdfx.host.urls import without_secrets
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
-from pdfx.urls import without_secrets
 
 Results = dict[str, dict[str, float]]
 """The metrics of ``retrieval.evaluate_shards`` by the name of the data set."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from pdfx.data import ShardedDataset
-from pdfx.data_uris import thumbnail
 from pdfx.evaluate.embedding import EmbeddedItems
 from pdfx.evaluate.metrics import relevant_ranks, similarity
 from pdfx.evaluate.retrieval import DIRECTIONS, directions_of, own_candidates
+from pdfx.host.data_uris import thumbnail
 
 SHOWN = 8
 TOP = 5

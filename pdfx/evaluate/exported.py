@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdfx.config import EvaluateSection
+from pdfx.distributed.launched import launched_ranks
+from pdfx.embedder.exports import opened_export
 from pdfx.evaluate.data_sets import Counters, Results, evaluate_data_sets, open_data_sets
 from pdfx.evaluate.embedding import EmbedInputs, Say
-from pdfx.exports import opened_export
 from pdfx.model import ParallelEmbedder
-from pdfx.ranks import launched_ranks
 
 
 def evaluate_export(

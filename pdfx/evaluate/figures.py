@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from pdfx.data_uris import data_uri
+from pdfx.host.data_uris import data_uri
 
 Points = tuple[list[int], list[float]]
 """Steps and values."""

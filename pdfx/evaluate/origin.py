@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pdfx.checkpoint.settings import DECISIVE, FREE, changes
 from pdfx.config import Config
+from pdfx.embedder.exports import RECORD
 from pdfx.errors import UserError
-from pdfx.exports import RECORD
-from pdfx.reading import read_json
-from pdfx.urls import scrubbed
+from pdfx.host.reading import read_json
+from pdfx.host.urls import scrubbed
 
 _CONVERTED = {"model.cache_vision", "model.gradient_checkpointing", "model.trust_remote_code"}
 """What the converter sets itself; the last says what its own command allowed."""

@@ -9,7 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pdfx import __version__
 from pdfx.config import Config, EvaluateSection, dump_config, load_config
+from pdfx.config.run_files import CONFIG, METRICS
 from pdfx.data import SampleError, ShardedDataset
+from pdfx.distributed.launched import pick_device
+from pdfx.embedder.exports import opened_export
 from pdfx.errors import UserError
 from pdfx.evaluate import figures
 from pdfx.evaluate.data_sets import ALL
@@ -21,15 +24,11 @@ from pdfx.evaluate.metrics import PRECISION, path_similarity
 from pdfx.evaluate.origin import origin_of
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, retrieval_metrics
 from pdfx.evaluate.tables import DIRECTION_LABELS, LEGEND, measured_directions, metric_rows, remarks, score_label, sizes_label
-from pdfx.exports import opened_export
-from pdfx.files import require_folder, write_atomically
-from pdfx.ranks import pick_device
-from pdfx.reading import parse_json, read_bounded
-from pdfx.urls import without_secrets
+from pdfx.host.files import require_folder, write_atomically
+from pdfx.host.reading import parse_json, read_bounded
+from pdfx.host.urls import without_secrets
 
-METRICS = "metrics.jsonl"
 _LARGEST_METRICS = 1 << 30
-CONFIG = "config.yaml"
 
 
 def write_report(

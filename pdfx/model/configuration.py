@@ -2,7 +2,7 @@
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from .registered_modules import MODULE_FILES
+from .custom_code_files import MODULE_FILES
 
 
 class ParallelEmbedderConfig(PretrainedConfig):

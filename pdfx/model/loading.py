@@ -9,8 +9,8 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from .custom_code import settings_without_code, unknown_types
 from .families import family_of_type
-from .own_modules import settings_without_code, unknown_types
 
 
 def backbone_config(path: str, **hub):

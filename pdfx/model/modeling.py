@@ -11,19 +11,19 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .adapted import load_adapted
+from .adapter_export import load_adapted
 from .attention import ATTENTION_NAME
 from .configuration import ParallelEmbedderConfig, new_config
-from .door import attach_hooks, packed_decoder
+from .custom_code import load_export_modules, write_own_modules
+from .custom_code_files import MODULE_FILES  # noqa: F401  transformers 5.8 to 5.10 copy only what a file imports by itself.
 from .families import family_of
 from .fusion import Fusion, fuse, pool, unit
 from .loading import as_dtype, backbone_config, load_whole, record_dtype
-from .own_modules import load_export_modules, write_own_modules
+from .packed_decoder import attach_hooks, packed_decoder
 from .packing import Packing
 from .pictures import ImageError  # noqa: F401  see below
 from .prefixes import Gathered, attach_prefixes, initialise_prefixes
 from .processing import InputProcessor, append_inputs, checked_items
-from .registered_modules import MODULE_FILES  # noqa: F401  transformers 5.8 to 5.10 copy only what a file imports by itself.
 from .texts import is_blank  # noqa: F401
 
 LOCK = Lock()

@@ -1,4 +1,4 @@
-"""Training: the DeepSpeed engine, chunked backprop, checkpoints, telemetry and the loop that joins them."""
+"""Training: the DeepSpeed engine, chunked backprop, and the loop that joins all other rooms."""
 
 import os
 

@@ -7,15 +7,15 @@ from functools import partial
 
 from rich.table import Table
 
-from pdfx.build import backbone_width, build_on_meta
 from pdfx.config import Config, dump_config
-from pdfx.console import console
+from pdfx.config.deepspeed_file import load_deepspeed_config
 from pdfx.data.training_sets import Sequence, open_training_sets
+from pdfx.embedder.build import backbone_width, build_on_meta
 from pdfx.evaluate.data_sets import open_evaluation
+from pdfx.host.console import console
 from pdfx.model import ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
 from pdfx.train.best import check_metric_name
-from pdfx.train.deepspeed_file import load_deepspeed_config
 from pdfx.train.ineffective import tell_settings
 from pdfx.train.schedule import count_steps, settle_warm_ups
 

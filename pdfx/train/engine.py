@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
+from pdfx.checkpoint.zero_shards import masters, part_of
 from pdfx.config import TEMPERATURE_BOUNDS, Config, TrainSection
 from pdfx.model import ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
-from pdfx.train.parts import masters, part_of
 
 LOG_TEMPERATURE = "log_temperature_offset"
 

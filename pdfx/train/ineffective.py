@@ -10,11 +10,11 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from pdfx.config import Config
+from pdfx.config.deepspeed_file import unused_keys
+from pdfx.config.section import Section
 from pdfx.data.negatives import tell_hard_negatives
 from pdfx.data.training_sets import TrainingSet
-from pdfx.section import Section
-from pdfx.train.deepspeed_file import unused_keys
-from pdfx.urls import is_url
+from pdfx.host.urls import is_url
 
 
 def tell_settings(config: Config, sets: list[TrainingSet], steps: int, ranks: int) -> list[str]:

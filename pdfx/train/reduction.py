@@ -9,7 +9,7 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from pdfx.train.phases import Phases
+from pdfx.telemetry.phases import Phases
 
 SHARE = 0.1
 """Share of a rank's memory that whole gradients may take where the choice is left to the program. The value is ours: the rest must hold weights, optimiser

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, remove_checkpoint, step_of
+from pdfx.checkpoint.resume import open_together
+from pdfx.distributed.world import World
 from pdfx.errors import UserError
-from pdfx.train.cluster import World
-from pdfx.train.guards import CURE, RollBack
-from pdfx.train.resume import open_together
+from pdfx.train.step_guards import CURE, RollBack
 
 
 def checkpoint_before(run: Path, request: RollBack, world: World) -> Checkpoint:

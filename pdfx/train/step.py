@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pdfx.config import TrainSection
 from pdfx.data.batch import Batch, Chunk
+from pdfx.distributed.world import World
 from pdfx.model.fusion import fuse
 from pdfx.objective import Objective
-from pdfx.train.cluster import World
+from pdfx.telemetry.phases import Phases
 from pdfx.train.engine import bound_temperature
-from pdfx.train.phases import Phases
 from pdfx.train.reduction import backward_all
 from pdfx.train.schedule import derived_seed
 

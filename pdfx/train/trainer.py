@@ -8,46 +8,47 @@ from functools import partial
 import torch
 import transformers
 
-from pdfx.build import backbone_width, build_embedder
 from pdfx.checkpoint.choice import retention_of
 from pdfx.checkpoint.directory import Checkpoint
 from pdfx.checkpoint.frozen import FROZEN, check_same_frozen_weights, fingerprint
+from pdfx.checkpoint.identity import identity
+from pdfx.checkpoint.lineage import ORIGIN, origin, set_aside
+from pdfx.checkpoint.resume import agree_on_checkpoint, check_same_model, load_checkpoint
+from pdfx.checkpoint.run_directory import open_run_directory, write_config
+from pdfx.checkpoint.saver import CheckpointSaver, Content
 from pdfx.checkpoint.settings import settings_changes
+from pdfx.checkpoint.zero_shards import frozen_sums
 from pdfx.config import Config, dump_config
+from pdfx.config.deepspeed_file import load_deepspeed_config
 from pdfx.data import TrainLoader
 from pdfx.data.collate import filler
+from pdfx.distributed.agreement import require_agreement, settings_of_start, state_of_step
+from pdfx.distributed.environment import tell_environment
+from pdfx.distributed.world import PeerFailure, World, join_world, leave_world
+from pdfx.embedder.build import backbone_width, build_embedder
 from pdfx.errors import UserError
 from pdfx.evaluate.data_sets import evaluate_data_sets, flattened, open_evaluation
-from pdfx.host_memory import keep_large_blocks
+from pdfx.faults.shutdown import watched
+from pdfx.faults.stopping import EXIT_STOPPED, StopRequest
+from pdfx.faults.watchdog import END, Progress
+from pdfx.host.memory import keep_large_blocks
 from pdfx.objective import Objective
-from pdfx.stopping import EXIT_STOPPED, StopRequest
-from pdfx.train.agreement import require_agreement, settings_of_start, state_of_step
+from pdfx.telemetry.flops import StepCost
+from pdfx.telemetry.metrics import StepTimer, Telemetry
+from pdfx.telemetry.peak import shared_peak_tflops
 from pdfx.train.best import check_metric_name, metric_among
-from pdfx.train.cluster import PeerFailure, World, join_world, leave_world
-from pdfx.train.cost import StepCost
-from pdfx.train.deepspeed_file import load_deepspeed_config
 from pdfx.train.elastic import SHARDING, sharding, take_over
-from pdfx.train.ending import watched
 from pdfx.train.engine import TrainingModule, peak_memory, set_learning_rate, sharded_loading, start_engine
-from pdfx.train.environment import tell_environment
-from pdfx.train.feed import Feed
-from pdfx.train.guards import RollBack, StepGuards
+from pdfx.train.export_probe import Probe, embed_inputs
 from pdfx.train.ineffective import tell_settings
-from pdfx.train.lineage import ORIGIN, origin, set_aside
-from pdfx.train.parts import frozen_sums
-from pdfx.train.peak import shared_peak_tflops
-from pdfx.train.probe import Probe, embed_inputs
 from pdfx.train.processor_check import PROCESSOR, check_same_processor, processed_sample
 from pdfx.train.profile import TRACE, profiled
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
-from pdfx.train.resume import agree_on_checkpoint, check_same_model, load_checkpoint
 from pdfx.train.rollback import checkpoint_before, remove_later_checkpoints
-from pdfx.train.run_directory import identity, open_run_directory, write_config
-from pdfx.train.saver import CheckpointSaver, Content
 from pdfx.train.schedule import count_steps, derived_seed, global_batch, learning_rate_factor, settle_warm_ups
 from pdfx.train.step import Stepper, chunk_tokens_per_path, was_skipped
-from pdfx.train.telemetry import StepTimer, Telemetry
-from pdfx.train.watchdog import END, Progress
+from pdfx.train.step_batches import Feed
+from pdfx.train.step_guards import RollBack, StepGuards
 
 
 def train(config: Config, stop: StopRequest | None = None) -> None:

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from pdfx.checkpoint.directory import DIRECTORY, directory_name
+from pdfx.checkpoint.directory import directory_name
 from pdfx.checkpoint.manifest import Manifest, Metric, write_manifest
-from pdfx.checksums import write_checksummed
+from pdfx.config.run_files import CHECKPOINTS
+from pdfx.host.checksums import write_checksummed
 
 
 def make_checkpoint(run: Path, step: int, metric: float | None = None, files: dict[str, bytes] | None = None) -> Path:
     """A whole checkpoint with two files and those of ``files``; ``metric`` is its value of ``score``."""
-    path = run / DIRECTORY / directory_name(step)
+    path = run / CHECKPOINTS / directory_name(step)
     for folder in ("parameters", "state"):
         (path / folder).mkdir(parents=True)
     contents = dict.fromkeys(("config.yaml", "parameters/rank-00000-of-00001.safetensors"), bytes([step % 256]) * 100) | (files or {})

@@ -7,13 +7,14 @@ import pytest
 import torch
 from checkpoint.made import make_checkpoint
 
-from pdfx.checkpoint.directory import BUFFERS, DIRECTORY, OBJECTIVE, PARAMETERS, PROBE, STATE, open_verified, remove_checkpoint, remove_unfinished
-from pdfx.checkpoint.manifest import MANIFEST, Manifest, read_manifest, strays, write_manifest
+from pdfx.checkpoint.directory import BUFFERS, OBJECTIVE, PARAMETERS, PROBE, STATE, open_verified, remove_checkpoint, remove_unfinished
+from pdfx.checkpoint.manifest import Manifest, read_manifest, strays, write_manifest
 from pdfx.checkpoint.parameters import MASTER, SavedParameters, part_file_name, parts_metadata
 from pdfx.checkpoint.retention import Retention, prune
-from pdfx.checksums import write_checksummed
+from pdfx.config.run_files import CHECKPOINTS, MANIFEST
 from pdfx.errors import UserError
-from pdfx.tensor_files import Entry, write_tensors
+from pdfx.host.checksums import write_checksummed
+from pdfx.host.tensor_files import Entry, write_tensors
 
 PART = f"{PARAMETERS}/{part_file_name(1, 2)}"
 FILES = [f"{PARAMETERS}/{part_file_name(0, 2)}", PART, STATE, OBJECTIVE, BUFFERS, f"{PROBE}/items.json", f"{PROBE}/0.0.png", "config.yaml", MANIFEST]
@@ -30,7 +31,7 @@ def part_bytes(path, rank: int, ranks: int, value: float) -> bytes:
 def checkpoint(tmp_path):
     parts = {f"{PARAMETERS}/{part_file_name(rank, 2)}": part_bytes(tmp_path / "part", rank, 2, float(rank)) for rank in range(2)}
     others = {STATE: b'{"step": 1}', OBJECTIVE: b"objective", BUFFERS: b"buffers", f"{PROBE}/items.json": b"[]", f"{PROBE}/0.0.png": b"png"}
-    made = tmp_path / "run" / DIRECTORY / "step-00000001"
+    made = tmp_path / "run" / CHECKPOINTS / "step-00000001"
     for folder in (PARAMETERS, "state", PROBE):
         (made / folder).mkdir(parents=True)
     contents = parts | others | {"config.yaml": b"model: {}"}
@@ -119,14 +120,14 @@ def test_removing_a_link_to_a_checkpoint_leaves_what_it_points_to(tmp_path):
     run = tmp_path / "run"
     for step in (2, 3):
         make_checkpoint(run, step)
-    link = run / DIRECTORY / kept.name
+    link = run / CHECKPOINTS / kept.name
     link.symlink_to(kept)
     told = prune(run, Retention(1), 3)
     assert told == [f"The older checkpoint {link} was a link: the link is removed, and {kept} stays as it is."]
-    assert [path.name for path in (run / DIRECTORY).iterdir()] == ["step-00000003"]
+    assert [path.name for path in (run / CHECKPOINTS).iterdir()] == ["step-00000003"]
     for suffix in (".partial", ".replaced"):
-        (run / DIRECTORY / f"step-00000004{suffix}").symlink_to(kept)
+        (run / CHECKPOINTS / f"step-00000004{suffix}").symlink_to(kept)
     remove_unfinished(run)
-    assert not list((run / DIRECTORY).glob("step-00000004*"))
-    remove_checkpoint(run / DIRECTORY / "step-00000003")
+    assert not list((run / CHECKPOINTS).glob("step-00000004*"))
+    remove_checkpoint(run / CHECKPOINTS / "step-00000003")
     open_verified(kept)

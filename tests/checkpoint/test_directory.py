@@ -6,8 +6,9 @@ import os
 import pytest
 from checkpoint.made import flip, make_checkpoint
 
-from pdfx.checkpoint.directory import DIRECTORY, PARTIAL, REPLACED, checkpoint_paths, newest_whole, open_checkpoint, open_verified, remove_unfinished
-from pdfx.checkpoint.manifest import MANIFEST, read_manifest, share_out
+from pdfx.checkpoint.directory import PARTIAL, REPLACED, checkpoint_paths, newest_whole, open_checkpoint, open_verified, remove_unfinished
+from pdfx.checkpoint.manifest import read_manifest, share_out
+from pdfx.config.run_files import CHECKPOINTS, MANIFEST
 from pdfx.errors import UserError
 
 FILE = "parameters/rank-00000-of-00001.safetensors"
@@ -21,7 +22,7 @@ def test_the_newest_whole_checkpoint_is_found_and_the_others_are_told_with_the_r
     os.truncate(paths[5] / FILE, 99)
     (paths[4] / FILE).unlink()
     flip(paths[3] / FILE)
-    (tmp_path / DIRECTORY / ("step-00000010" + PARTIAL)).mkdir()
+    (tmp_path / CHECKPOINTS / ("step-00000010" + PARTIAL)).mkdir()
     checkpoint, passed_over = newest_whole(tmp_path)
     assert checkpoint.step == 2
     assert [sentence.split("step-0000000")[1] for sentence in passed_over] == [
@@ -61,16 +62,16 @@ def test_a_manifest_of_another_version_is_told(tmp_path):
 def test_steps_are_ordered_as_numbers_and_what_is_no_checkpoint_is_left_out(tmp_path):
     for step in (99_999_999, 100_000_000, 5):
         make_checkpoint(tmp_path, step)
-    (tmp_path / DIRECTORY / "step-00000007.copy").mkdir()
+    (tmp_path / CHECKPOINTS / "step-00000007.copy").mkdir()
     assert [path.name for path in checkpoint_paths(tmp_path)] == ["step-100000000", "step-99999999", "step-00000005"]
 
 
 def test_what_killed_saves_left_is_removed_and_nothing_else(tmp_path):
     whole = make_checkpoint(tmp_path, 1)
     for suffix in (PARTIAL, REPLACED):
-        make_checkpoint(tmp_path, 2).rename(tmp_path / DIRECTORY / f"step-00000002{suffix}")
+        make_checkpoint(tmp_path, 2).rename(tmp_path / CHECKPOINTS / f"step-00000002{suffix}")
     remove_unfinished(tmp_path)
-    assert list((tmp_path / DIRECTORY).iterdir()) == [whole]
+    assert list((tmp_path / CHECKPOINTS).iterdir()) == [whole]
 
 
 def test_ranks_share_the_files_out_by_bytes_and_leave_none_out(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from checkpoint.made import make_checkpoint
 
 from pdfx.checkpoint.parameters import MASTER, part_file_name, parts_metadata
-from pdfx.tensor_files import Entry, write_tensors
+from pdfx.host.tensor_files import Entry, write_tensors
 
 
 def test_the_documented_lines_read_parameters(tmp_path, monkeypatch):

@@ -5,17 +5,18 @@ import json
 import pytest
 from checkpoint.made import flip, make_checkpoint
 
-from pdfx.checkpoint.directory import DIRECTORY, PARTIAL
+from pdfx.checkpoint.directory import PARTIAL
 from pdfx.checkpoint.listing import age_text, size_text
-from pdfx.cli import main
+from pdfx.cli.app import main
 from pdfx.config import dump_config, parse_config
+from pdfx.config.run_files import CHECKPOINTS
 
 
 @pytest.fixture
 def run(tmp_path):
     for step, score in ((100, 0.5), (200, 0.25), (300, None)):
         make_checkpoint(tmp_path, step, score)
-    (tmp_path / DIRECTORY / ("step-00000400" + PARTIAL)).mkdir()
+    (tmp_path / CHECKPOINTS / ("step-00000400" + PARTIAL)).mkdir()
     train = {"output_dir": "run", "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10, "save_steps": 100}
     tree = {"model": {"path": "x"}, "data": {"train": "x"}, "train": train | {"eval_steps": 50, "metric_for_best_model": "score"}}
     (tmp_path / "config.yaml").write_text(dump_config(parse_config(tree)))
@@ -41,7 +42,7 @@ def test_whole_checkpoints_are_listed_with_the_best_marked_and_the_code_is_0(run
 
 
 def test_a_damaged_one_is_told_only_where_contents_are_verified_and_the_code_is_then_1(run, capsys):
-    flip(run / DIRECTORY / "step-00000100/config.yaml")
+    flip(run / CHECKPOINTS / "step-00000100/config.yaml")
     assert call(capsys, run)[0] == 0
     code, out, _ = call(capsys, run, "--verify")
     assert code == 1
@@ -50,7 +51,7 @@ def test_a_damaged_one_is_told_only_where_contents_are_verified_and_the_code_is_
 
 
 def test_a_missing_file_is_told_at_once(run, capsys):
-    (run / DIRECTORY / "step-00000300/config.yaml").unlink()
+    (run / CHECKPOINTS / "step-00000300/config.yaml").unlink()
     code, out, _ = call(capsys, run, "--json", "-")
     rows = {row["step"]: row for row in json.loads(out)}
     assert code == 1 and "config.yaml is missing" in rows[300]["problem"]

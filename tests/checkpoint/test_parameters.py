@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pdfx.checkpoint.parameters import MASTER, SavedParameters, part_file_name, parts_metadata
 from pdfx.errors import UserError
-from pdfx.tensor_files import Entry, write_tensors
+from pdfx.host.tensor_files import Entry, write_tensors
 
 SHAPES = {"a": (3, 5), "b": (1,), "c": (7,)}
 VALUES = {name: torch.arange(torch.Size(shape).numel()).float() + 100 * number for number, (name, shape) in enumerate(SHAPES.items())}

@@ -7,15 +7,15 @@ import pytest
 from checkpoint.made import flip, make_checkpoint
 
 from pdfx.checkpoint.choice import chosen_checkpoint
-from pdfx.checkpoint.directory import DIRECTORY
-from pdfx.checkpoint.manifest import MANIFEST, VERSION
+from pdfx.checkpoint.manifest import VERSION
 from pdfx.checkpoint.retention import Retention, prune
 from pdfx.config import TrainSection
+from pdfx.config.run_files import CHECKPOINTS, MANIFEST
 from pdfx.errors import UserError
 
 
 def left(run) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in (run / DIRECTORY).iterdir())
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / CHECKPOINTS).iterdir())
 
 
 SCORES = {10: 0.2, 20: 0.7, 30: 0.7, 40: 0.1, 50: float("nan"), 60: 0.3}
@@ -59,7 +59,7 @@ def test_one_that_cannot_be_removed_is_told_and_ends_nothing(tmp_path):
     for step in (1, 2, 3):
         make_checkpoint(tmp_path, step)
     # Owners may not remove what is marked so, root included.
-    kept = tmp_path / DIRECTORY / "step-00000001/config.yaml"
+    kept = tmp_path / CHECKPOINTS / "step-00000001/config.yaml"
     if subprocess.run(["chattr", "+i", kept], capture_output=True, check=False).returncode:
         pytest.skip("files cannot be made immutable here")
     try:
@@ -90,7 +90,7 @@ def test_a_user_chooses_by_step_the_newest_or_the_best(tmp_path):
         chosen_checkpoint(tmp_path, "best", section())
     with pytest.raises(UserError, match="'latest' names no checkpoint; give a step, 'newest' or 'best'"):
         chosen_checkpoint(tmp_path, "latest", best)
-    flip(tmp_path / DIRECTORY / "step-00000020/config.yaml")
+    flip(tmp_path / CHECKPOINTS / "step-00000020/config.yaml")
     with pytest.raises(UserError, match="config.yaml is damaged"):
         chosen_checkpoint(tmp_path, "best", best)
 

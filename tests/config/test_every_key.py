@@ -11,8 +11,8 @@ from tiny_recipes import recipe
 from tiny_runs import tiny_shards, tiny_tree
 
 from pdfx.config import Config, ConfigError, dump_config, load_config, parse_config
-from pdfx.data_sections import DataSetSection
-from pdfx.section import Section, section_of
+from pdfx.config.data_sections import DataSetSection
+from pdfx.config.section import Section, section_of
 
 SECTION_FILES = {"config.py", "data_sections.py", "guard_sections.py", "saving_section.py", "section.py", "ineffective.py"}
 """Where settings are checked; reading them there is not yet an effect."""
@@ -103,10 +103,10 @@ def everything(folder: Path) -> dict:
 
 def read_settings(trees: list[dict]) -> set[tuple[str, str]]:
     """In a rank: (section, setting) that a run of each recipe after the other and its guards read, apart from checks of the recipe itself."""
-    from pdfx.stopping import StopRequest
-    from pdfx.train.cluster import join_world
-    from pdfx.train.ending import watched
-    from pdfx.train.guards import StepGuards
+    from pdfx.distributed.world import join_world
+    from pdfx.faults.shutdown import watched
+    from pdfx.faults.stopping import StopRequest
+    from pdfx.train.step_guards import StepGuards
     from pdfx.train.trainer import Trainer
 
     read = set()
@@ -150,7 +150,7 @@ def test_a_run_reads_every_setting(tmp_path, two_ranks):
 
 @pytest.mark.parametrize("key", [key for key in SETTINGS if key.startswith("inputs.")])
 def test_the_inputs_settings_reach_the_models_configuration(tmp_path, key):
-    from pdfx.build import embedder_settings
+    from pdfx.embedder.build import embedder_settings
 
     _, name, annotation = SETTINGS[key]
     config = load_config(recipe(tmp_path), [f"{key}={another(key, annotation, None)}"])

@@ -19,19 +19,19 @@ from tiny_models import items, tiny_backbone
 from tiny_shards import make_shards
 from transformers import AutoModel
 
-from pdfx.build import build_embedder, build_on_meta
 from pdfx.checkpoint.directory import PARAMETERS, Checkpoint, newest_whole
 from pdfx.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from pdfx.checkpoint.parameters import SavedParameters
-from pdfx.checksums import FileRecord, read_record
 from pdfx.config import parse_config
 from pdfx.convert import convert
 from pdfx.convert.check import verify_export
 from pdfx.convert.conversion import read_run_config
 from pdfx.convert.documents import write_documents
 from pdfx.convert.weights import narrowed
+from pdfx.embedder.build import build_embedder, build_on_meta
+from pdfx.embedder.exports import files_of, load_export
 from pdfx.errors import UserError
-from pdfx.exports import files_of, load_export
+from pdfx.host.checksums import FileRecord, read_record
 from pdfx.model import ParallelEmbedder
 
 ROOT = Path(__file__).parents[2]
@@ -202,7 +202,7 @@ def test_peft_alone_reads_the_adapter_and_merges_it_to_the_exported_weights(run,
 
 
 def test_a_conversion_that_is_killed_leaves_no_export_and_the_next_one_removes_what_is_left(run, tmp_path):
-    command = [sys.executable, "-m", "pdfx.cli", "convert", str(run), "--out", str(tmp_path / "export")]
+    command = [sys.executable, "-m", "pdfx", "convert", str(run), "--out", str(tmp_path / "export")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".export.*.draft/export/*.safetensors")):
         assert process.poll() is None

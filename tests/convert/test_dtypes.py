@@ -10,13 +10,13 @@ from tiny_checkpoints import checkpoint_of, recipe, trained
 from tiny_models import items, tiny_backbone
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-from pdfx.adapters import remove_adapters
-from pdfx.build import build_on_meta
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.documents import write_documents
 from pdfx.convert.shards import write_shards
 from pdfx.convert.weights import WeightSource
-from pdfx.exports import load_export
+from pdfx.embedder.build import build_on_meta
+from pdfx.embedder.exports import load_export
+from pdfx.embedder.lora import remove_adapters
 from pdfx.model import ParallelEmbedder
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

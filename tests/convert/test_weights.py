@@ -10,15 +10,15 @@ from tiny_checkpoints import checkpoint_of, recipe, trained
 from tiny_models import FAMILIES, items, tiny_backbone
 from transformers import AutoModel, AutoModelForImageTextToText
 
-from pdfx.adapters import adapted_modules, merged_weight, remove_adapters
-from pdfx.build import build_embedder, build_on_meta
 from pdfx.config import Config
 from pdfx.convert import weights as weights_module
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.shards import parse_size, plan_shards
 from pdfx.convert.weights import WeightSource
+from pdfx.embedder.build import build_embedder, build_on_meta
+from pdfx.embedder.exports import load_export
+from pdfx.embedder.lora import adapted_modules, merged_weight, remove_adapters
 from pdfx.errors import UserError
-from pdfx.exports import load_export
 
 LORA = {"r": 2, "alpha": 8, "targets": ["q_proj", "down_proj"]}
 KINDS = {"lora": {"lora": LORA}, "dora": {"lora": LORA | {"dora": True}}, "full": {"lora": None, "train_vision": True}, "prefixes": {"lora": LORA, "paths": 3}}

@@ -17,8 +17,8 @@ from tiny_shards import make_shards
 
 from pdfx.config import DataSection
 from pdfx.data import SampleError, ShardedDataset
-from pdfx.data.cache import SpanCache
-from pdfx.data.storage import Reading
+from pdfx.data.storage.base import Reading
+from pdfx.data.storage.cache import SpanCache
 from pdfx.data.training_sets import open_training_sets
 from pdfx.errors import UserError
 

@@ -7,8 +7,8 @@ import shutil
 import pytest
 from tiny_shards import damage_image, make_shards
 
-from data_tools.build import build_shards
-from data_tools.check import check_shards
+from data_tools.build.builder import build_shards
+from data_tools.inspect.check import check_shards
 from pdfx.data import SampleError, ShardedDataset
 from pdfx.errors import UserError
 

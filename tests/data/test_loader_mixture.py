@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_shards import ByteProcessor, damage_image, make_shards
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 from pdfx.config import ConfigError, DataSection, parse_config
 from pdfx.data import TrainLoader
 from pdfx.errors import UserError

@@ -20,7 +20,7 @@ from pdfx.config import DataSection
 from pdfx.data import Sample, SampleError, ShardedDataset, TrainLoader
 from pdfx.data.collate import collate
 from pdfx.data.samples import KINDS, Place, parse_sample
-from pdfx.data.storage import Reading
+from pdfx.data.storage.base import Reading
 from pdfx.model import ParallelEmbedder
 from pdfx.model.pictures import ImageError, decode_image
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pdfx.data import Batch, Chunk, Problem
-from pdfx.data.parcel import Parcel
+from pdfx.data.workers import Parcel
 
 DTYPES = [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int16]
 

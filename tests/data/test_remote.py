@@ -18,7 +18,7 @@ from tiny_shards import ByteProcessor, make_shards
 
 from pdfx.config import DataSection
 from pdfx.data import FILLER, ShardedDataset, TrainLoader, iterate_inputs
-from pdfx.data.storage import Reading
+from pdfx.data.storage.base import Reading
 from pdfx.errors import UserError
 
 QUICK = Reading(retries=3, retry_seconds=0.001, timeout_seconds=20)

@@ -11,7 +11,7 @@ from range_server import RangeServer
 from tiny_shards import make_shards
 
 from pdfx.data import SampleError, ShardedDataset
-from pdfx.data.storage import Reading
+from pdfx.data.storage.base import Reading
 from pdfx.errors import UserError
 
 QUICK = Reading(retries=1, retry_seconds=0.001, timeout_seconds=20)

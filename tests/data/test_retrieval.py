@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_shards import ByteProcessor, damage_image, make_shards, write_records
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 from pdfx.data import FILLER, ShardedDataset, iterate_inputs, retrieval_items, share_of_rank
 from pdfx.errors import UserError
 

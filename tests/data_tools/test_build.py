@@ -9,9 +9,9 @@ import webdataset
 from PIL import Image
 from tiny_shards import make_shards, picture, write_records
 
-from data_tools.build import build_shards
-from data_tools.check import check_shards
-from data_tools.encode import Encoding
+from data_tools.build.builder import build_shards
+from data_tools.build.encode import Encoding
+from data_tools.inspect.check import check_shards
 from pdfx.data import ShardedDataset
 from pdfx.data.schema import identity_number
 from pdfx.errors import UserError

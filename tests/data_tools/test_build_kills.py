@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tiny_builds import content, mixed_records
 
-from data_tools.build import BuildSettings, build
-from data_tools.encode import Encoding
+from data_tools.build.builder import BuildSettings, build
+from data_tools.build.encode import Encoding
 from data_tools.sources.jsonl import JsonlSource
 
 KILLS = 20
@@ -118,7 +118,7 @@ def test_a_build_killed_twenty_times_with_its_workers_is_byte_identical_to_an_un
     build(JsonlSource(records), tmp_path / "images", tmp_path / "undisturbed", settings)
     options = ["--samples-per-shard", "7", "--resize", "512", "--image-format", "jpeg", "--deduplicate", "--max-bad-share", "0.2", "--workers", "2"]
     out = tmp_path / "disturbed"
-    command = [sys.executable, "-m", "pdfx.cli", "shards", "build", records, "--images", tmp_path / "images", "--out", out, *options]
+    command = [sys.executable, "-m", "pdfx", "shards", "build", records, "--images", tmp_path / "images", "--out", out, *options]
     numbers = random.Random(0)
     for _ in range(KILLS):
         progress = Progress(out)
@@ -133,7 +133,7 @@ def test_ctrl_c_ends_with_one_sentence_and_75_and_the_same_command_goes_on(tmp_p
     records = mixed_records(tmp_path, 240, 5, width=1200, height=900)
     out = tmp_path / "out"
     options = ["--samples-per-shard", "7", "--resize", "512", "--max-bad-share", "0.2"]
-    command = [sys.executable, "-m", "pdfx.cli", "shards", "build", records, "--images", tmp_path / "images", "--out", out, *options]
+    command = [sys.executable, "-m", "pdfx", "shards", "build", records, "--images", tmp_path / "images", "--out", out, *options]
     for stop, workers in ((signal.SIGINT, "2"), (signal.SIGTERM, "1")):
         progress = Progress(out)
         run = Run([*command, "--workers", workers], tmp_path / "log")

@@ -8,8 +8,8 @@ import pytest
 from range_server import RangeServer
 from tiny_shards import damage_image, make_shards, write_records
 
-from data_tools.build import build_shards
-from data_tools.check import check_shards
+from data_tools.build.builder import build_shards
+from data_tools.inspect.check import check_shards
 from pdfx.data.schema import ShardEntry, fingerprint
 from pdfx.errors import UserError
 

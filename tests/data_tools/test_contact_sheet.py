@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from tiny_shards import damage_image, make_shards, write_records
 
-from data_tools.build import build_shards
-from data_tools.contact_sheet import write_contact_sheet
+from data_tools.build.builder import build_shards
+from data_tools.inspect.contact_sheet import write_contact_sheet
 from pdfx.errors import UserError
 
 RED, GREEN, BLUE = (220, 0, 0), (0, 160, 0), (0, 0, 210)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools import deduplicate
-from data_tools.deduplicate import EarlierSamples, FirstBearers
-from data_tools.pack import Packed
+from data_tools.build import deduplicate
+from data_tools.build.deduplicate import EarlierSamples, FirstBearers
+from data_tools.build.pack import Packed
 from pdfx.errors import UserError
 
 hashes = st.integers(-(2**63), 2**63 - 1)

@@ -12,12 +12,12 @@ import yaml
 from tiny_formats import write_mmeb_eval, write_mmeb_train, write_swift, write_tevatron
 from tiny_runs import ROOT, tiny_tree
 
-from pdfx.cli import main
+from pdfx.cli.app import main
 
 SAMPLES = 6
 COMMANDS = """
 import json, sys
-from pdfx.cli import main
+from pdfx.cli.app import main
 for words in json.loads(sys.argv[1]):
     try:
         main(words)

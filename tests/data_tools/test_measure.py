@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.measure import distinct_and_sharing, quantiles
+from data_tools.inspect.measure import distinct_and_sharing, quantiles
 
 PERCENTS = {"minimum": 0, "median": 50, "p95": 95, "maximum": 100}
 

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_shards import damage_image, make_shards, samples_in, write_records
 
-from data_tools.build import build_shards
-from data_tools.check import check_shards
-from data_tools.merge import merge_shards
-from data_tools.split import Share, SplitSettings, split_shards
+from data_tools.build.builder import build_shards
+from data_tools.inspect.check import check_shards
+from data_tools.rearrange.merge import merge_shards
+from data_tools.rearrange.split import Share, SplitSettings, split_shards
 from pdfx.data import ShardedDataset
 from pdfx.errors import UserError
 

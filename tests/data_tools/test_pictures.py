@@ -5,7 +5,7 @@ import tarfile
 import pytest
 from tiny_shards import picture
 
-from data_tools.pictures import PictureError, PictureFolder
+from pdfx.data.picture_folder import PictureError, PictureFolder
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from data_tools.pool import run_in_order
+from data_tools.build.ordered_workers import run_in_order
 from pdfx.errors import UserError
 
 

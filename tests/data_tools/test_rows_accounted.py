@@ -12,10 +12,10 @@ import pytest
 from peak_memory import FOR_CHILDREN
 from pyarrow import parquet
 
-from data_tools.build import BuildSettings, build
-from data_tools.quarantine import LEFT_OUT
+from data_tools.build.builder import BuildSettings, build
+from data_tools.build.quarantine import LEFT_OUT
 from data_tools.sources.registry import open_source
-from data_tools.sources.rows import open_rows
+from data_tools.sources.tables.rows import open_rows
 from pdfx.data import ShardedDataset
 
 HEADER = ["id", "query", "doc"]
@@ -121,7 +121,7 @@ BOUNDED = """
 import sys
 from pathlib import Path
 from peak_memory import begin, peak
-from data_tools.build import BuildSettings, build
+from data_tools.build.builder import BuildSettings, build
 from data_tools.sources import lines
 from data_tools.sources.registry import open_source
 

@@ -98,8 +98,8 @@ def prepare() -> None:
     # A process that was started by nohup ignores it.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+    from pdfx.checkpoint.saver import CheckpointSaver
     from pdfx.train import trainer
-    from pdfx.train.saver import CheckpointSaver
     from pdfx.train.step import Stepper
 
     at(trainer, "tell_environment", "start", False)
@@ -132,7 +132,7 @@ class Running:
     """A case under way."""
 
     def __init__(self, case: dict):
-        from pdfx.train.cluster import free_port
+        from pdfx.distributed.world import free_port
 
         self.case, self.mark, self.codes, port = case, Path(case["log"] + ".mark"), {}, free_port()
         self.deadline, self.processes = time.time() + 120, []

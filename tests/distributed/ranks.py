@@ -20,7 +20,7 @@ from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
 
-from pdfx.train.cluster import free_port
+from pdfx.distributed.world import free_port
 
 START_TIMEOUT = 120
 """Seconds for importing torch and meeting the other ranks on a busy machine."""

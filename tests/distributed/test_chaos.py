@@ -30,7 +30,7 @@ CHANCES = {"start": 0.2, "steps": 0.4, "save": 0.4}
 
 def train_undisturbed(config: Config) -> None:
     """In a rank: the run without a launcher and without an interruption."""
-    from pdfx.train.cluster import join_world
+    from pdfx.distributed.world import join_world
     from pdfx.train.trainer import StopRequest, Trainer
 
     trainer = Trainer(config, join_world())

@@ -15,9 +15,9 @@ from checkpoint.made import flip
 from tiny_runs import tiny_config, tiny_shards
 
 from pdfx.checkpoint.directory import PARAMETERS, newest_whole, open_checkpoint
-from pdfx.checkpoint.manifest import MANIFEST
 from pdfx.checkpoint.parameters import SavedParameters
 from pdfx.config import Config
+from pdfx.config.run_files import MANIFEST
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3, "targets": ["q_proj"]}
 
@@ -34,8 +34,8 @@ def folder(tmp_path_factory) -> Path:
 
 def run_telling(config: Config) -> str:
     """In a rank: the whole run; what it told, or the sentence that ended it."""
+    from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.train.cluster import join_world
     from pdfx.train.trainer import StopRequest, Trainer
 
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -126,10 +126,10 @@ def save_while_training(config: Config, harm: bool) -> tuple[list[bool], str]:
 
     ``harm`` takes the directory away that they should be written to. Returns whether the write was on its way, and how the end of the save was told.
     """
+    from pdfx.checkpoint import saver
+    from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.train import saver
-    from pdfx.train.cluster import join_world
-    from pdfx.train.telemetry import StepTimer
+    from pdfx.telemetry.metrics import StepTimer
     from pdfx.train.trainer import Trainer
 
     trainer, released, write_parts = Trainer(config, join_world()), threading.Event(), saver.write_parts
@@ -189,10 +189,10 @@ def fail_while_saving(config: Config, alone: bool) -> None:
     """In a rank: save in the background and fail in the next step. ``alone``: only rank 1 comes to the end of the run."""
     from datetime import timedelta
 
+    from pdfx.checkpoint import saver
+    from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.train import saver
-    from pdfx.train.cluster import join_world
-    from pdfx.train.telemetry import StepTimer
+    from pdfx.telemetry.metrics import StepTimer
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())

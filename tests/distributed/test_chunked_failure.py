@@ -16,8 +16,8 @@ class BrokenMemory(Exception):
 
 def step_that_breaks(config: Config) -> None:
     """In a rank: rank 1 fails in the backward pass of its second chunk."""
-    from pdfx.train.cluster import join_world
-    from pdfx.train.telemetry import StepTimer
+    from pdfx.distributed.world import join_world
+    from pdfx.telemetry.metrics import StepTimer
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())

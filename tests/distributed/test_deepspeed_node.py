@@ -12,8 +12,8 @@ import yaml
 from launching import start
 from tiny_runs import tiny_tree
 
-from pdfx.stopping import EXIT_STOPPED
-from pdfx.train.cluster import free_port
+from pdfx.distributed.world import free_port
+from pdfx.faults.stopping import EXIT_STOPPED
 
 
 def begin(folder: Path, **variables: str):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_config
 
-from pdfx.checkpoint.directory import DIRECTORY, PARTIAL, newest_whole
+from pdfx.checkpoint.directory import PARTIAL, newest_whole
 from pdfx.config import Config
+from pdfx.config.run_files import CHECKPOINTS
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def small_disk(tmp_path):
 
 def run_telling(config: Config) -> str:
     """In a rank: the whole run; what it printed and how it ended."""
+    from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.train.cluster import join_world
     from pdfx.train.trainer import StopRequest, Trainer
 
     trainer = None
@@ -54,16 +55,16 @@ def test_the_run_ends_with_one_sentence_and_goes_on_from_the_whole_checkpoint_be
     two_ranks.run(run_telling, config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 2})}))
     # Room for a part of the next checkpoint only.
     room = shutil.disk_usage(small_disk).free
-    size = sum(path.stat().st_size for path in (small_disk / "run" / DIRECTORY).rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in (small_disk / "run" / CHECKPOINTS).rglob("*") if path.is_file())
     (small_disk / "ballast").write_bytes(bytes(room - size // 2))
 
     told, other = two_ranks.run(run_telling, config)
     sentence = told.splitlines()[-1]
-    assert sentence.startswith(f"The checkpoint {small_disk / 'run' / DIRECTORY}/step-00000004")
+    assert sentence.startswith(f"The checkpoint {small_disk / 'run' / CHECKPOINTS}/step-00000004")
     assert "could not be written: No space left on device" in sentence and "the same command goes on" in sentence
     assert other == "exit code 2"
     assert newest_whole(small_disk / "run")[0].step == 2
-    assert not list((small_disk / "run" / DIRECTORY).glob(f"*{PARTIAL}"))
+    assert not list((small_disk / "run" / CHECKPOINTS).glob(f"*{PARTIAL}"))
 
     (small_disk / "ballast").unlink()
     assert two_ranks.run(run_telling, config)[0].endswith("finished")

@@ -47,7 +47,7 @@ def train_until(config: Config, step: int) -> tuple[list[list[str]], dict[str, t
     """In a rank: the run up to a step; the keys of this rank's samples per step, and the parameters, gathered."""
     import deepspeed
 
-    from pdfx.train.cluster import join_world
+    from pdfx.distributed.world import join_world
     from pdfx.train.trainer import Trainer
 
     class StopAt:
@@ -103,7 +103,7 @@ def test_two_ranks_then_one_then_four_and_zero3_then_zero2_then_zero3_train_as_t
 
 def save_again(config: Config) -> list[str]:
     """In a rank: take a checkpoint up and save it at once; what was told about the change."""
-    from pdfx.train.cluster import join_world
+    from pdfx.distributed.world import join_world
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())

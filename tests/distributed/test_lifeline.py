@@ -15,8 +15,8 @@ from pdfx.config import Config
 
 def exchange() -> list:
     """In a rank: signs, a failure that both claim, and an ordered departure, rank 0 last."""
-    from pdfx.train.cluster import join_world
-    from pdfx.train.lifeline import Failure, Lifeline, Sign
+    from pdfx.distributed.world import join_world
+    from pdfx.faults.heartbeats import Failure, Lifeline, Sign
 
     world = join_world()
     lifeline = Lifeline(world, 10.0)
@@ -43,11 +43,11 @@ def test_signs_reach_every_rank_and_only_one_failure_counts(two_ranks):
 
 def fail_while_the_watchdog_waits_to_tell(folder: Path) -> None:
     """In a rank: rank 0's watchdog has claimed the end of the job and waits for rank 1, which does not leave, when rank 0's main thread fails as well."""
-    from pdfx.guard_sections import GuardsSection
-    from pdfx.train.cluster import join_world
-    from pdfx.train.ending import settle
-    from pdfx.train.lifeline import Lifeline
-    from pdfx.train.watchdog import Progress, Watchdog
+    from pdfx.config.guard_sections import GuardsSection
+    from pdfx.distributed.world import join_world
+    from pdfx.faults.heartbeats import Lifeline
+    from pdfx.faults.shutdown import settle
+    from pdfx.faults.watchdog import Progress, Watchdog
 
     lifeline = Lifeline(join_world(), 10.0)
     if dist.get_rank() == 1:
@@ -68,9 +68,9 @@ def test_what_the_watchdog_has_to_tell_is_told_although_the_main_thread_fails_me
 
 def compare(change: str | None) -> str:
     """In a rank: the comparison after a step, with something changed on rank 1."""
+    from pdfx.distributed.agreement import require_agreement, state_of_step
+    from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.train.agreement import require_agreement, state_of_step
-    from pdfx.train.cluster import join_world
 
     module = torch.nn.Linear(3, 3)
     torch.nn.init.ones_(module.weight)
@@ -102,8 +102,8 @@ def test_a_rank_out_of_step_is_found_by_all_and_named_with_what_differs(two_rank
 
 def train_out_of_step(config: Config) -> str:
     """In a rank: a run in which rank 1 loses its place in the data."""
+    from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.train.cluster import join_world
     from pdfx.train.trainer import StopRequest, Trainer
 
     trainer = Trainer(config, join_world())

@@ -55,7 +55,7 @@ def everything(trainer) -> dict[str, torch.Tensor]:
 
 def step_over(config: Config, where: str) -> list[str]:
     """In a rank: three steps whose second is spoiled, beside the first and the third alone; the names of what differs."""
-    from pdfx.train.cluster import join_world
+    from pdfx.distributed.world import join_world
     from pdfx.train.step import was_skipped
     from pdfx.train.trainer import Trainer
 
@@ -105,8 +105,8 @@ def test_a_spoiled_step_leaves_parameters_optimiser_and_pending_gradients_untouc
 
 def train_spoiled(config: Config, spoiled_steps: list[set[int]]) -> str:
     """In a rank: the whole run. Step numbers in ``spoiled_steps[i]`` are spoiled after i roll-backs; how the run ended."""
+    from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.train.cluster import join_world
     from pdfx.train.trainer import StopRequest, Trainer
 
     trainer = Trainer(config, join_world())

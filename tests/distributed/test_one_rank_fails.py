@@ -12,7 +12,7 @@ import yaml
 from launching import launcher, start
 from tiny_runs import tiny_tree
 
-from pdfx.train.stacks import stack_path
+from pdfx.faults.stacks import stack_path
 
 BOUND = 60
 """Seconds that a job may take to end, from the fault on."""

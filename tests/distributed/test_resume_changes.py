@@ -12,8 +12,8 @@ from tiny_runs import tiny_config
 
 from pdfx.config import Config, dump_config
 from pdfx.convert import convert
+from pdfx.distributed.world import join_world
 from pdfx.errors import UserError
-from pdfx.train.cluster import join_world
 
 CACHED = "cache_vision"
 

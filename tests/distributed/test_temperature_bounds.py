@@ -9,9 +9,9 @@ from pdfx.config import ObjectiveSection
 
 def temperatures(config) -> list[float]:
     """In a rank: the temperature before each of 40 steps; 12 push it down, 28 up."""
-    from pdfx.build import build_embedder
-    from pdfx.train.cluster import join_world
-    from pdfx.train.deepspeed_file import load_deepspeed_config
+    from pdfx.config.deepspeed_file import load_deepspeed_config
+    from pdfx.distributed.world import join_world
+    from pdfx.embedder.build import build_embedder
     from pdfx.train.engine import TrainingModule, bound_temperature, sharded_loading, start_engine
 
     world = join_world()

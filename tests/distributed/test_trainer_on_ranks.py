@@ -25,8 +25,8 @@ def recipe(folder: Path, run: str, stage: str = "zero2", model: dict | None = No
 
 def run_trainer(config: Config, signal_rank: int | None = None) -> str:
     """In a rank: the whole run; the sentence where it ends with one, and otherwise how it ended."""
+    from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.train.cluster import join_world
     from pdfx.train.trainer import StopRequest, Trainer
 
     trainer = None
@@ -161,7 +161,7 @@ def test_dropout_in_the_second_embedding_of_a_chunk_repeats_the_first_exactly(fo
 
 def embed_twice(config: Config) -> bool:
     """In a rank: chunk 1 of step 1 without and with a graph, after chunk 0 in between; and in step 2, where it must differ."""
-    from pdfx.train.cluster import join_world
+    from pdfx.distributed.world import join_world
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())

@@ -5,7 +5,7 @@ import pytest
 from tiny_exports import tiny_export
 from tiny_models import items, picture
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 
 SAMPLES = 13
 

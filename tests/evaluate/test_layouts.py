@@ -10,7 +10,7 @@ import torch
 from tiny_shards import ByteProcessor, picture, write_records
 from torch.nn import functional
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 from pdfx.config import EvaluateSection
 from pdfx.data import ShardedDataset
 from pdfx.errors import UserError

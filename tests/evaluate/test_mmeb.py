@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from pdfx.data.mmeb import GROUPS, SETS, find_set, present_sets
 from pdfx.errors import UserError
 from pdfx.evaluate.data_sets import averages
-from pdfx.evaluate.mmeb import GROUPS, SETS, find_set, present_sets
 
 # Columns of the table of all results in the VLM2Vec paper (percent, rounded to one place), with its averages. The column "UniIR" does not add up there: its
 # four grounding scores have the mean 62.15 and the table says 65.3.

@@ -15,14 +15,14 @@ from tiny_runs import tiny_config
 
 from pdfx.config import EvaluateSection, ObjectiveSection, dump_config, load_config
 from pdfx.data import ShardedDataset
+from pdfx.embedder.exports import load_export
 from pdfx.errors import UserError
 from pdfx.evaluate.origin import origin_of
 from pdfx.evaluate.report import evaluation_curve, write_report
 from pdfx.evaluate.retrieval import DIRECTIONS
 from pdfx.evaluate.tables import metric_rows
-from pdfx.exports import load_export
 from pdfx.objective import Objective
-from pdfx.train.telemetry import write_record
+from pdfx.telemetry.metrics import write_record
 
 SETTINGS = EvaluateSection(batch_size=4)
 STEPS = 4

@@ -11,11 +11,11 @@ from tiny_exports import PATHS
 
 from pdfx.config import EvaluateSection
 from pdfx.data import ShardedDataset
+from pdfx.distributed.launched import launched_ranks
+from pdfx.embedder.exports import load_export
 from pdfx.evaluate.exported import embed_on, evaluate_export
 from pdfx.evaluate.metrics import chance_metrics
 from pdfx.evaluate.retrieval import evaluate_shards
-from pdfx.exports import load_export
-from pdfx.ranks import launched_ranks
 
 SETTINGS = EvaluateSection(batch_size=4, recall_at=[1, 3])
 QUERIES, TARGETS = 13, 12

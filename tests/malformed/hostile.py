@@ -171,7 +171,7 @@ def sample_cases() -> Iterator[tuple[str, bytes]]:
 
 
 def shards_of_sample(out: Path, data: bytes) -> None:
-    from data_tools.stats import NAMES
+    from data_tools.build.stats import NAMES
     from pdfx.data.schema import ShardEntry, ShardIndex, fingerprint
 
     out.mkdir()
@@ -183,10 +183,10 @@ def shards_of_sample(out: Path, data: bytes) -> None:
 
 
 def shard_readers(out: Path) -> dict[str, Callable[[Path], object]]:
-    from data_tools.check import check_shards
-    from data_tools.describe import describe_shards
-    from data_tools.merge import merge_shards
-    from data_tools.split import Share, SplitSettings, split_shards
+    from data_tools.inspect.check import check_shards
+    from data_tools.inspect.describe import describe_shards
+    from data_tools.rearrange.merge import merge_shards
+    from data_tools.rearrange.split import Share, SplitSettings, split_shards
     from pdfx.data import ShardedDataset
 
     def read(path: Path) -> object:
@@ -205,17 +205,18 @@ def shard_readers(out: Path) -> dict[str, Callable[[Path], object]]:
 
 def run_cases(run: Path, work: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     """Readers of what runs and exports consist of, each on each hostile file."""
-    from pdfx.checkpoint.directory import DIRECTORY, newest_whole, open_checkpoint
+    from pdfx.checkpoint.directory import newest_whole, open_checkpoint
     from pdfx.checkpoint.parameters import SavedParameters
+    from pdfx.checkpoint.resume import read_objective
+    from pdfx.config.deepspeed_file import read_json
+    from pdfx.config.run_files import CHECKPOINTS
+    from pdfx.embedder.exports import load_export
     from pdfx.evaluate.report import read_run
-    from pdfx.exports import load_export
-    from pdfx.model_files import require_sound_files
-    from pdfx.tensor_files import TensorFile
-    from pdfx.train.deepspeed_file import read_json
-    from pdfx.train.resume import read_objective
-    from pdfx.train.run_lock import read_holder
+    from pdfx.faults.run_lock import read_holder
+    from pdfx.host.model_files import require_sound_files
+    from pdfx.host.tensor_files import TensorFile
 
-    checkpoint = next((run / DIRECTORY).iterdir())
+    checkpoint = next((run / CHECKPOINTS).iterdir())
 
     def at(path: Path, damage: Damage, reader: Callable[[Path], object]) -> Callable[[], object]:
         def attempt() -> object:

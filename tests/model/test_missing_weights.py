@@ -12,11 +12,11 @@ from tiny_models import FAMILIES, tiny_backbone
 from tiny_runs import tiny_config
 from transformers import AutoModelForImageTextToText
 
-from pdfx.build import build_embedder
 from pdfx.config import ModelSection
 from pdfx.convert.backbone import open_backbone
+from pdfx.embedder.build import build_embedder
+from pdfx.embedder.exports import load_export
 from pdfx.errors import UserError
-from pdfx.exports import load_export
 from pdfx.model import ParallelEmbedder
 
 DAMAGES = {
@@ -109,8 +109,8 @@ def test_a_checkpoint_with_a_head_for_text_is_a_whole_backbone(tmp_path, family)
 
 def refusal_under_zero3(config) -> str:
     """In a rank: the sentence with which loading into shards ends."""
-    from pdfx.train.cluster import join_world
-    from pdfx.train.deepspeed_file import load_deepspeed_config
+    from pdfx.config.deepspeed_file import load_deepspeed_config
+    from pdfx.distributed.world import join_world
     from pdfx.train.engine import sharded_loading
 
     world = join_world()

@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_exports import tiny_export
 
-from data_tools.build import build_shards
+from data_tools.build.builder import build_shards
 from pdfx.data import ShardedDataset, iterate_inputs
-from pdfx.embed import EmbedJob, embed_file
-from pdfx.exports import load_export
+from pdfx.embedder.exports import load_export
+from pdfx.evaluate.embed import EmbedJob, embed_file
 from pdfx.model.pictures import decode_image, image_header
 
 SAME = 1e-6

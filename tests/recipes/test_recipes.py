@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pdfx.build import build_on_meta
 from pdfx.config import dump_config, load_config, parse_config
+from pdfx.config.deepspeed_file import load_deepspeed_config
+from pdfx.embedder.build import build_on_meta
 from pdfx.model.prefixes import prefixes_of
-from pdfx.train.deepspeed_file import load_deepspeed_config
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))

@@ -41,7 +41,7 @@ def recipe(tree) -> Path:
 
 def train_on_one_node(config: Config) -> None:
     """In a rank: the whole run without SLURM."""
-    from pdfx.train.cluster import join_world
+    from pdfx.distributed.world import join_world
     from pdfx.train.trainer import StopRequest, Trainer
 
     trainer = Trainer(config, join_world())

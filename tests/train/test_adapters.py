@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import FAMILIES, items, tiny_backbone
 
-from pdfx.adapters import adapted_modules, apply_lora, merged_weight, remove_adapters, set_trainable
 from pdfx.config import LoraSection, ModelSection
+from pdfx.embedder.lora import adapted_modules, apply_lora, merged_weight, remove_adapters, set_trainable
 from pdfx.errors import UserError
 from pdfx.model import ParallelEmbedder
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from pdfx.distributed.world import device_number, launch_variables
 from pdfx.errors import UserError
-from pdfx.train.cluster import device_number, launch_variables
 
 
 def test_a_launcher_that_sets_rank_and_world_size_is_left_alone():

@@ -11,12 +11,12 @@ from tiny_models import FAMILIES, items, tiny_backbone
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdfx.adapters import apply_lora
 from pdfx.config import LoraSection
 from pdfx.data.batch import Batch, Chunk
+from pdfx.embedder.lora import apply_lora
 from pdfx.model import ParallelEmbedder, cache_vision_tower
-from pdfx.train.cost import StepCost, padding_share
-from pdfx.train.phases import Phases
+from pdfx.telemetry.flops import StepCost, padding_share
+from pdfx.telemetry.phases import Phases
 
 TOLERANCE = 0.10
 

@@ -8,8 +8,8 @@ import pytest
 from tiny_runs import ROOT
 
 from pdfx.config import TrainSection
+from pdfx.config.deepspeed_file import load_deepspeed_config, unused_keys
 from pdfx.errors import UserError
-from pdfx.train.deepspeed_file import load_deepspeed_config, unused_keys
 
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 

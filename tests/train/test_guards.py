@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pdfx.config import ObjectiveSection
+from pdfx.config.guard_sections import GuardsSection
 from pdfx.errors import UserError
-from pdfx.guard_sections import GuardsSection
 from pdfx.objective import Objective
-from pdfx.train.guards import RollBack, StepGuards
+from pdfx.train.step_guards import RollBack, StepGuards
 
 NAN = math.nan
 SOUND = {"loss": 2.0, "loss_path_0": 0.5, "loss_path_1": 0.5, "loss_fused": 1.0, "grad_norm": 1.0}

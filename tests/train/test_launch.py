@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tiny_runs import ROOT, tiny_tree
 
-from pdfx.train.cluster import free_port
+from pdfx.distributed.world import free_port
 from pdfx.train.trainer import EXIT_STOPPED
 
 

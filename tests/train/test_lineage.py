@@ -5,8 +5,9 @@ import json
 import pytest
 from checkpoint.made import make_checkpoint
 
-from pdfx.checkpoint.directory import DIRECTORY, STATE, open_checkpoint
-from pdfx.train.lineage import ORIGIN, descendants, origin, set_aside
+from pdfx.checkpoint.directory import STATE, open_checkpoint
+from pdfx.checkpoint.lineage import ORIGIN, descendants, origin, set_aside
+from pdfx.config.run_files import CHECKPOINTS
 
 
 def make(run, step: int, start: str | None = None):
@@ -15,7 +16,7 @@ def make(run, step: int, start: str | None = None):
 
 
 def names(run) -> list[str]:
-    return sorted(path.name for path in (run / DIRECTORY).iterdir())
+    return sorted(path.name for path in (run / CHECKPOINTS).iterdir())
 
 
 def test_the_origin_is_what_the_recipe_names_and_is_handed_on(tmp_path):
@@ -36,9 +37,9 @@ def test_only_what_was_written_since_the_start_descends_from_it_newest_first(tmp
 def test_later_checkpoints_are_set_aside_and_none_is_lost(tmp_path):
     for _ in range(2):
         for step in (1, 2, 3, 4):
-            if not (tmp_path / DIRECTORY / f"step-{step:08d}").exists():
+            if not (tmp_path / CHECKPOINTS / f"step-{step:08d}").exists():
                 make(tmp_path, step)
-        start = open_checkpoint(tmp_path / DIRECTORY / "step-00000002")
+        start = open_checkpoint(tmp_path / CHECKPOINTS / "step-00000002")
         (told,) = set_aside(tmp_path, start)
         assert "step-00000003, step-00000004" in told
     assert names(tmp_path) == [f"step-0000000{name}" for name in ("1", "2", "3.aside", "3.aside-2", "4.aside", "4.aside-2")]

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
+from pdfx.checkpoint.resume import read_objective
 from pdfx.errors import UserError
-from pdfx.train.resume import read_objective
 
 
 def test_a_file_that_would_run_code_is_refused_in_a_sentence(tmp_path):

@@ -3,10 +3,10 @@
 import pytest
 from checkpoint.made import make_checkpoint
 
+from pdfx.checkpoint.run_directory import open_run_directory
 from pdfx.config import TrainSection
 from pdfx.errors import UserError
-from pdfx.train.run_directory import open_run_directory
-from pdfx.train.telemetry import drop_records
+from pdfx.telemetry.metrics import drop_records
 
 
 def test_records_from_the_checkpoint_on_and_a_line_cut_short_are_dropped(tmp_path):

@@ -10,9 +10,10 @@ import time
 import psutil
 import pytest
 
+from pdfx.config.run_files import LOCK
 from pdfx.errors import UserError
-from pdfx.train import run_lock
-from pdfx.train.run_lock import LOCK, RunLock, read_holder, start_of, this_process
+from pdfx.faults import run_lock
+from pdfx.faults.run_lock import RunLock, read_holder, start_of, this_process
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pdfx.data_sections import DataSection
-from pdfx.guard_sections import GuardsSection
-from pdfx.train.ending import longest_read
-from pdfx.train.lifeline import Sign, blame
-from pdfx.train.watchdog import Patience, Progress
+from pdfx.config.data_sections import DataSection
+from pdfx.config.guard_sections import GuardsSection
+from pdfx.faults.heartbeats import Sign, blame
+from pdfx.faults.shutdown import longest_read
+from pdfx.faults.watchdog import Patience, Progress
 
 
 @pytest.fixture

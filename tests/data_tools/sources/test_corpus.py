@@ -2,9 +2,9 @@ import tracemalloc
 
 from tiny_formats import write_jsonl
 
-from data_tools.sources.cells import side_of
 from data_tools.sources.corpus import Corpus
-from data_tools.sources.rows import open_rows
+from data_tools.sources.tables.rows import open_rows
+from data_tools.sources.tables.values import side_of
 
 
 def test_texts_and_pictures_do_not_stay_in_memory(tmp_path):

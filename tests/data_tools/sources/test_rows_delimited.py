@@ -3,8 +3,9 @@ import gzip
 
 import pytest
 
-from data_tools.sources import lines, rows_delimited
-from data_tools.sources.rows import open_rows
+from data_tools.sources import lines
+from data_tools.sources.tables import delimited as rows_delimited
+from data_tools.sources.tables.rows import open_rows
 from pdfx.errors import UserError
 
 

@@ -1,0 +1,130 @@
+"""From packed samples, one after another, to finished shards, with everything that gave no sample written down."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from data_tools.build.deduplicate import EarlierSamples
+from data_tools.build.journal import Journal, Step, chained
+from data_tools.build.leakage import LEAKAGE_NAME, EvaluationSet
+from data_tools.build.pack import Packed, Rejected
+from data_tools.build.quarantine import LEFT_OUT, QUARANTINE_NAME, AppendedFile, BadShare, quarantine_line
+from data_tools.build.settings import BuildSettings
+from data_tools.build.shard_writer import ShardWriter, sync_and_close, sync_directory
+from data_tools.sources.base import SourceRecord
+from pdfx.data.schema import INDEX_NAME, ShardIndex, fingerprint
+
+Overview = Callable[[Mapping[str, int]], str]
+
+
+class Assembly:
+    """Takes the results of a source's records in order and goes on where the journal ends. What it writes is a function of that sequence alone.
+
+    Args:
+        total: records of the source, or None.
+        overview: from the counts of records that gave no sample, by kind, to sentences for the message that there are too many.
+
+    Attributes:
+        position: how many of the source's records are dealt with.
+    """
+
+    def __init__(self, out: Path, settings: BuildSettings, journal: Journal, evaluation: list[EvaluationSet], total: int | None, overview: Overview):
+        self.out, self.settings, self.journal, self.evaluation = out, settings, journal, evaluation
+        last = journal.last
+        self.position, self.targets_only, self.stamp = last.position, last.targets_only, last.stamp
+        self.rejected, self.leaks = Counter(last.rejected), Counter(last.leaks)
+        self._files = {name: AppendedFile(out / name, last.lengths.get(name, 0)) for name in (QUARANTINE_NAME, LEAKAGE_NAME)}
+        self._bad_share = BadShare(settings.max_bad_share, total, out / QUARANTINE_NAME, lambda: overview(self.rejected))
+        self._earlier = EarlierSamples(journal.folder, settings.deduplicate)
+        for entry in [] if journal.is_at_end else journal.shards:
+            self._earlier.restore(entry.name)
+        self._writer = ShardWriter(journal.staging, len(journal.shards))
+
+    def __enter__(self) -> Assembly:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        for file in self._files.values():
+            file.close()
+
+    def take(self, source: SourceRecord, result: Packed | Rejected) -> None:
+        """What became of the source's next record.
+
+        Raises:
+            TooManyBadRecords: more records than allowed cannot be used.
+        """
+        rejected = result if isinstance(result, Rejected) else self._earlier.find(result)
+        shared = [] if rejected else [share for evaluation in self.evaluation for share in evaluation.find(result)]
+        if shared and self.settings.drop_leaked:
+            rejected = Rejected("leaked", f"its {shared[0]['shares']} is in the sample '{shared[0]['key']}' of the evaluation set {shared[0]['evaluation']}")
+        # Before anything of this record is written: what a shard's step in the journal covers ends with the record before.
+        if rejected is None and self._writer.samples and self._writer.bytes + len(result.data) > self.settings.shard_bytes:
+            self._finish_shard()
+        if shared:
+            self._report(source, result.key, shared, rejected is not None)
+        if rejected is not None:
+            self._reject(source, rejected)
+        else:
+            self._earlier.add(self.position, result)
+            self._writer.add(result.data, result.counts)
+        self.position += 1
+        self.stamp = chained(self.stamp, result.stamp)
+        if self._writer.samples == self.settings.samples_per_shard:
+            self._finish_shard()
+        if rejected is not None:
+            self._check_share(is_end=False)
+
+    def finish(self) -> ShardIndex | None:
+        """Write the last shard and the index; None, and nothing, where there is no sample at all.
+
+        Raises:
+            TooManyBadRecords: more records than allowed cannot be used.
+        """
+        if not self.journal.is_at_end:
+            if self._writer.samples:
+                self._finish_shard()
+            self._check_share(is_end=True)
+            if not self.journal.shards:
+                return None
+            self._note(Step())
+        shards = self.journal.shards
+        samples = sum(entry.samples for entry in shards)
+        index = ShardIndex(shards=shards, samples=samples, targets_only=self.targets_only, fingerprint=fingerprint(shards))
+        with (self.journal.staging / INDEX_NAME).open("wb") as stream:
+            stream.write(index.model_dump_json(indent=1).encode() + b"\n")
+            sync_and_close(stream)
+        (self.journal.staging / INDEX_NAME).replace(self.out / INDEX_NAME)
+        sync_directory(self.out)
+        return index
+
+    def _finish_shard(self) -> None:
+        self.targets_only += self._writer.counts["targets_only"]
+        entry = self._writer.finish(self.out)
+        self._earlier.save(entry.name)
+        self._note(Step(shard=entry))
+        self._writer = ShardWriter(self.journal.staging, len(self.journal.shards))
+
+    def _note(self, step: Step) -> None:
+        for file in self._files.values():
+            file.sync()
+        sync_directory(self.out)
+        state = {"rejected": dict(self.rejected), "leaks": dict(self.leaks)}
+        state |= {name: getattr(self, name) for name in ("position", "targets_only", "stamp")}
+        self.journal.append(step.model_copy(update={**state, "lengths": {name: file.length for name, file in self._files.items()}}))
+
+    def _reject(self, source: SourceRecord, rejected: Rejected) -> None:
+        self.rejected[rejected.kind] += 1
+        self._files[QUARANTINE_NAME].append(quarantine_line(source, self.position, rejected))
+
+    def _report(self, source: SourceRecord, key: str, shared: list[dict], is_left_out: bool) -> None:
+        self.leaks.update(["records", *{share["shares"] for share in shared}])
+        self._files[LEAKAGE_NAME].append({"origin": source.origin, "key": key, "left_out": is_left_out, "shared": shared})
+
+    def _check_share(self, is_end: bool) -> None:
+        # The reasons are read from the file.
+        self._files[QUARANTINE_NAME].flush()
+        bad = sum(count for kind, count in self.rejected.items() if kind not in LEFT_OUT)
+        self._bad_share.check(bad, self.position, is_end)

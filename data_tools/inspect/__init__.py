@@ -1,0 +1,1 @@
+"""What is in a directory of shards, and whether it is whole."""

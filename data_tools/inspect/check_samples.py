@@ -1,0 +1,176 @@
+"""Examining the samples of a part: every record and picture, and with a shard's first part its checksum and offsets."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from data_tools.build.duplicate_keys import key_number
+from data_tools.build.stats import count_sample
+from data_tools.build.work_units import Part
+from pdfx.data.plain_tar import PlainTarInfo
+from pdfx.data.schema import INDEX_NAME, identity_number
+from pdfx.data.shards import SampleError, Shard
+from pdfx.data.storage.base import Storage, StorageError
+from pdfx.model.pictures import ImageError, decode_image, image_header
+
+_BLOCK = 1 << 23
+
+
+def examine_tar(storage: Storage, shard: Shard) -> tuple[list[str], bool]:
+    """One sentence for each problem, and whether the offsets are those of the samples (as far as the tar can be read), so that these can be read by them."""
+    stream = _Stream(storage, shard.entry.name, shard.entry.bytes)
+    try:
+        starts, end = _sample_starts(stream)
+        stream.read_rest()
+    except StorageError as error:
+        return [f"The shard {shard.path} cannot be read to its end: {error}."], True
+    problems = []
+    if stream.sha256() != shard.entry.sha256:
+        problems.append(f"The shard {shard.path} has another SHA-256 than {INDEX_NAME} says; copy it again, or build it again.")
+    expected, found = shard.offsets, np.array([*starts, end])
+    if np.array_equal(found, expected):
+        return problems, True
+    if len(starts) < shard.entry.samples and np.array_equal(found[:-1], expected[: len(starts)]):
+        return [*problems, f"The tar {shard.path} breaks off in or after its sample number {max(len(starts) - 1, 0)}; copy it again, or build it again."], True
+    sentence = f"The offsets of the shard {shard.path} are not those of its samples, so that its samples were not looked at; build it again."
+    return [*problems, sentence], False
+
+
+class _Stream:
+    """A file's bytes from its beginning to its end, for tarfile, with their checksum."""
+
+    def __init__(self, storage: Storage, name: str, size: int):
+        self._storage, self._name, self._size = storage, name, size
+        self._position = 0
+        self._digest = hashlib.sha256()
+
+    def read(self, length: int) -> bytes:
+        length = min(length, self._size - self._position)
+        data = self._storage.read(self._name, self._position, length) if length else b""
+        self._position += length
+        self._digest.update(data)
+        return data
+
+    def read_rest(self) -> None:
+        while self.read(_BLOCK):
+            pass
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _sample_starts(stream: _Stream) -> tuple[list[int], int]:
+    """Where each sample begins, and where the last one ends, as far as the bytes are a sound tar."""
+    starts: list[int] = []
+    end, last_key = 0, None
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK, tarinfo=PlainTarInfo) as archive:
+            while (member := archive.next()) is not None:
+                key = member.name.partition(".")[0]
+                if key != last_key:
+                    starts.append(member.offset)
+                    last_key = key
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                # tarfile keeps a kilobyte of every member otherwise.
+                archive.members.clear()
+    except StorageError:
+        raise
+    except Exception:  # see pdfx.data.samples; the damage is what the caller sees in the numbers
+        pass
+    return starts, end
+
+
+Processor = Callable[[list[dict], list[str]], Any]
+"""As ``pdfx.data.collate.Processor``, whose file would import torch into every check."""
+
+
+@dataclass
+class Findings:
+    """What was found in a part.
+
+    Attributes:
+        problems: one sentence each.
+        misplaced: the shard's offsets are not those of its samples, so that no sample of it can be judged.
+        keys: ``key_number`` of each sample's key; empty where samples were not looked at.
+        counts: what the samples without a problem add to the shard's statistics.
+        target_ids: the identity of each target that could be read, as a signed 64-bit number.
+        candidates: such numbers of all that samples name as candidates.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    misplaced: bool = False
+    keys: array = field(default_factory=lambda: array("q"))
+    counts: Counter[str] = field(default_factory=Counter)
+    target_ids: array = field(default_factory=lambda: array("q"))
+    candidates: set[int] = field(default_factory=set)
+
+
+@dataclass
+class Examiner:
+    """Examines one part; travels to worker processes. A shard's first part also stands for the file as a whole."""
+
+    storage: Storage
+    shards: list[Shard]
+    processor: Processor | None = None
+
+    def __call__(self, part: Part) -> Findings:
+        shard, findings = self.shards[part.shard], Findings()
+        if part.start == 0:
+            findings.problems, fits = examine_tar(self.storage, shard)
+            findings.misplaced = not fits
+        if not findings.misplaced:
+            for row in range(part.start, part.stop):
+                findings.problems += _examine_sample(shard, row, findings, self.processor)
+        shard.close()
+        return findings
+
+
+def _examine_sample(shard: Shard, row: int, findings: Findings, processor: Processor | None) -> Iterator[str]:
+    place = shard.place(row)
+    try:
+        key, record, members = shard.raw(row)
+    except SampleError as error:
+        findings.keys.append(key_number(error.key))
+        yield str(error)
+        return
+    findings.keys.append(key_number(key))
+    findings.target_ids.append(identity_number(record.target_id))
+    if record.candidates is not None:
+        findings.candidates.update(map(identity_number, record.candidates))
+        if record.target_id not in record.candidates:
+            yield str(place.error(key, "its candidates lack its own target, which could never be found"))
+    pictures: dict[str, tuple[int, tuple[int, int]]] = {}
+    decoded = {}
+    names = [name for _, side in record.sides() for name in side.images]
+    for name in names:
+        try:
+            decoded[name] = decode_image(members[name], shard.max_image_pixels)
+            pictures[name] = len(members[name]), image_header(members[name], shard.max_image_pixels)[1]
+        except KeyError:
+            yield str(place.error(key, f"the image '{name}' is missing"))
+        except ImageError as error:
+            yield str(place.error(key, f"the image '{name}' cannot be used: {error}"))
+    if len(pictures) == len(names):
+        findings.counts.update(count_sample(record, pictures))
+    for name, side in record.sides() if processor else ():
+        if all(image in decoded for image in side.images) and (reason := _refusal(processor, name, side.text, [decoded[image] for image in side.images])):
+            yield str(place.error(key, f"of its {name}, {reason}"))
+
+
+def _refusal(processor: Processor, side: str, text: str, images: list) -> str | None:
+    """Why the processor does not take an item; None if it does."""
+    from pdfx.data.collate import refusal
+
+    try:
+        processor([{"text": text, "images": images}], ["query" if side == "query" else "target"])
+    except Exception as error:  # as in training, see refusal
+        return refusal(error)
+    return None

@@ -1,0 +1,1 @@
+"""Shards from shards: merged or split."""

@@ -1,0 +1,84 @@
+"""Rows of named values from whichever kind of table: JSONL, CSV and TSV, or parquet."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_tools.sources.files import Paths, has_ending, input_files, left_in_folders
+from data_tools.sources.lines import JSONL_ENDINGS, RAW_CHARACTERS
+from data_tools.sources.tables.base import Rows
+from pdfx.errors import UserError, shortened
+
+DELIMITED_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+PARQUET_ENDINGS = (".parquet",)
+TABLE_ENDINGS = (*PARQUET_ENDINGS, *DELIMITED_ENDINGS, *JSONL_ENDINGS)
+
+
+def open_rows(paths: Paths, delimiter: str | None = None, quotes: bool = True) -> Rows:
+    """The rows of a file, of several files of one kind, or of a directory of them.
+
+    Args:
+        delimiter: what separates the cells of CSV; by default a comma, and a tab in files that are named .tsv.
+        quotes: whether quotation marks around a cell of CSV or TSV are not part of it.
+
+    Raises:
+        UserError: a file cannot be read, is damaged, or is of another kind than the first one.
+    """
+    files = input_files(paths, TABLE_ENDINGS)
+    kinds = {_kind(path): path for path in files}
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise UserError(f"{first} is {one} and {second} is {other}; give files of one kind in one build.")
+    kind = next(iter(kinds))
+    if kind in ("JSONL", "parquet") and (delimiter is not None or not quotes):
+        raise UserError(f"delimiter and quotes are for CSV and TSV, and {files[0]} is {kind}; leave them out.")
+    # Each kind's reader is imported where it is needed, since pyarrow is slow to import.
+    if kind == "JSONL":
+        from data_tools.sources.tables.jsonl_rows import JsonlRows
+
+        rows = JsonlRows(files)
+    elif kind == "parquet":
+        from data_tools.sources.tables.parquet import ParquetRows
+
+        rows = ParquetRows(files)
+    else:
+        from data_tools.sources.tables.delimited import DelimitedRows
+
+        rows = DelimitedRows(files, delimiter, quotes)
+    rows.left = left_in_folders(paths, files)
+    return rows
+
+
+def _kind(path: Path) -> str:
+    for kind, endings in (("JSONL", JSONL_ENDINGS), ("CSV or TSV", DELIMITED_ENDINGS), ("parquet", PARQUET_ENDINGS)):
+        if has_ending(path, endings):
+            return kind
+    raise UserError(f"{path} is no table that can be read; its name must end in one of {', '.join(TABLE_ENDINGS)}.")
+
+
+def require_columns(rows: Rows, wanted: Iterable[str], why: str) -> None:
+    """Raises UserError where the files lack one of the columns; ``why`` says who wants them."""
+    for name in wanted:
+        if name not in rows.columns:
+            nearest = difflib.get_close_matches(name, [column[:80] for column in rows.columns], n=1, cutoff=0.5)
+            hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+            raise UserError(f"There is no column '{name}' in {rows.files[0]}{others(rows.files)}, which {why} names.{hint} There are: {listed(rows.columns)}.")
+
+
+def notes_on(rows: Rows, used: Iterable[str]) -> list[str]:
+    """Sentences on a table that was read, and on its columns that are not used."""
+    names = [name for name in rows.all_columns if name not in set(used)]
+    unused = f"Columns of {rows.files[0]}{others(rows.files)} that are not used: {shortened(listed(names), RAW_CHARACTERS)}."
+    return [*rows.remarks, *([unused] if names else []), *rows.left]
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+def others(files: list[Path]) -> str:
+    return f" and {len(files) - 1} more" if len(files) > 1 else ""
+
+

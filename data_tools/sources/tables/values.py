@@ -1,0 +1,159 @@
+"""From the values of a row to the texts and pictures of a record, or to the part of a sentence that says which field is wrong."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_tools.sources.base import SourceRecord
+from data_tools.sources.tables.base import Row
+from pdfx.data.schema import Record, explain
+from pdfx.errors import shortened
+
+_SHOWN_CHARACTERS = 80
+_REMOTE = ("http://", "https://", "s3://", "gs://", "hf://")
+
+
+class Problem(ValueError):
+    """Why a record cannot be used: the part of a sentence, with the field named.
+
+    Attributes:
+        kind: see ``SourceRecord.kind``.
+    """
+
+    def __init__(self, message: str, kind: str = SourceRecord.kind):
+        super().__init__(message)
+        self.kind = kind
+
+
+class Pictures:
+    """The pictures of one record.
+
+    Args:
+        owner: what the pictures belong to, where a record has several such.
+
+    Attributes:
+        held: bytes of those that the row itself holds, by the name that the record gives them.
+    """
+
+    def __init__(self, owner: str = ""):
+        self.owner = owner
+        self.held: dict[str, bytes] = {}
+
+    def names(self, value: Any, field: str) -> list[str]:
+        """The names of the pictures of a cell: a path, bytes, ``{"bytes", "path"}`` as Hugging Face stores pictures, a ``data:`` address, or a list of them.
+
+        Raises:
+            Problem: it is something else.
+        """
+        values = value if isinstance(value, list) else [value]
+        return [self._name(one, field) for one in values if not is_missing(one)]
+
+    def _name(self, value: Any, field: str) -> str:
+        if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
+            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+            if value is None:
+                raise Problem(f"'{field}' holds neither the bytes nor the path of a picture")
+        if isinstance(value, str) and value.startswith("data:"):
+            value = _decoded(value, field)
+        if isinstance(value, bytes):
+            name = f"<{self.owner}{field} {len(self.held)}>"
+            self.held[name] = value
+            return name
+        if not isinstance(value, str) or not value:
+            raise Problem(f"'{field}' is {shown(value)}: it must be the path of a picture, or its bytes")
+        if value.startswith(_REMOTE):
+            raise Problem(f"'{field}' is {shown(value)}: pictures are not downloaded; fetch it and give the path of the file")
+        return value
+
+
+def as_record(row: Row, build: Callable[[dict[str, Any], Pictures], dict[str, Any]]) -> SourceRecord:
+    """The record of a row.
+
+    Args:
+        build: from the row's values to the fields of a ``Record``. May raise Problem.
+    """
+    if row.problem is not None:
+        return SourceRecord(row.origin, problem=row.problem, raw=row.raw)
+    pictures = Pictures()
+    try:
+        record = Record.model_validate(build(row.values, pictures))
+    except Problem as error:
+        return SourceRecord(row.origin, problem=str(error), raw=row.raw, kind=error.kind)
+    except ValidationError as error:
+        return SourceRecord(row.origin, problem=explain(error).removesuffix("."), raw=row.raw)
+    return SourceRecord(row.origin, record, pictures=pictures.held, raw=row.raw)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty."""
+    return value is None or isinstance(value, (str, list)) and not value
+
+
+def text_of(value: Any, field: str) -> str:
+    """The text of a cell; an empty cell gives an empty one.
+
+    Raises:
+        Problem: it is something else.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Problem(f"'{field}' is {shown(value)}: it must be a text")
+    return value
+
+
+def identity_of(value: Any, field: str) -> str:
+    """A name or number that something is known by.
+
+    Raises:
+        Problem: it is empty or something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise Problem(f"'{field}' is {shown(value)}: it must be a name or a whole number")
+    return str(value)
+
+
+def list_of(value: Any, field: str) -> list:
+    """The elements of a cell that holds a list; an empty cell has none.
+
+    Raises:
+        Problem: it is something else.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Problem(f"'{field}' is {shown(value)}: it must be a list")
+    return value
+
+
+def side_of(text: str, images: list[str], field: str) -> dict[str, Any]:
+    """A query, target or negative.
+
+    Raises:
+        Problem: it would be empty.
+    """
+    if not text and not images:
+        raise Problem(f"'{field}' holds neither a text nor a picture")
+    return {"text": text, "images": images}
+
+
+def shown(value: Any) -> str:
+    """A value for a message."""
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return shortened(repr(value), _SHOWN_CHARACTERS)
+
+
+def _decoded(address: str, field: str) -> bytes:
+    head, _, data = address.partition(",")
+    if not head.endswith(";base64"):
+        raise Problem(f"'{field}' is {shown(address)}: of data addresses only those in base64 can be read")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Problem(f"'{field}' is a data address that cannot be decoded ({error})") from None

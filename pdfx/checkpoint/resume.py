@@ -1,0 +1,139 @@
+"""Taking up a checkpoint: which one, whether it fits, and loading it into the engine, on any number of ranks under any stage of ZeRO."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import deepspeed
+import torch
+
+from pdfx.checkpoint.directory import BUFFERS, OBJECTIVE, OPTIMIZER_STEPS, PARAMETERS, Checkpoint, checkpoint_paths, not_whole, open_checkpoint
+from pdfx.checkpoint.lineage import descendants
+from pdfx.checkpoint.manifest import share_out, wrong_contents
+from pdfx.checkpoint.parameters import SavedParameters
+from pdfx.checkpoint.zero_shards import persistent_buffers, publish, restore_parts
+from pdfx.config.deepspeed_file import flatten
+from pdfx.distributed.world import World
+from pdfx.errors import UserError
+from pdfx.host.reading import read_bounded
+from pdfx.host.tensor_files import TensorFile
+
+_LARGEST_OBJECTIVE = 1 << 32
+
+
+def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoint | None, list[str]]:
+    """What ``train.resume`` asks for, the same on all ranks: the checkpoint, if any, and sentences about those that were passed over.
+
+    Rank 0 looks for it; all ranks together read its files and compare their checksums. A run that was started from a checkpoint's directory goes on from the
+    newest of the checkpoints that it has written since.
+
+    Raises:
+        UserError: a checkpoint named by its directory is not whole, or none of those that the run has is.
+        SystemExit: the same, on ranks whose peer tells it.
+    """
+    if resume == "never":
+        return None, []
+    passed_over = []
+    for path in world.from_first(candidates(run, resume) if world.rank == 0 else None):
+        checkpoint, problem = open_together(path, world)
+        if problem is None:
+            return checkpoint, passed_over
+        passed_over.append(problem)
+    with world.together():
+        if resume != "auto" and world.rank == 0:
+            raise UserError(passed_over[-1])
+        if passed_over and world.rank == 0:
+            raise UserError(
+                f"None of the {len(passed_over)} checkpoints in {run} can be taken up, and a new run there would write over this one. {passed_over[0]} "
+                "Mend them, or choose another train.output_dir."
+            )
+    return None, passed_over
+
+
+def candidates(run: Path, resume: str) -> list[Path]:
+    """Checkpoints in the order in which they are tried."""
+    return checkpoint_paths(run) if resume == "auto" else [*descendants(run, Path(resume)), Path(resume)]
+
+
+def open_together(path: Path, world: World) -> tuple[Checkpoint | None, str | None]:
+    """A checkpoint whose contents all ranks found right, each its share of the files; or the sentence about what is wrong."""
+    found = None, None
+    if world.rank == 0:
+        try:
+            found = open_checkpoint(path), None
+        except UserError as error:
+            found = None, str(error)
+    checkpoint, problem = world.from_first(found)
+    if checkpoint is None:
+        return None, problem
+    own = wrong_contents(path, checkpoint.manifest, share_out(checkpoint.manifest, world.size)[world.rank])
+    problems = [sentence for sentences in world.gather(own) for sentence in sentences]
+    return checkpoint, not_whole(path, problems) if problems else None
+
+
+def check_same_model(checkpoint: Checkpoint, identity: dict) -> None:
+    """Raises UserError, naming what differs, where the checkpoint is of another model."""
+    saved, here = flatten(checkpoint.state()["model"]), flatten(identity)
+    for name in sorted(saved.keys() | here.keys()):
+        if name.startswith("embedder.") and not (name in saved and name in here):
+            # Another release of transformers may know more fields, or fewer, of the same architecture.
+            continue
+        there, own = saved.get(name, "absent"), here.get(name, "absent")
+        if there != own:
+            raise UserError(
+                f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there!r} there and {own!r} in this run; "
+                "restore the setting, or start anew in another train.output_dir."
+            )
+
+
+def load_checkpoint(checkpoint: Checkpoint, engine: deepspeed.DeepSpeedEngine, world: World) -> dict:
+    """Give the engine the checkpoint's parameters, buffers and optimiser; returns the objective's state. Hyper-parameters stay those of the recipe.
+
+    Every rank calls this at the same time. The engine may have made steps of its own; nothing of them stays.
+
+    Raises:
+        UserError: the checkpoint's parameters are not the engine's, or a file is damaged.
+    """
+    state = checkpoint.state()
+    with world.together():
+        objective_state = read_objective(checkpoint.file(OBJECTIVE))
+        saved = SavedParameters(checkpoint.files(PARAMETERS))
+        check_same_parameters(checkpoint, saved, engine)
+        restore_parts(engine, saved, state[OPTIMIZER_STEPS])
+        restore_buffers(engine, TensorFile(checkpoint.file(BUFFERS)))
+        checkpoint.require_unchanged()
+    publish(engine)
+    engine.global_steps, engine.global_samples = state["step"], state["step"] * engine.train_batch_size()
+    return objective_state
+
+
+def read_objective(path: Path) -> dict:
+    """The objective's state in a file. Raises UserError where it is damaged or holds more than tensors and plain values, which might run code."""
+    try:
+        return torch.load(io.BytesIO(read_bounded(path, _LARGEST_OBJECTIVE)), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read safely: {error.strerror}.") from None
+    except Exception as error:  # torch meets damaged files with many exception types (OSError, RuntimeError, UnpicklingError, KeyError, ...)
+        raise UserError(f"{path} cannot be read safely: {' '.join(str(error).split())[:300]}") from error
+
+
+def check_same_parameters(checkpoint: Checkpoint, saved: SavedParameters, engine: deepspeed.DeepSpeedEngine) -> None:
+    """Raises UserError where the checkpoint has other trained parameters than the engine, or of other shapes."""
+    own = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in engine.module.named_parameters() if value.requires_grad and numel(value)}
+    for name in sorted(own.keys() | saved.shapes.keys()):
+        if own.get(name) != saved.shapes.get(name):
+            there, here = (str(list(shapes[name])) if name in shapes else "not trained" for shapes in (saved.shapes, own))
+            raise UserError(f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there} there and {here} in this run.")
+
+
+def numel(parameter: torch.nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+@torch.no_grad()
+def restore_buffers(engine: deepspeed.DeepSpeedEngine, file: TensorFile) -> None:
+    """Buffers that the file does not have stay as they are."""
+    for name, buffer in persistent_buffers(engine.module).items():
+        if name in file.entries:
+            buffer.copy_(file.read_whole(name))

@@ -1,0 +1,273 @@
+"""Writing checkpoints, in the background where memory allows: training goes on as soon as the state is copied to host memory.
+
+Each rank writes its own file in a thread. When all ranks are done, which they tell one another after a later step, rank 0 seals the checkpoint and removes old
+ones, also in a thread. No thread uses a collective.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pdfx.checkpoint.background import Job
+from pdfx.checkpoint.directory import (
+    BUFFERS,
+    OBJECTIVE,
+    OPTIMIZER_STEPS,
+    PARAMETERS,
+    PARTIAL,
+    PROBE,
+    REPLACED,
+    STATE,
+    directory_name,
+    remove_checkpoint,
+    remove_unfinished,
+)
+from pdfx.checkpoint.host_copy import Flats, HostCopy, choose_background
+from pdfx.checkpoint.manifest import Manifest, Metric, write_manifest
+from pdfx.checkpoint.parameters import part_file_name, parts_metadata
+from pdfx.checkpoint.retention import Retention, prune
+from pdfx.checkpoint.zero_shards import Part, flat_tensors, optimizer_steps, parts_of, persistent_buffers
+from pdfx.config.run_files import CHECKPOINTS, CONFIG
+from pdfx.distributed.world import CONTROL_TIMEOUT, World
+from pdfx.errors import UserError
+from pdfx.host.checksums import FileRecord, read_record, sync, write_checksummed
+from pdfx.host.tensor_files import Entry, write_tensors
+
+Records = dict[str, FileRecord]
+
+PATIENCE = timedelta(seconds=15)
+"""A rank that failed alone waits so long for the others before it ends; they are somewhere else."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds beside parameters and optimiser; the same on every rank.
+
+    Attributes:
+        step: optimiser steps behind it.
+        state: plain values for ``Checkpoint.state``.
+        objective: the objective's state.
+        config: the resolved configuration as YAML.
+        write_probe: called on every rank with the probe's directory.
+        metric: of the evaluation at this step, where the best checkpoint is chosen by one.
+    """
+
+    step: int
+    state: dict
+    objective: dict
+    config: str
+    write_probe: Callable[[Path], None]
+    metric: Metric | None = None
+
+
+@dataclass
+class Save:
+    """A checkpoint on its way: ``job`` writes this rank's files and then, on rank 0 and when ``sealing``, makes the checkpoint current."""
+
+    content: Content
+    job: Job
+    sealing: bool = False
+
+
+class CheckpointSaver:
+    """Saves checkpoints of a run, one at a time. Every rank calls every method at the same time; the run's directory must be seen by all of them.
+
+    Args:
+        run: the run's directory.
+        engine: after its first step.
+        world: this run's ranks.
+        background: ``train.save_in_background``.
+        retention: which older checkpoints stay.
+    """
+
+    def __init__(self, run: Path, engine: deepspeed.DeepSpeedEngine, world: World, background: bool | str, retention: Retention):
+        self.run, self.engine, self.setting, self.retention = run, engine, background, retention
+        # A group of its own, so that a rank that waits here after a failure meets no rank that waits for something else.
+        self.world = replace(world, control=dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
+        self.background: bool | None = None
+        self.copy = HostCopy()
+        self.current: Save | None = None
+        self.waited = 0.0
+
+    def save(self, content: Content) -> list[str]:
+        """Begin to save; the engine may go on when this returns. Returns what there is to tell.
+
+        Raises:
+            UserError: this save, or the one before it, could not be written.
+        """
+        told = self.finish()
+        self.waited = 0.0
+        with self._waiting():
+            try:
+                self._begin(content, told)
+            except (UserError, SystemExit):
+                self._discard(content.step)
+                raise
+        return told + ([] if self.background else self.finish())
+
+    def _begin(self, content: Content, told: list[str]) -> None:
+        flats = flat_tensors(self.engine)
+        if self.background is None:
+            self.background, sentence = choose_background(self.setting, flats, self.world)
+            told.append(sentence)
+        partial = self.partial(content.step)
+        with self.world.together():
+            if self.world.rank == 0:
+                make_partial(self.run, partial)
+        work = [self._own_part(partial, self.copy.take(flats) if self.background else flats)]
+        with self.world.together():
+            try:
+                content.write_probe(partial / PROBE)
+            except OSError as error:
+                raise UserError(told_failure(partial, error)) from error
+        if self.world.rank == 0:
+            state = {**content.state, OPTIMIZER_STEPS: optimizer_steps(self.engine)}
+            work.append(first_part(partial, replace(content, state=state), persistent_buffers(self.engine.module)))
+        self.current = Save(content, Job(lambda: {name: record for part in work for name, record in part().items()}, self.background))
+
+    def advance(self) -> list[str]:
+        """Take the save that is on its way a step further if it is ready; to be called after each step. Returns and raises as ``save`` does."""
+        with self._waiting():
+            return self._advance() if self.current else []
+
+    def finish(self) -> list[str]:
+        """Wait for the save that is on its way, if there is one. Returns and raises as ``save`` does."""
+        told = []
+        while self.current:
+            with self._waiting():
+                self.current.job.wait()
+            told += self.advance()
+        return told
+
+    def rescue(self) -> None:
+        """Finish a save where the run ends by an error that all ranks share, unless a rank does not come here within ``PATIENCE``."""
+        if self.current is None:
+            return
+        with suppress(RuntimeError, UserError, SystemExit):
+            if dist.all_reduce(torch.zeros(1), group=self.world.control, async_op=True).wait(PATIENCE):
+                self.finish()
+
+    def _advance(self) -> list[str]:
+        save, path = self.current, self.final(self.current.content.step)
+        running = save.job.running
+        running_anywhere, failed = self.world.largest([running, not running and save.job.error is not None])
+        if failed:
+            self.current = None
+            save.job.wait()
+            self.world.barrier()
+            self._discard(save.content.step)
+            with self.world.together():
+                if save.job.error is not None:
+                    raise UserError(told_failure(path, save.job.error)) from save.job.error
+        if running_anywhere:
+            return []
+        if save.sealing:
+            self.current = None
+            return [f"Saved {path}; training waited for {self.waited:.1f} s.", *save.job.result]
+        records = {name: record for own in self.world.gather(save.job.result) for name, record in own.items()}
+        self.current = Save(save.content, Job(lambda: self._seal(save.content, records), self.background), sealing=True)
+        return []
+
+    def _discard(self, step: int) -> None:
+        """Remove what was written of a checkpoint that cannot be finished: it may be what filled the disk."""
+        if self.world.rank == 0:
+            shutil.rmtree(self.partial(step), ignore_errors=True)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Count the block's time as time that the checkpoint holds training up."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - begun
+
+    def _own_part(self, partial: Path, flats: Flats) -> Callable[[], Records]:
+        parts, name = parts_of(self.engine), f"{PARAMETERS}/{part_file_name(self.world.rank, self.world.size)}"
+        return lambda: {name: write_parts(partial / name, parts, flats)}
+
+    def _seal(self, content: Content, records: Records) -> list[str]:
+        """On rank 0: write the manifest, make the checkpoint current, and remove what need not stay. Returns what there is to tell."""
+        if self.world.rank != 0:
+            return []
+        partial, final = self.partial(content.step), self.final(content.step)
+        write_manifest(partial, Manifest(content.step, records, content.metric))
+        for path in [*(path for path in partial.rglob("*") if path.is_dir()), partial]:
+            sync(path)
+        replaced = final.with_name(final.name + REPLACED)
+        if final.exists():
+            # Only a run that goes on from an older checkpoint meets its own later ones again.
+            final.rename(replaced)
+        partial.rename(final)
+        sync(final.parent)
+        if replaced.exists():
+            remove_checkpoint(replaced)
+        return prune(self.run, self.retention, content.step)
+
+    def final(self, step: int) -> Path:
+        return self.run / CHECKPOINTS / directory_name(step)
+
+    def partial(self, step: int) -> Path:
+        return self.run / CHECKPOINTS / (directory_name(step) + PARTIAL)
+
+
+def make_partial(run: Path, partial: Path) -> None:
+    """The empty directory to write into; what killed saves left goes. Raises UserError where it cannot be made."""
+    try:
+        remove_unfinished(run)
+        for name in (PARAMETERS, "state"):
+            (partial / name).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(told_failure(partial, error)) from error
+
+
+def write_parts(path: Path, parts: list[Part], flats: Flats) -> FileRecord:
+    """This rank's parts of parameters and states as one safetensors file, kind by kind."""
+    entries = [
+        (Entry(f"{kind}/{part.name}", tensors[part.flat].dtype, (part.count,)), on_host(part, tensors)) for kind, tensors in flats.items() for part in parts
+    ]
+    return write_tensors(path, entries, parts_metadata({part.name: part.start for part in parts}, {part.name: part.shape for part in parts}))
+
+
+def on_host(part: Part, tensors: list[Tensor]) -> Iterator[Tensor]:
+    """The part as one piece, taken from its device when it is asked for."""
+    yield part.of(tensors).cpu()
+
+
+def first_part(partial: Path, content: Content, buffers: dict[str, Tensor]) -> Callable[[], Records]:
+    """What rank 0 writes beside its parameters, taken now."""
+    stream = io.BytesIO()
+    torch.save(content.objective, stream)
+    files = {STATE: json.dumps(content.state, indent=1).encode(), CONFIG: content.config.encode(), OBJECTIVE: stream.getvalue()}
+    kept = {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()}
+
+    def write() -> Records:
+        records = {name: write_checksummed(partial / name, data) for name, data in files.items()}
+        entries = [(Entry(name, tensor.dtype, tuple(tensor.shape)), [tensor]) for name, tensor in kept.items()]
+        records[BUFFERS] = write_tensors(partial / BUFFERS, entries, {})
+        for path in sorted((partial / PROBE).iterdir()):
+            sync(path)
+            records[f"{PROBE}/{path.name}"] = read_record(path)
+        return records
+
+    return write
+
+
+def told_failure(path: Path, error: Exception) -> str:
+    """The sentence about a checkpoint that could not be written, which ends the run: what it would train from here on could be lost."""
+    reason = f"{os.strerror(error.errno)} ({error.filename or path})" if isinstance(error, OSError) and error.errno else f"{type(error).__name__}: {error}"
+    return f"The checkpoint {path} could not be written: {reason}; free or mend that disk, then the same command goes on from the newest whole checkpoint."

@@ -1,0 +1,1 @@
+"""The command ``pdfx``: one file for each group of commands."""

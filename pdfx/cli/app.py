@@ -1,0 +1,203 @@
+"""The command line ``pdfx``. Whatever is slow to import is imported inside the command that needs it, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pdfx import __version__
+from pdfx.cli.checkpoints import checkpoints, convert
+from pdfx.cli.shards import shards_app
+from pdfx.cli.shared import SHARDS_HELP, JsonOption, example, fail, give_json, prints_json, progress_bar
+from pdfx.config import ConfigError
+from pdfx.errors import UserError
+from pdfx.host.console import console, open_streams, outlive_stdout
+from pdfx.host.system_errors import sentence_of
+
+app = typer.Typer(
+    name="pdfx",
+    help="Parallel multimodal embeddings: K learnable prefixes on one multimodal language model give K embeddings per input.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.add_typer(shards_app, name="shards")
+
+INTERRUPTED = 130
+MODEL_HELP = "Directory that 'pdfx convert' wrote."
+TRUST_HELP = "Run the model code inside MODEL; needed where its backbone brings classes of its own. Only for models whose source you trust."
+BATCH_HELP = "Items of one forward pass."
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)]
+BatchOption = Annotated[int, typer.Option(min=1, help=BATCH_HELP)]
+CorruptOption = Annotated[float, typer.Option(min=0, max=1, help="Stop if more of the samples cannot be used; one is forgiven, unless 0.")]
+
+
+class Side(str, Enum):
+    query = "query"
+    target = "target"
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=lambda value: show_version(value), help="Print the version and stop.")] = False,
+) -> None:
+    pass
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pdfx {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog=example("pdfx train launch/recipes/quickstart.yaml train.max_steps=20", "deepspeed launch/train.py launch/recipes/quickstart.yaml"))
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as section.key=value.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, the parameters and the steps, then stop.")] = False,
+) -> None:
+    """Train in this one process. For several GPUs or machines start [bold]deepspeed launch/train.py RECIPE[/bold] instead (torchrun and srun work too)."""
+    from pdfx.faults.stopping import StopRequest
+
+    stop = StopRequest(attended=False)
+    from pdfx.config import load_config
+
+    config = load_config(recipe, overrides or ())
+    if dry_run:
+        from pdfx.train.dry_run import dry_run as show_plan
+
+        show_plan(config)
+        return
+    from pdfx.train.trainer import train as run_training
+
+    outlive_stdout()
+    run_training(config, stop)
+
+
+app.command(
+    epilog=example(
+        "pdfx convert runs/quickstart --out exported",
+        "pdfx convert runs/quickstart --out exported --checkpoint best --dtype bfloat16",
+        "pdfx convert runs/quickstart --out adapter --adapter",
+    )
+)(convert)
+app.command(epilog=example("pdfx checkpoints runs/quickstart", "pdfx checkpoints runs/quickstart --verify --json -"))(checkpoints)
+
+
+@app.command(
+    epilog=example(
+        "pdfx embed exported queries.jsonl --out queries.safetensors",
+        "pdfx embed exported documents.jsonl --side target --paths fused --processes 4 --out documents.npy",
+        'One line of the input: {"text": "a red square", "images": ["square.png"]}',
+    )
+)
+def embed(
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    input: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", help="One item per line: text, images (a list of paths), or both.")],
+    out: Annotated[Path, typer.Option(help="File to write: .safetensors (one tensor named 'embeddings') or .npy, float32, one row per line.")],
+    side: Annotated[Side, typer.Option(help="Chooses the instruction that the model was trained with.")] = Side.query,
+    paths: Annotated[str, typer.Option(help="'all': every path, (n, K, D). 'fused': (n, F). A number: that path alone, (n, D), at the cost of one.")] = "all",
+    batch_size: BatchOption = 32,
+    processes: Annotated[int, typer.Option(min=1, help="Processes to share the work; each takes a GPU where there are any. Under torchrun leave it at 1.")] = 1,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; the input file's own by default.")] = None,
+    truncate_dim: Annotated[int | None, typer.Option(min=1, help="Keep so many leading dimensions (for models trained with matryoshka_dims).")] = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Embed the items of a JSONL file."""
+    from pdfx.evaluate.embed import EmbedJob, embed_file
+
+    job = EmbedJob(model, input, out, side.value, paths, batch_size, images, truncate_dim, trust_remote_code)
+    with progress_bar() as bar:
+        shape = embed_file(job, processes, bar.counter("embedding"))
+    if shape is not None:
+        print(f"{out}: {' x '.join(str(size) for size in shape)}")
+
+
+@app.command(epilog=example("pdfx evaluate exported shards/evaluation --json metrics.json", "pdfx evaluate exported shards/mmeb/* --json mmeb.json"))
+def evaluate(
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Directories that 'pdfx shards build' wrote, each evaluated by itself.")],
+    json_file: JsonOption = None,
+    batch_size: BatchOption = 32,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    max_corrupt_share: CorruptOption = 0.01,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of MMEB's table among them.
+
+    Each distinct query searches in all distinct targets of its data set, or in its own candidates; all targets with its target_id are right. Samples that
+    cannot be used are named, counted and left out.
+    """
+    from pdfx.config import EvaluateSection
+    from pdfx.evaluate.data_set_tables import notes, print_tables, result_tables
+    from pdfx.evaluate.data_sets import report_of
+    from pdfx.evaluate.exported import evaluate_export
+    from pdfx.evaluate.tables import LEGEND
+
+    quiet = prints_json(json_file)
+    settings = EvaluateSection(batch_size=batch_size, max_corrupt_share=max_corrupt_share)
+    with progress_bar() as bar:
+        results = evaluate_export(model, shards, settings, num_workers, trust_remote_code, bar.counter, bar.say)
+    if results is None:
+        return
+    if not quiet:
+        print_tables(result_tables(results), console())
+        print("\n".join([LEGEND, *notes(results)]))
+    give_json(report_of(results), json_file)
+
+
+@app.command(epilog=example("pdfx report runs/quickstart exported shards/evaluation --out report.html"))
+def report(
+    run: Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")],
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
+    out: Annotated[Path, typer.Option(help="HTML file to write; it holds everything it shows.")],
+    batch_size: BatchOption = 32,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    max_corrupt_share: CorruptOption = 0.01,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Write one HTML page about a run: metrics, loss curves, similarity of the paths, and examples with their pictures."""
+    from pdfx.config import EvaluateSection
+    from pdfx.evaluate.report import write_report
+
+    with progress_bar() as bar:
+        settings = EvaluateSection(batch_size=batch_size, max_corrupt_share=max_corrupt_share)
+        write_report(run, model, shards, out, settings, num_workers, trust_remote_code, bar.counter("embedding"), bar.say)
+    print(out)
+
+
+def with_home(word: str) -> str:
+    """An option's value with the home directory in place of ``~``: shells fill it in only at the start of a word, not in ``--out=~/x``."""
+    option, equals, value = word.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") and value.startswith("~") else word
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. What a user can cure ends with one sentence on stderr and exit code 2."""
+    open_streams()
+    try:
+        try:
+            app([with_home(word) for word in (sys.argv[1:] if arguments is None else arguments)])
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except (UserError, ConfigError) as error:
+        fail(str(error))
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            fail("Interrupted.", INTERRUPTED)
+        raise
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        fail(sentence)
+
+

@@ -1,0 +1,122 @@
+"""The commands ``pdfx shards``. Whatever is slow to import is imported inside the command that needs it, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pdfx.cli.build import EXAMPLES, build
+from pdfx.cli.rearrange import MERGE_EXAMPLES, SPLIT_EXAMPLES, merge, split
+from pdfx.cli.shared import SHARDS_HELP, JsonOption, WorkersOption, example, give_json, prints_json, progress_bar, worker_count
+from pdfx.errors import UserError
+from pdfx.host.console import console
+
+FORMATS_EXAMPLES = ("pdfx shards formats", "pdfx shards formats tevatron")
+
+
+def formats(name: Annotated[str | None, typer.Argument(metavar="[FORMAT]", help="Show the options of this one.")] = None) -> None:
+    """List the formats that shards can be built from, or the options of one."""
+    from data_tools.sources.registry import FORMATS, find_format
+
+    out = console()
+    if name is None:
+        out.print(_table("format", "what SOURCE is", {known: format.summary for known, format in FORMATS.items()}))
+        return
+    format = find_format(name)
+    out.print(f"{name}: {format.summary}")
+    if format.options:
+        out.print(_table("--option", "meaning", {f"{option}=": given.help for option, given in format.options.items()}))
+
+
+def _table(left: str, right: str, rows: dict[str, str]) -> Table:
+    table = Table(left, right)
+    for name, meaning in rows.items():
+        table.add_row(name, meaning)
+    return table
+
+
+shards_app = typer.Typer(help="Build, check, describe, split and merge directories of samples.", no_args_is_help=True)
+shards_app.command(epilog=example(*EXAMPLES))(build)
+shards_app.command(epilog=example(*FORMATS_EXAMPLES))(formats)
+
+
+@shards_app.command(
+    epilog=example(
+        "pdfx shards check shards/train",
+        "pdfx shards check shards/train --full --workers 8 --json problems.json",
+        "pdfx shards check shards/train --full --processor Qwen2-VL-2B-Instruct",
+    )
+)
+def check(
+    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
+    full: Annotated[bool, typer.Option("--full", help="Also read everything: checksums, offsets, keys, every record and picture.")] = False,
+    processor: Annotated[Path | None, typer.Option(metavar="MODEL", help="With --full: also run this model's processor on every sample.")] = None,
+    workers: WorkersOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Look for damage and print one sentence per problem. Quick by default: index, sizes of files, offsets, statistics, remains of unfinished builds.
+
+    What a model's processor refuses (such as pictures of a ratio over 200:1) is found with --processor.
+
+    Ends with 0 where the shards are sound, 1 where there are problems, and 2 on a mistake of the command line.
+    """
+    from data_tools.inspect.check import check_shards
+
+    quiet, of_model = prints_json(json_file), None
+    if processor is not None:
+        from pdfx.embedder.exports import load_processor
+
+        if not full:
+            raise UserError("--processor looks at every sample, so it needs --full as well.")
+        of_model = load_processor(processor)
+    with progress_bar() as bar:
+        problems = check_shards(shards, full, bar.counter("checking"), workers=worker_count(workers), processor=of_model)
+    give_json({"shards": shards, "full": full, "sound": not problems, "problems": problems}, json_file)
+    if not quiet:
+        print("\n".join(problems) or f"{shards} is sound.")
+    if problems:
+        raise typer.Exit(1)
+
+
+@shards_app.command(
+    epilog=example(
+        "pdfx shards describe shards/train",
+        "pdfx shards describe shards/train --json description.json --contact-sheet pairs.html",
+    )
+)
+def describe(
+    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
+    workers: WorkersOption = None,
+    json_file: JsonOption = None,
+    contact_sheet: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page with some of the pairs: their pictures and texts.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, max=500, help="Pairs on the contact sheet, drawn evenly over the shards.")] = 24,
+) -> None:
+    """Print what the shards hold: counts, lengths, sizes of pictures, languages, and what is equal by content."""
+    from data_tools.inspect.contact_sheet import write_contact_sheet
+    from data_tools.inspect.describe import describe_shards
+    from data_tools.inspect.describe_tables import description_tables
+    from pdfx.host.files import require_folder
+
+    quiet = prints_json(json_file)
+    if contact_sheet is None and pairs != 24:
+        raise UserError("--pairs is of the contact sheet; say where that goes with --contact-sheet FILE.html.")
+    if contact_sheet is not None:
+        require_folder(contact_sheet)
+    with progress_bar() as bar:
+        if contact_sheet is not None:
+            shown = write_contact_sheet(shards, contact_sheet, pairs, bar.counter("drawing"))
+        description = describe_shards(shards, bar.counter("reading"), worker_count(workers))
+    give_json(description, json_file)
+    if quiet:
+        return
+    for table in description_tables(description):
+        console().print(table)
+    if contact_sheet is not None:
+        print(f"{contact_sheet}: {shown} samples")
+
+
+shards_app.command(epilog=example(*SPLIT_EXAMPLES))(split)
+shards_app.command(epilog=example(*MERGE_EXAMPLES))(merge)

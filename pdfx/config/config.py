@@ -1,0 +1,117 @@
+"""The configuration of a run: one YAML file, strict, one nested section per component.
+
+An unknown key is an error that names the nearest known one; a value of the wrong kind is an error that names the file, the key and what
+was expected. Values can be overridden on the command line as ``section.key=value``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from pdfx.config.data_sections import DataSection
+from pdfx.config.guard_sections import GuardsSection
+from pdfx.config.model_sections import InputsSection, ModelSection
+from pdfx.config.objective_sections import ObjectiveSection
+from pdfx.config.overrides import apply_overrides
+from pdfx.config.recipe_file import ConfigError, read_recipe
+from pdfx.config.run_files import CHECKPOINTS, MANIFEST
+from pdfx.config.section import Section, annotation_of, section_of
+from pdfx.config.train_sections import TrainSection
+from pdfx.host.urls import scrubbed
+
+
+class EvaluateSection(Section):
+    batch_size: int = Field(32, ge=1)
+    recall_at: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10], min_length=1)
+    max_corrupt_share: float = Field(0.01, ge=0, le=1)
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    model: ModelSection
+    inputs: InputsSection = InputsSection()
+    data: DataSection
+    objective: ObjectiveSection = ObjectiveSection()
+    train: TrainSection
+    guards: GuardsSection = GuardsSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a recipe and apply ``section.key=value`` overrides, whose values are read as ``overrides.value_of`` says.
+
+    In a run's or a checkpoint's own ``config.yaml``, ``model.trust_remote_code`` does not count; as an override it does.
+
+    Raises:
+        ConfigError: the file is missing or no mapping, a key is unknown (the nearest is named) or given twice, or a value does not fit.
+    """
+    tree = read_recipe(path := Path(path))
+    if isinstance(tree.get("model"), dict) and ((path.parent / CHECKPOINTS).is_dir() or (path.parent / MANIFEST).is_file()):
+        # What a run left is data, which gives no consent; whoever gives the command does.
+        tree["model"]["trust_remote_code"] = False
+    apply_overrides(tree, overrides, Config)
+    return parse_config(tree, source=str(path))
+
+
+def parse_config(tree: dict, source: str = "the configuration") -> Config:
+    """Validate a tree of plain values. Raises ConfigError in one sentence per mistake, naming ``source`` and the key."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        items = error.errors(include_url=False)[:20]
+        raise ConfigError(" ".join(_sentence(item, source) for item in items if not any(_explains(other, item) for other in items))) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that ``load_config`` reads back to an equal one, but for secrets in the URLs of data."""
+    return yaml.safe_dump(shown_settings(config), sort_keys=False, allow_unicode=True)
+
+
+def shown_settings(config: Config) -> dict:
+    """The resolved configuration as plain values that may be shown and kept: URLs of data are without passwords and signatures."""
+    tree = config.model_dump(mode="json")
+    return {**tree, "data": scrubbed(tree["data"])}
+
+
+def _sentence(item: dict, source: str) -> str:
+    key = ".".join(_key(item))
+    if item["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(_key(item)[-1], _fields(_key(item)[:-1]), n=1, cutoff=0.0)
+        hint = f"did you mean '{'.'.join([*_key(item)[:-1], nearest[0]])}'?" if nearest else "it takes no keys here."
+        return f"{source}: unknown key '{key}'; {hint}"
+    if item["type"] == "missing":
+        return f"{source}: the key '{key}' is missing."
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{source}: in '{key}', {message}."
+    value = item["input"] if item["type"].startswith(("greater_", "less_")) else _SHORT.repr(item["input"])
+    return f"{source}: '{key or 'the recipe'}' is {value}: {message}."
+
+
+def _explains(other: dict, item: dict) -> bool:
+    """Whether ``item`` only says that a value is not of one of several types, and ``other`` what is wrong with it as one of another type."""
+    key = _key(item)
+    return _key(other)[: len(key)] == key and (len(_key(other)), other["type"] == "value_error") > (len(key), item["type"] == "value_error")
+
+
+def _key(item: dict) -> tuple[str, ...]:
+    """The setting that a mistake is about: its place without numbers in lists and members of unions."""
+    key: tuple[str, ...] = ()
+    for part in item["loc"]:
+        key += (str(part),) if part in _fields(key) else ()
+    return (*key, str(item["loc"][-1])[:100]) if item["type"] == "extra_forbidden" else key
+
+
+def _fields(key: tuple[str, ...]) -> list[str]:
+    return list(getattr(section_of(annotation_of(Config, key)), "model_fields", ()))
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200

@@ -1,0 +1,1 @@
+"""From a recipe, or from an export, to an embedder: backbone, prefixes, LoRA."""

@@ -1,0 +1,1 @@
+"""How a run ends when something goes wrong: watchdog, heartbeats, shutdown, the lock of its directory."""

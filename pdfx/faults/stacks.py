@@ -1,0 +1,64 @@
+"""Where a process is: its threads' stacks as a file, and its main thread's place in a few words."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from pdfx.config.run_files import STACKS
+
+OTHERS = "All threads:"
+
+COLLECTIVES = ("torch/distributed/", "deepspeed/comm/", "torch/cuda/")
+"""Code that waits for other ranks, or for the GPU, which then does."""
+
+PACKAGE = str(Path(__file__).parents[1])
+
+
+def stack_path(run: Path, rank: int) -> Path:
+    return run / STACKS / f"rank-{rank:05d}.txt"
+
+
+def write_stacks(run: Path, rank: int, title: str) -> None:
+    """Write the main thread's stack and then every thread's into the run's directory, in the place of earlier ones."""
+    path = stack_path(run, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stack = "".join(traceback.format_stack(sys._current_frames()[threading.main_thread().ident]))
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(f"{title}\n{stack}{OTHERS}\n")
+        stream.flush()
+        faulthandler.dump_traceback(file=stream, all_threads=True)
+
+
+def read_main_stack(run: Path, rank: int) -> str:
+    """Title and main thread's stack that the rank wrote, or nothing."""
+    try:
+        return stack_path(run, rank).read_text(encoding="utf-8").partition(f"{OTHERS}\n")[0]
+    except OSError:
+        return ""
+
+
+def main_place() -> tuple[str, bool]:
+    """Where the main thread is, and whether it waits for other ranks there.
+
+    The place is the innermost line of pdfx or of a file that is not installed, such as the user's own; the innermost of all where there is none.
+    """
+    frames = list(_frames(sys._current_frames()[threading.main_thread().ident]))
+    own = next((frame for frame in frames if not _is_foreign(frame.f_code.co_filename)), frames[0])
+    waiting = any(part in frame.f_code.co_filename for frame in frames for part in COLLECTIVES)
+    return f"{own.f_code.co_filename}, line {own.f_lineno}, in {own.f_code.co_name}", waiting
+
+
+def _frames(frame: FrameType | None):
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a file belongs to Python or to an installed package other than pdfx."""
+    return not path.startswith(PACKAGE) and ("/site-packages/" in path or path.startswith((f"{sys.base_prefix}/lib", "<")))

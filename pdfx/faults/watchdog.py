@@ -1,0 +1,299 @@
+"""A thread in each rank that ends the process where training no longer goes on, whatever the main thread hangs in."""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from pdfx.config.guard_sections import GuardsSection
+from pdfx.config.run_files import STACKS
+from pdfx.faults.heartbeats import DEPARTURE, EXIT_LOST, Failure, Lifeline, Sign, Unreachable, blame
+from pdfx.faults.notes import leave_note
+from pdfx.faults.stacks import main_place, read_main_stack, write_stacks
+from pdfx.faults.stopping import EXIT_STOPPED, StopRequest
+
+INTERVAL = 1.0
+"""Seconds between two looks."""
+
+SLACK = 5.0
+"""A step may be without progress for so many times the longest such time so far, where that is more than ``guards.stall_seconds``."""
+
+URGENT = 20.0
+"""Seconds without progress that are left after a signal which launchers follow with SIGKILL after 30 s; long enough to tell what hangs, and where."""
+
+SETTINGS = {
+    "step": "guards.stall_seconds",
+    "data": "data.read_timeout_seconds with data.read_retries",
+    "first": "guards.first_seconds",
+    "pause": "guards.pause_seconds",
+    "stop": "after the order to stop",
+}
+"""What limits the time without progress, by pace."""
+
+END = "end the run"
+"""What the main thread is at when the run is complete, and this rank waits for no other one any more."""
+
+PHASES = {
+    "embed": "embed a chunk",
+    "objective": "compute the objective",
+    "backward": "run the backward pass",
+    "reduce": "sum gradients over ranks",
+    "optimiser": "update the parameters",
+}
+
+
+class Progress:
+    """What the main thread has reached. It marks, the watchdog looks.
+
+    Attributes:
+        count: of all marks.
+        step: optimiser step that it is in.
+        marks: within that step.
+        doing: what it is at.
+        pace: how long that may take, a key of ``SETTINGS``.
+        begun: optimiser steps that this process has begun.
+    """
+
+    def __init__(self):
+        self.count = self.step = self.marks = self.begun = 0
+        self.doing, self.pace, self._known = "start", "pause", set()
+
+    def begin(self, step: int) -> None:
+        """An optimiser step begins. The first one of a process may take long: libraries compile and measure in it."""
+        self.step, self.marks, self.begun = step, 0, self.begun + 1
+        self.mark("read the batch", "data")
+
+    def phase(self, name: str) -> None:
+        """A phase of the step begins (see ``Phases``)."""
+        self.mark(PHASES[name])
+
+    def mark(self, doing: str, pace: str = "step") -> None:
+        """The main thread now begins to do this. What is new in a process may take longer than the same later."""
+        new = self.begun < 2 or doing not in self._known
+        self.doing, self.pace = doing, "first" if new and pace != "pause" else pace
+        self._known.add(doing)
+        self.marks += 1
+        self.count += 1
+
+
+class Patience:
+    """How long there has been no progress, and how long there may be none.
+
+    Args:
+        settings: the recipe's section ``guards``.
+        storage: seconds that one request for data may take with all its repetitions; 0 where data is on this machine.
+    """
+
+    def __init__(self, settings: GuardsSection, storage: float = 0.0):
+        self.settings, self.storage, self.quiet, self._longest, self._seen, self._pace = settings, storage, 0.0, 0.0, 0, "pause"
+        self.setting = SETTINGS[self._pace]
+        """Which one limits the time now."""
+
+    def is_over(self, progress: Progress, passed: float, urgent: bool = False) -> bool:
+        """Whether it is too long now, ``passed`` seconds after the last call; ``urgent`` where the process will soon be killed."""
+        if progress.count != self._seen:
+            if self._pace in ("step", "first"):
+                # A first time is no more than a hint how slow the machine is.
+                self._longest = max(self._longest, self.quiet if self._pace == "step" else self.quiet / SLACK)
+            self._seen, self.quiet = progress.count, 0.0
+            self._pace = "step" if progress.pace == "data" and not self.storage else progress.pace
+        self.quiet += passed
+        if self.settings.stall_seconds is None:
+            return False
+        limits = self._limits()
+        pace = "stop" if urgent and self._pace != "pause" and limits["stop"] < limits[self._pace] else self._pace
+        self.setting = SETTINGS[pace]
+        return self.quiet > limits[pace]
+
+    def _limits(self) -> dict[str, float]:
+        usual = max(self.settings.stall_seconds, SLACK * self._longest)
+        first, data = max(self.settings.first_seconds, usual, self.storage), max(usual, self.storage)
+        return {"step": usual, "data": data, "first": first, "pause": self.settings.pause_seconds, "stop": max(URGENT, SLACK * self._longest)}
+
+
+class Watchdog:
+    """Looks once a second: has the main thread made progress, does every rank live, has some rank failed?
+
+    Args:
+        settings: the recipe's section ``guards``.
+        progress: the main thread's.
+        run: the run's directory.
+        rank: this process.
+        lifeline: None for a run of one rank.
+        trouble: asked at every look; a sentence ends the run with it. It must answer at once.
+        stop: attended to from now on; one that comes before the first step ends the run at once.
+        storage: see ``Patience``.
+    """
+
+    def __init__(
+        self,
+        settings: GuardsSection,
+        progress: Progress,
+        run: Path,
+        rank: int,
+        lifeline: Lifeline | None = None,
+        trouble: Callable[[], str | None] = lambda: None,
+        stop: StopRequest | None = None,
+        storage: float = 0.0,
+    ):
+        self.settings, self.progress, self.run, self.rank, self.lifeline, self.trouble = settings, progress, run, rank, lifeline, trouble
+        self.stop_request, self.patience, self.beat, self.first_silent, self.claimed = stop, Patience(settings, storage), 0, 0.0, time.time()
+        self.woke = -math.inf
+        """When this process last got to run again after it was frozen for a while."""
+        self._waited: dict[int, tuple[int, float]] = {}
+        self._decides, self._ended, self._timer = True, threading.Event(), threading.Lock()
+        self.thread = threading.Thread(target=self._run, name="pdfx watchdog", daemon=True)
+        self.thread.start()
+
+    def stand_down(self) -> None:
+        """Decide nothing any more, because the main thread is about to end the process by itself. Signs of life go on."""
+        with self._timer:
+            self._decides = False
+            faulthandler.cancel_dump_traceback_later()
+
+    def leave_to(self, failure: Failure) -> None:
+        """For the main thread, which learnt that the job ends with this failure: where this watchdog claimed it, it is the one to tell and to end the process;
+        returns only should it not get to it."""
+        if failure.rank == self.rank and threading.current_thread() is not self.thread:
+            self.thread.join(2 * DEPARTURE)
+
+    def stop(self) -> None:
+        self.stand_down()
+        self._ended.set()
+        self.thread.join(DEPARTURE)
+
+    def find_lost(self, seconds: float, passed: float) -> list[int]:
+        """Ranks without a new sign of life for so many seconds; to be called again and again, ``passed`` seconds after the last time.
+
+        Raises:
+            Unreachable: rank 0 does not answer, so it is lost itself.
+        """
+        for rank, sign in enumerate(self.lifeline.signs()):
+            beat, waited = self._waited.get(rank, (sign.beat, 0.0))
+            self._waited[rank] = (beat, waited + passed) if sign.beat == beat else (sign.beat, 0.0)
+        return [rank for rank, (_, waited) in self._waited.items() if waited > seconds and rank != self.rank]
+
+    def tells_of_first_rank(self) -> bool:
+        """Whether this rank tells that rank 0 is gone, who would otherwise say which one does: the next one, and one of each node, since rank 0's may be down;
+        but none that was frozen itself, which is what made the others leave."""
+        chosen = self.rank == 1 or os.environ.get("LOCAL_RANK") == "0"
+        return chosen and time.monotonic() - self.woke > 3 * self.settings.lost_seconds
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(INTERVAL):
+            # A process that was suspended as a whole has not been waiting meanwhile.
+            now = time.monotonic()
+            self.woke = now if now - last > self.settings.lost_seconds / 2 else self.woke
+            passed, last = min(now - last, 2 * INTERVAL), now
+            with self._timer:
+                if self._decides:
+                    # Tells where the process hangs should not even this thread get to run, because something holds the interpreter's lock.
+                    faulthandler.dump_traceback_later(self.settings.lost_seconds)
+            try:
+                self._look(passed)
+            except Unreachable:
+                # The next look finds out whether rank 0 is gone for good.
+                continue
+            except Exception:
+                traceback.print_exc()
+
+    def _look(self, passed: float) -> None:
+        stop = self.stop_request
+        over = self.patience.is_over(self.progress, passed, bool(stop and stop.urgent))
+        if self.lifeline:
+            self._meet_the_others(passed)
+        if self._decides and (sentence := self.trouble()):
+            self._end(Failure(self.rank, "lost", EXIT_LOST), sentence)
+        if self._decides and stop and stop.asked and not self.progress.begun:
+            self._end(Failure(self.rank, "stop", EXIT_STOPPED), "Stopped by a signal before the first step; the same command starts again.")
+        if self._decides and over:
+            self._end(Failure(self.rank, "stall", EXIT_LOST))
+
+    def _meet_the_others(self, passed: float) -> None:
+        """Give a sign of life, follow another rank's failure, and on rank 0 look for ranks that gave no sign."""
+        try:
+            self.beat += 1
+            self.lifeline.give(Sign(self.beat, self.progress.step, self.progress.marks, self.progress.doing))
+            failure = self.lifeline.failure() if self._decides else None
+            lost = self.find_lost(self.settings.lost_seconds, passed) if self._decides and self.rank == 0 else []
+        except Unreachable:
+            if self.progress.doing == END:
+                # Rank 0 has ended in order.
+                self.lifeline = None
+                return
+            # Rank 0 may be ending in order, and this rank's main thread as well.
+            self.first_silent += passed
+            if self._decides and self.first_silent > DEPARTURE:
+                self._exit(EXIT_LOST, self.lifeline.tell_lost([0]) if self.tells_of_first_rank() else "")
+            return
+        if failure:
+            self._follow(failure)
+        elif lost:
+            self._end(Failure(self.rank, "lost", EXIT_LOST, len(lost)), self.lifeline.tell_lost(lost))
+
+    def _end(self, failure: Failure, sentence: str = "") -> None:
+        """End all ranks; this one tells why, unless another was first."""
+        if self.lifeline and not self.lifeline.claim(failure):
+            self._follow(self.lifeline.failure())
+            return
+        self.claimed = time.time()
+        if failure.kind == "stall":
+            self._write_stacks()
+        if self.lifeline:
+            self.lifeline.wait_to_tell()
+        self._exit(failure.code, self._tell_stall() if failure.kind == "stall" else sentence)
+
+    def _follow(self, failure: Failure) -> None:
+        """Leave silently, since another rank tells why; nothing where the main thread leaves by itself meanwhile."""
+        if not self._decides:
+            return
+        if failure.kind == "stall":
+            self._write_stacks()
+        # Launchers that name the first rank to end should find the one that failed.
+        time.sleep(INTERVAL)
+        self._exit(failure.code, "")
+
+    def _exit(self, code: int, sentence: str) -> None:
+        faulthandler.dump_traceback_later(2 * DEPARTURE, exit=True)
+        if sentence:
+            print(sentence, file=sys.stderr, flush=True)
+            leave_note(sentence, self.claimed)
+        if self.lifeline:
+            self.lifeline.depart()
+        os._exit(code)
+
+    def _last_sign(self) -> Sign:
+        place, waiting = main_place()
+        return Sign(self.beat + 1, self.progress.step, self.progress.marks, self.progress.doing, waiting, place)
+
+    def _write_stacks(self) -> None:
+        # The reason for the stall may be the very file system that the stacks go to.
+        faulthandler.dump_traceback_later(2 * DEPARTURE, exit=True)
+        sign = self._last_sign()
+        if self.lifeline:
+            self.lifeline.give(sign)
+        title = f"Rank {self.rank} in step {sign.step} had to {sign.doing} and made no progress for {self.patience.quiet:.0f} s: {sign.place}"
+        try:
+            write_stacks(self.run, self.rank, title)
+        except OSError as error:
+            print(f"Rank {self.rank} could not write its stack: {error}", file=sys.stderr, flush=True)
+
+    def _tell_stall(self) -> str:
+        """Which rank holds the others up, where it is, and its stack."""
+        signs = dict(enumerate(self.lifeline.final_signs())) if self.lifeline else {self.rank: self._last_sign()}
+        behind = blame(signs)
+        lines = [f"No progress for {self.patience.quiet:.0f} s ({self.patience.setting}); the stack of each rank is in {self.run / STACKS}."]
+        lines += [read_main_stack(self.run, behind[0]).rstrip()] if signs[behind[0]].place else []
+        for rank in behind[:3]:
+            sign, name = signs[rank], self.lifeline.name(rank) if self.lifeline else f"Rank {rank}"
+            place = f"; it is at {sign.place}" if sign.place else ", and did not answer when asked where it is"
+            lines.append(f"{name} {'holds the others up' if len(behind) < len(signs) else 'hangs'}: in step {sign.step} it had to {sign.doing}{place}.")
+        return "\n".join(lines)

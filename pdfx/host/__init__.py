@@ -1,0 +1,1 @@
+"""This machine: files and their checksums, memory, URLs, console and progress."""

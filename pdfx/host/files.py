@@ -1,0 +1,108 @@
+"""Writing files so that a reader never meets half of one."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pdfx.errors import UserError
+from pdfx.host.system_errors import naming
+
+
+def require_folder(path: Path) -> None:
+    """Raises UserError where ``path`` could not be written for want of its folder, or is '-'; to be called before the work whose result goes there."""
+    if str(path) == "-":
+        raise UserError("The output '-' is not a file name here: this result cannot be printed; give the name of a file (./- for one of that name).")
+    if not path.parent.is_dir():
+        raise UserError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream whose content takes the place of ``path`` in one step when the block ends, and is dropped when the block fails.
+
+    A link stays a link, to the new content; what is not a file (a pipe, a device) is written to and stays what it is.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with naming(path), path.open("wb") as stream:
+            yield stream
+        return
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with naming(path), os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes private files; the result gets the rights that open() would have given it.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Plain values as one JSON file."""
+    with write_atomically(path) as stream:
+        stream.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def draft_beside(final: Path) -> Iterator[Path]:
+    """A path for a directory that is to become ``final``, on the same file system; whatever the block leaves there is removed at its end.
+
+    What a killed process left for the same ``final`` is removed as well, and what a living one is writing is not.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    prefix, suffix = f".{final.name}.", ".draft"
+    for lock in final.parent.glob(f"{glob.escape(prefix)}*{suffix}/lock"):
+        # The one that writes there, or another that clears up, may remove it first.
+        with suppress(FileNotFoundError), locked(lock) as free:
+            if free:
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=final.parent) as scratch:
+        unnamed = Path(scratch) / "unnamed-lock"
+        unnamed.touch()
+        with locked(unnamed):
+            # It gets its name only now, so that nobody finds it free while this process lives. A process that is killed before leaves an empty file, no more.
+            unnamed.rename(Path(scratch) / "lock")
+            yield Path(scratch) / final.name
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[bool]:
+    """Hold the lock of a file that exists, which ends with this process; False where another process holds it."""
+    # Open for writing: network file systems lock a file that is only read on one machine alone.
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def file_stamp(path: str | Path) -> str:
+    """Size and modification time of a file, which change if it is edited or replaced."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return "absent"
+    seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+    return f"{status.st_size} bytes, changed {datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d}"

@@ -1,0 +1,1 @@
+"""What a run measures of itself: metrics, phases of a step, FLOPs."""

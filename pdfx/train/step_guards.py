@@ -1,0 +1,160 @@
+"""What a run watches itself for after every step. All of it follows from metrics that are alike on every rank, so all ranks decide alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pdfx.config.guard_sections import GuardsSection
+from pdfx.errors import UserError
+from pdfx.objective import Objective
+from pdfx.train.step import was_skipped
+
+CURE = "resume from the last checkpoint with a lower train.learning_rate, a larger train.warmup_steps, or train.max_grad_norm set."
+COUNTERS = {"skipped", "roll_backs", "resets", "collapsed", "returned_to", "recent"}
+
+
+@dataclass(frozen=True)
+class RollBack:
+    """The run must go back to before ``step``, the first of the skipped ones, because of ``reason``."""
+
+    step: int
+    reason: str
+
+
+class StepGuards:
+    """Counts, warns, resets and stops as the recipe's section ``guards`` says.
+
+    Args:
+        settings: that section.
+        objective: the owner of the variational networks, which may be reset.
+        say: tells the run's owner a sentence.
+        state: what ``state_dict`` of an earlier one gave.
+    """
+
+    def __init__(self, settings: GuardsSection, objective: Objective, say: Callable[[str], None], state: dict | None = None):
+        self.settings, self.objective, self.say = settings, objective, say
+        self.skipped, self.roll_backs, self.resets, self.collapsed, self.returned_to = 0, 0, 0, 0, -1
+        self.recent: list[int] = []
+        """Skipped steps of the window."""
+        self.told_zero, self.told_collapsed = False, False
+        for name in COUNTERS & (state or {}).keys():
+            setattr(self, name, state[name])
+
+    def state_dict(self) -> dict:
+        """Plain counters, the same on every rank."""
+        return {name: getattr(self, name) for name in sorted(COUNTERS)}
+
+    def figures(self) -> dict[str, int]:
+        """For the record of a step."""
+        return {"skipped": self.skipped, "roll_backs": self.roll_backs}
+
+    def check(self, step: int, metrics: dict[str, float]) -> RollBack | None:
+        """Look at the metrics of optimiser step ``step``, counted from 1.
+
+        Returns:
+            What to go back for, if the run must.
+
+        Raises:
+            UserError: the run must stop.
+        """
+        self._check_zero_loss(step, metrics)
+        self._check_paths(step, metrics.get("path_cosine_max"))
+        diverged = self._check_variational(step, metrics.get("mi_negative_log_likelihood"))
+        if not was_skipped(metrics):
+            return None
+        self._skip(step, metrics, diverged)
+        return None if diverged else self._consider_roll_back(step)
+
+    def take_back(self, checkpoint_step: int) -> bool:
+        """Count a roll-back to ``checkpoint_step``; the skipped steps behind it are forgotten.
+
+        Returns:
+            Whether to repeat the samples since then: the first time, which is all it takes after a fault of the hardware. Where the same stretch fails
+            again, it is its samples that lead there, and the run goes on without them.
+        """
+        repeat = checkpoint_step != self.returned_to
+        self.roll_backs, self.returned_to, self.recent = self.roll_backs + 1, checkpoint_step, []
+        return repeat
+
+    def _check_zero_loss(self, step: int, metrics: dict[str, float]) -> None:
+        # The contrastive terms that count; the diversity term would hide that they are all 0.
+        weights = {"loss_path_": self.objective.settings.path_weight, "loss_fused": self.objective.settings.fused_weight}
+        terms = [value for name, value in metrics.items() for prefix, weight in weights.items() if weight and name.startswith(prefix)]
+        if any(terms) or self.told_zero:
+            return
+        self.told_zero = True
+        sentence = (
+            f"The contrastive loss of step {step} is exactly 0, so nothing would be learned: no pair has a negative that counts, or all pairs are told apart "
+            "perfectly; check that the data has distinct targets and that the global batch holds more than one pair."
+        )
+        if self.settings.zero_loss == "stop":
+            raise UserError(sentence)
+        self.say(f"Warning: {sentence} This is said once.")
+
+    def _check_paths(self, step: int, cosine: float | None) -> None:
+        settings = self.settings.collapsed_paths
+        if settings.action == "off" or cosine is None or not math.isfinite(cosine):
+            return
+        self.collapsed = self.collapsed + 1 if cosine > settings.cosine else 0
+        if self.collapsed < settings.steps:
+            self.told_collapsed = False
+            return
+        if self.told_collapsed:
+            return
+        self.told_collapsed = True
+        sentence = (
+            f"Two paths are nearly the same function: their mean cosine was above {settings.cosine:g} (guards.collapsed_paths.cosine) in the {self.collapsed} "
+            f"steps up to step {step} and is {cosine:.4f} now; raise objective.diversity_weight or model.prefix.learning_rate, or start the prefixes further "
+            "apart (model.prefix.init: normal with a larger model.prefix.init_std)."
+        )
+        if settings.action == "stop":
+            raise UserError(sentence)
+        self.say(f"Warning: {sentence}")
+
+    def _check_variational(self, step: int, likelihood: float | None) -> bool:
+        """Whether the variational networks had diverged; they are new ones then."""
+        settings = self.settings.variational
+        if likelihood is None or likelihood <= settings.bound:
+            return False
+        what = f"The variational networks diverged in step {step}: their negative log-likelihood is {likelihood:.4g} nats per dimension"
+        if settings.action == "stop" or self.resets == settings.resets:
+            again = f" They were reset {self.resets} times before (guards.variational.resets)." if self.resets else ""
+            raise UserError(
+                f"{what}, and guards.variational.bound is {settings.bound:g}; lower objective.mutual_information.learning_rate or "
+                f"objective.mutual_information.steps, and resume from the last checkpoint.{again}"
+            )
+        self.resets += 1
+        self.objective.reset_variational(step)
+        self.say(f"Warning: {what}; they start anew, and so does the warm-up of their term (reset {self.resets} of at most {settings.resets}).")
+        return True
+
+    def _skip(self, step: int, metrics: dict[str, float], diverged: bool) -> None:
+        if math.isfinite(metrics["loss"]):
+            what = f"The gradient's norm in step {step} is not finite, though the loss was {metrics['loss']:.6g}"
+        else:
+            what = f"The loss of step {step} is not finite (mean over ranks: {metrics['loss']})"
+        if self.settings.non_finite.action == "stop":
+            raise UserError(f"{what}; {CURE}")
+        self.skipped += 1
+        if not diverged:
+            self.recent = [*(earlier for earlier in self.recent if earlier > step - self.settings.non_finite.window_steps), step]
+        self.say(f"Warning: {what}; no rank updated anything ({self.skipped} steps skipped so far).")
+
+    def _consider_roll_back(self, step: int) -> RollBack | None:
+        """Raises UserError where a roll-back is due and none is left."""
+        settings = self.settings.non_finite
+        row = 1
+        while row < len(self.recent) and self.recent[-1 - row] == step - row:
+            row += 1
+        if row >= settings.in_a_row:
+            first, reason = step - row + 1, f"{row} steps in a row up to step {step} were not finite (guards.non_finite.in_a_row)"
+        elif len(self.recent) >= settings.in_window:
+            first = self.recent[0]
+            reason = f"{len(self.recent)} of the {step - first + 1} steps up to step {step} were not finite (guards.non_finite.in_window)"
+        else:
+            return None
+        if self.roll_backs >= settings.roll_backs:
+            raise UserError(f"{reason[0].upper()}{reason[1:]}, after {self.roll_backs} roll-backs (guards.non_finite.roll_backs); {CURE}")
+        return RollBack(first, reason)
