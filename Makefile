@@ -20,3 +20,4 @@ test: .venv/installed
 
 lint: .venv/installed
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check --quiet .

@@ -3,7 +3,8 @@ from setuptools import find_packages, setup
 setup(
     name="pdfx",
     version="0.1.0",
-    description="Parallel multimodal embeddings: K learnable deep prefixes on one multimodal language model, trained by contrast at scale",
+    description="Parallel multimodal embeddings: K learnable deep prefixes on one multimodal language model, trained "
+    "by contrast at scale",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["pdfx", "pdfx.*", "data_tools", "data_tools.*"]),

@@ -12,7 +12,8 @@ CHUNK_PAIRS = 32
 
 
 def measure_memory(count: int, options) -> dict:
-    """The process's peak over two steps in chunks, without what the batch's own inputs take in host memory; and growth over the finished model."""
+    """The process's peak over two steps in chunks, without what the batch's own inputs take in host memory; and growth
+    over the finished model."""
     workload = Workload("tiny" if options.tiny else "small", 2, True)
     embedder = workload.embedder()
     batch = batch_of(pairs(count, largest_side=96, most_words=24), embedder, chunk_pairs=CHUNK_PAIRS)
@@ -36,12 +37,18 @@ def main() -> None:
     samples = pairs(16)
     stepper, steps = workload.stepper(embedder), iter(range(1, 10**6))
     whole, chunked = batch_of(samples, embedder), batch_of(samples, embedder, chunk_pairs=4)
-    seconds = in_turns({"chunked": lambda: stepper(chunked, next(steps)), "whole": lambda: stepper(whole, next(steps))}, options.pairs)
+    seconds = in_turns(
+        {"chunked": lambda: stepper(chunked, next(steps)), "whole": lambda: stepper(whole, next(steps))}, options.pairs
+    )
     targets = [
         at_most(f"peak memory at {LARGE} pairs over that at {SMALL}", large["peak"] / small["peak"], 1.15),
         at_most("time per sample in 4 chunks over that in one", paired_ratio(seconds, "chunked", "whole"), 1.4),
     ]
-    memory = {f"{name}_{count}_gib": round(found[name] / 2**30, 3) for count, found in ((SMALL, small), (LARGE, large)) for name in found}
+    memory = {
+        f"{name}_{count}_gib": round(found[name] / 2**30, 3)
+        for count, found in ((SMALL, small), (LARGE, large))
+        for name in found
+    }
     answer(options, __doc__, targets, {**medians(seconds), **memory, **shape_of(whole)})
 
 

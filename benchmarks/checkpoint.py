@@ -33,10 +33,27 @@ SHARD = "500MB"
 
 def recipe(folder: Path, size: str, kind: str, run: str, **train) -> Config:
     """A run of one process: the decoder in full or LoRA, the vision tower frozen, ZeRO-3."""
-    zero = {"stage": 3, "overlap_comm": False, "reduce_bucket_size": 2_000_000, "stage3_prefetch_bucket_size": 2_000_000}
+    zero = {
+        "stage": 3,
+        "overlap_comm": False,
+        "reduce_bucket_size": 2_000_000,
+        "stage3_prefetch_bucket_size": 2_000_000,
+    }
     (folder / "zero.json").write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
-    train = {"output_dir": str(folder / run), "deepspeed": str(folder / "zero.json"), "max_steps": 1000, "save_steps": 1000, "save_total_limit": 1} | train
-    train |= {"per_device_train_batch_size": 2, "bf16": False, "gradient_reduction": "chunk", "tensorboard": False, "peak_tflops": 1.0}
+    train = {
+        "output_dir": str(folder / run),
+        "deepspeed": str(folder / "zero.json"),
+        "max_steps": 1000,
+        "save_steps": 1000,
+        "save_total_limit": 1,
+    } | train
+    train |= {
+        "per_device_train_batch_size": 2,
+        "bf16": False,
+        "gradient_reduction": "chunk",
+        "tensorboard": False,
+        "peak_tflops": 1.0,
+    }
     return parse_config(
         {
             "model": {"path": str(folder / size), "paths": 2, "lora": KINDS[kind], "prefix": {"length": 16}},
@@ -58,13 +75,22 @@ def write_inputs(folder: Path, sizes: list[str]) -> None:
         names = [f"{number}.png" for _ in query["images"]]
         for name, picture in zip(names, query["images"], strict=True):
             picture.save(folder / "pictures" / name)
-        lines.append(json.dumps({"key": f"pair-{number}", "query": {"text": query["text"], "images": names}, "target": {"text": target["text"]}}))
+        lines.append(
+            json.dumps(
+                {
+                    "key": f"pair-{number}",
+                    "query": {"text": query["text"], "images": names},
+                    "target": {"text": target["text"]},
+                }
+            )
+        )
     (folder / "records.jsonl").write_text("\n".join(lines), encoding="utf-8")
     build_shards(folder / "records.jsonl", folder / "pictures", folder / "shards")
 
 
 def measure_hold(folder: Path, size: str, count: int) -> dict:
-    """Seconds of ``STEPS`` steps without a checkpoint, with one in the background and with one that training waits for; and of the calls that save."""
+    """Seconds of ``STEPS`` steps without a checkpoint, with one in the background and with one that training waits for;
+    and of the calls that save."""
     trainer = Trainer(recipe(folder, size, "full", "timed"), join_world())
     held: dict[bool, list[float]] = {True: [], False: []}
     numbers = iter(range(1, 10**6))
@@ -84,7 +110,9 @@ def measure_hold(folder: Path, size: str, count: int) -> dict:
         if background is not None:
             held[background].append(saved + time.perf_counter() - begun)
 
-    seconds: Seconds = in_turns({"none": lambda: steps(None), "background": lambda: steps(True), "waiting": lambda: steps(False)}, count)
+    seconds: Seconds = in_turns(
+        {"none": lambda: steps(None), "background": lambda: steps(True), "waiting": lambda: steps(False)}, count
+    )
     trainer.close()
     files = newest_whole(folder / "timed")[0].manifest.bytes
     # The first of each is a warm-up.
@@ -110,7 +138,8 @@ def measure_start(folder: Path, kind: str) -> dict:
 
 
 def measure_conversion(folder: Path, kind: str, dtype: str, shard: str) -> dict:
-    """The peak memory of a process that converts, and its largest file. The re-embedding process is watched by itself afterwards."""
+    """The peak memory of a process that converts, and its largest file. The re-embedding process is watched by itself
+    afterwards."""
     out = folder / f"{kind}-{dtype}-{shard}"
     begun = time.perf_counter()
     convert(folder / kind, out, dtype=dtype, max_shard_size=shard, check=False)
@@ -120,7 +149,8 @@ def measure_conversion(folder: Path, kind: str, dtype: str, shard: str) -> dict:
 
 
 def measure_check(folder: Path, kind: str, dtype: str, shard: str) -> dict:
-    """The most memory of its own that the re-embedding process held, and the same with the mapped weights, which the system may drop."""
+    """The most memory of its own that the re-embedding process held, and the same with the mapped weights, which the
+    system may drop."""
     most, done = {"own": 0, "mapped": 0}, threading.Event()
 
     def watch() -> None:
@@ -136,14 +166,22 @@ def measure_check(folder: Path, kind: str, dtype: str, shard: str) -> dict:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        difference = verify_export(folder / f"{kind}-{dtype}-{shard}", newest_whole(folder / kind)[0].path / PROBE, narrow=dtype != "float32")
+        difference = verify_export(
+            folder / f"{kind}-{dtype}-{shard}", newest_whole(folder / kind)[0].path / PROBE, narrow=dtype != "float32"
+        )
     finally:
         done.set()
         watcher.join()
     return {**most, "difference": difference}
 
 
-PARTS = {"hold": measure_hold, "train": train_and_save, "start": measure_start, "convert": measure_conversion, "check": measure_check}
+PARTS = {
+    "hold": measure_hold,
+    "train": train_and_save,
+    "start": measure_start,
+    "convert": measure_conversion,
+    "check": measure_check,
+}
 
 
 def main() -> None:
@@ -153,7 +191,12 @@ def main() -> None:
         print(json.dumps(PARTS[name](Path(folder), *words)))
         return
     timed, converted = ("tiny", "tiny") if options.tiny else ("tenth", "half")
-    cases = [("lora", "bfloat16", "5GB"), ("lora", "bfloat16", SHARD), ("full", "bfloat16", SHARD), ("full", "float32", SHARD)]
+    cases = [
+        ("lora", "bfloat16", "5GB"),
+        ("lora", "bfloat16", SHARD),
+        ("full", "bfloat16", SHARD),
+        ("full", "float32", SHARD),
+    ]
     with tempfile.TemporaryDirectory() as scratch:
 
         def part(name: str, *words):
@@ -173,21 +216,37 @@ def added(hold: dict, side: str) -> list[float]:
 
 
 def targets_of(hold: dict, runs: dict, starts: dict, found: dict) -> list[dict]:
-    calls = statistics.median(own / waiting for own, waiting in zip(hold["calls"]["background"], hold["calls"]["waiting"], strict=True))
+    calls = statistics.median(
+        own / waiting for own, waiting in zip(hold["calls"]["background"], hold["calls"]["waiting"], strict=True)
+    )
     growth = max((case["peak"] - starts[kind]) / case["largest"] for (kind, *_), case in found.items())
     whole = max(case["peak"] / case["bytes"] for case in found.values())
     return [
-        at_most("time that a checkpoint in the background holds the loop up over that of one it waits for", calls, 0.35),
-        at_most(f"memory that a conversion takes over its largest file, without {max(starts.values()) / 2**30:.2f} GiB for the process itself", growth, 1.5),
+        at_most(
+            "time that a checkpoint in the background holds the loop up over that of one it waits for", calls, 0.35
+        ),
+        at_most(
+            f"memory that a conversion takes over its largest file, without {max(starts.values()) / 2**30:.2f} GiB "
+            "for the process itself",
+            growth,
+            1.5,
+        ),
         at_most("a conversion's whole peak memory, libraries included, over the bytes it writes", whole, 1.5),
-        at_least("billions of parameters of the converted model", min(run["parameters"] for run in runs.values()) / 1e9, 0.5),
+        at_least(
+            "billions of parameters of the converted model", min(run["parameters"] for run in runs.values()) / 1e9, 0.5
+        ),
     ]
 
 
 def details_of(hold: dict, runs: dict, starts: dict, found: dict) -> dict:
     timing = {f"{side}_held_up_seconds": round(statistics.median(hold["calls"][side]), 3) for side in hold["calls"]}
-    timing |= {f"{side}_added_seconds": round(statistics.median(added(hold, side)), 3) for side in ("background", "waiting")}
-    sizes = {"timed_checkpoint_gib": round(hold["checkpoint_gib"], 3), "start_gib": {kind: round(peak / 2**30, 3) for kind, peak in starts.items()}}
+    timing |= {
+        f"{side}_added_seconds": round(statistics.median(added(hold, side)), 3) for side in ("background", "waiting")
+    }
+    sizes = {
+        "timed_checkpoint_gib": round(hold["checkpoint_gib"], 3),
+        "start_gib": {kind: round(peak / 2**30, 3) for kind, peak in starts.items()},
+    }
     cases = {
         " ".join(case): {
             "peak_gib": round(own["peak"] / 2**30, 3),

@@ -1,7 +1,8 @@
 """What every benchmark shares: the machine it ran on, paired timings, memory peaks, and its last line.
 
 A benchmark compares within one run and answers one question. Its last line is JSON:
-``{"question", "targets": [{"name", "value", "goal", "holds"}], "machine", "versions"}``; values are ratios wherever time is involved.
+``{"question", "targets": [{"name", "value", "goal", "holds"}], "machine", "versions"}``; values are ratios wherever
+time is involved.
 """
 
 from __future__ import annotations
@@ -36,9 +37,15 @@ def start(description: str, pairs: int = 5) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print nothing but the last line")
-    parser.add_argument("--save", action="store_true", help="also write the last line, dated, under benchmarks/results/")
-    parser.add_argument("--tiny", action="store_true", help="run on the smallest sizes, to see that it works; the figures mean nothing")
-    parser.add_argument("--pairs", type=int, default=pairs, help="measurements of each side, taken in turns (default %(default)s)")
+    parser.add_argument(
+        "--save", action="store_true", help="also write the last line, dated, under benchmarks/results/"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="run on the smallest sizes, to see that it works; the figures mean nothing"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=pairs, help="measurements of each side, taken in turns (default %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads that torch computes with (default %(default)s)")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -49,9 +56,22 @@ def start(description: str, pairs: int = 5) -> argparse.Namespace:
 
 
 def machine() -> dict:
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "memory_gib": round(memory, 1), "system": platform.platform()}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory, 1),
+        "system": platform.platform(),
+    }
 
 
 def versions() -> dict:
@@ -74,17 +94,32 @@ def at_least(name: str, value: float, goal: float) -> dict:
 
 def answer(options: argparse.Namespace, question: str, targets: list[dict], details: dict) -> None:
     """Print the targets for people, and then the line for programs."""
-    result = {"question": question, "targets": targets, "details": details, "machine": machine(), "versions": versions()}
-    result |= {"date": date.today().isoformat(), "pairs": options.pairs, "time": "cpu" if options.threads == 1 else "wall"}
+    result = {
+        "question": question,
+        "targets": targets,
+        "details": details,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    result |= {
+        "date": date.today().isoformat(),
+        "pairs": options.pairs,
+        "time": "cpu" if options.threads == 1 else "wall",
+    }
     result |= {"load": round(os.getloadavg()[0], 1), "tiny": options.tiny}
     if not options.json:
         print(question)
         for target in targets:
-            print(f"  {'holds ' if target['holds'] else 'MISSED'}  {target['name']}: {target['value']:.4g} (goal {target['goal']})")
+            print(
+                f"  {'holds ' if target['holds'] else 'MISSED'}  {target['name']}: {target['value']:.4g} (goal "
+                f"{target['goal']})"
+            )
     line = json.dumps(result)
     if options.save:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{Path(sys.argv[0]).stem}-{result['date']}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / f"{Path(sys.argv[0]).stem}-{result['date']}.json").write_text(
+            json.dumps(result, indent=1) + "\n", encoding="utf-8"
+        )
     print(line)
 
 
@@ -97,7 +132,8 @@ class Seconds:
 
 
 def in_turns(sides: dict[str, Callable[[], object]], pairs: int) -> Seconds:
-    """The time of each side, measured in turns after one warm-up each, so that what slows the machine down slows all sides."""
+    """The time of each side, measured in turns after one warm-up each, so that what slows the machine down slows all
+    sides."""
     for side in sides.values():
         side()
     seconds = Seconds({name: [] for name in sides}, {name: [] for name in sides})
@@ -113,7 +149,8 @@ def in_turns(sides: dict[str, Callable[[], object]], pairs: int) -> Seconds:
 def paired_ratio(seconds: Seconds, above: str, below: str) -> float:
     """The median over pairs of one side's time over the other's.
 
-    Wall time, except with a single thread: its CPU time is what the wall time would be if nothing else ran on the machine.
+    Wall time, except with a single thread: its CPU time is what the wall time would be if nothing else ran on the
+    machine.
     """
     times = seconds.cpu if torch.get_num_threads() == 1 else seconds.wall
     return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
@@ -128,7 +165,8 @@ def medians(seconds: Seconds) -> dict[str, float]:
 def peak_bytes() -> int:
     """The most memory this process ever held.
 
-    The kernel's own figure for the program that runs: that of ``getrusage`` begins with what the process held that started it.
+    The kernel's own figure for the program that runs: that of ``getrusage`` begins with what the process held that
+    started it.
     """
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
@@ -140,7 +178,16 @@ def held_bytes() -> int:
 
 
 def in_fresh_process(part: str, options: argparse.Namespace) -> dict:
-    """Run one part of the calling benchmark alone in a new process, whose memory peak is then its own, and return the JSON of its last line."""
-    command = [sys.executable, sys.argv[0], "--part", part, "--threads", str(options.threads), *(["--tiny"] if options.tiny else [])]
+    """Run one part of the calling benchmark alone in a new process, whose memory peak is then its own, and return the
+    JSON of its last line."""
+    command = [
+        sys.executable,
+        sys.argv[0],
+        "--part",
+        part,
+        "--threads",
+        str(options.threads),
+        *(["--tiny"] if options.tiny else []),
+    ]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])

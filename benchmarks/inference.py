@@ -1,4 +1,5 @@
-"""What does embedding cost after training: one path against the plain backbone's forward pass, all K paths against vision once and K decoder passes?"""
+"""What does embedding cost after training: one path against the plain backbone's forward pass, all K paths against
+vision once and K decoder passes?"""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ def main() -> None:
     singles = [export.processor([item], ["query"])[0] for pair in pairs(2 if options.tiny else 4) for item in pair]
     keep = inputs["attention_mask"].bool()
     length = int(keep.sum()) // len(keep)
-    states = plain.get_input_embeddings()(inputs["input_ids"][keep][: length * len(keep)]).detach().view(len(keep), length, -1)
+    states = (
+        plain.get_input_embeddings()(inputs["input_ids"][keep][: length * len(keep)])
+        .detach()
+        .view(len(keep), length, -1)
+    )
 
     @torch.no_grad()
     def floor() -> None:
@@ -51,9 +56,21 @@ def main() -> None:
     }
     seconds = in_turns(sides, options.pairs)
     targets = [
-        at_most("one path over the backbone's forward pass, a mixed batch", paired_ratio(seconds, "one_path", "backbone"), 1.05),
-        at_most("one path over the backbone's forward pass, one input at a time", paired_ratio(seconds, "one_path_alone", "backbone_alone"), 1.05),
-        at_most(f"all {PATHS} paths over vision once and {PATHS} decoder passes", paired_ratio(seconds, "all_paths", "floor"), 1.1),
+        at_most(
+            "one path over the backbone's forward pass, a mixed batch",
+            paired_ratio(seconds, "one_path", "backbone"),
+            1.05,
+        ),
+        at_most(
+            "one path over the backbone's forward pass, one input at a time",
+            paired_ratio(seconds, "one_path_alone", "backbone_alone"),
+            1.05,
+        ),
+        at_most(
+            f"all {PATHS} paths over vision once and {PATHS} decoder passes",
+            paired_ratio(seconds, "all_paths", "floor"),
+            1.1,
+        ),
     ]
     answer(options, __doc__, targets, {**medians(seconds), **shape_of(batch)})
 

@@ -1,4 +1,5 @@
-"""How near is the loader to a bare loop that reads and decodes the same pictures, what does a resume cost, and does memory stay flat?"""
+"""How near is the loader to a bare loop that reads and decodes the same pictures, what does a resume cost, and does
+memory stay flat?"""
 
 from __future__ import annotations
 
@@ -75,7 +76,9 @@ def make_shards(folder: Path, count: int) -> Path:
         width, height = (min(draw.randint(200, 600), side) for side in picture.size)
         left, top = draw.randint(0, picture.width - width), draw.randint(0, picture.height - height)
         picture.crop((left, top, left + width, top + height)).save(folder / f"{number}.jpg", quality=90)
-        lines.append(json.dumps({"query": {"text": "", "images": [f"{number}.jpg"]}, "target": {"text": f"picture {number}"}}))
+        lines.append(
+            json.dumps({"query": {"text": "", "images": [f"{number}.jpg"]}, "target": {"text": f"picture {number}"}})
+        )
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     build_shards(folder / "records.jsonl", folder, folder / "shards", samples_per_shard=count // 16)
     return folder / "shards"
@@ -96,15 +99,22 @@ def bare(shards: Path) -> Iterator[torch.Tensor]:
 
 
 def plain_webdataset(shards: Path) -> Iterator[torch.Tensor]:
-    """The pipeline of webdataset's own guide: shards shuffled and split over workers, a shuffle buffer, decoding, batches."""
+    """The pipeline of webdataset's own guide: shards shuffled and split over workers, a shuffle buffer, decoding,
+    batches."""
     urls = [str(path) for path in sorted(shards.glob("*.tar"))]
-    data = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(1000).decode("pilrgb").to_tuple("query.0.jpg", "json")
+    data = (
+        webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0)
+        .shuffle(1000)
+        .decode("pilrgb")
+        .to_tuple("query.0.jpg", "json")
+    )
     data = data.batched(BATCH, collation_fn=lambda rows: thumbnails([picture for picture, _ in rows]))
     return iter(webdataset.WebLoader(data, batch_size=None, num_workers=WORKERS))
 
 
 def pictures_per_second(batches: Iterator[torch.Tensor]) -> float:
-    """From the batch after the first ones to the last, so that neither the start and the end of workers nor what they hold ready counts."""
+    """From the batch after the first ones to the last, so that neither the start and the end of workers nor what they
+    hold ready counts."""
     for _ in range(FIRST):
         next(batches)
     started = stopped = time.perf_counter()
@@ -117,7 +127,11 @@ def pictures_per_second(batches: Iterator[torch.Tensor]) -> float:
 
 def rates(shards: Path, count: int, pairs: int) -> dict[str, list[float]]:
     """Pictures per second of each side, measured in turns after one warm-up each."""
-    sides = {"pdfx": lambda: ours(shards, count), "bare_loop": lambda: bare(shards), "webdataset": lambda: plain_webdataset(shards)}
+    sides = {
+        "pdfx": lambda: ours(shards, count),
+        "bare_loop": lambda: bare(shards),
+        "webdataset": lambda: plain_webdataset(shards),
+    }
     for name, side in sides.items():
         read = sum(map(len, side()))
         if read != count:
@@ -160,7 +174,9 @@ def first_batch_seconds(shards: Path, state: dict | None) -> tuple[float, dict]:
 def resume_seconds(folder: Path, samples: int) -> dict[str, float]:
     many = repeated_shards(folder, folder / "far", samples * 6 // 5)
     at_start, state = min((first_batch_seconds(many, None) for _ in range(3)), key=lambda found: found[0])
-    far, _ = min((first_batch_seconds(many, {**state, "samples": samples}) for _ in range(3)), key=lambda found: found[0])
+    far, _ = min(
+        (first_batch_seconds(many, {**state, "samples": samples}) for _ in range(3)), key=lambda found: found[0]
+    )
     return {"first_batch_at_start_seconds": round(at_start, 4), "first_batch_far_in_seconds": round(far, 4)}
 
 
@@ -192,12 +208,19 @@ def main() -> None:
         found = rates(shards, count, options.pairs)
         resume = resume_seconds(folder, 10_000 if options.tiny else FAR)
     memory = in_fresh_process("memory", options)
-    over = {name: float(np.median([a / b for a, b in zip(found["pdfx"], found[name], strict=True)])) for name in ("bare_loop", "webdataset")}
+    over = {
+        name: float(np.median([a / b for a, b in zip(found["pdfx"], found[name], strict=True)]))
+        for name in ("bare_loop", "webdataset")
+    }
     targets = [
         at_least("pictures per second over the bare loop's", over["bare_loop"], 0.9),
         at_least("pictures per second over the plain webdataset pipeline's", over["webdataset"], 1.0),
         at_most(f"seconds to the first batch, {FAR:,} samples in", resume["first_batch_far_in_seconds"], 1.0),
-        at_most("memory at the end of an epoch over that after a fifth of it", memory["epoch_mib"] / memory["fifth_mib"], 1.1),
+        at_most(
+            "memory at the end of an epoch over that after a fifth of it",
+            memory["epoch_mib"] / memory["fifth_mib"],
+            1.1,
+        ),
     ]
     per_second = {f"{name}_pictures_per_second": round(float(np.median(values)), 1) for name, values in found.items()}
     answer(options, __doc__, targets, {**per_second, **resume, **memory, "pictures": count, "workers": WORKERS})

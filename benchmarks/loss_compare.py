@@ -48,7 +48,8 @@ def losses(name: str, folder: Path, workload: Workload, shards: Path) -> list[fl
     run = folder / name.replace(" ", "-").replace(",", "")
     tree = workload.config.model_dump(mode="json")
     tree["data"] |= {"train": str(shards), "num_workers": 0}
-    # Mutual information is estimated per rank, so that its runs differ by nature; orthogonality is the same sum on any number of ranks.
+    # Mutual information is estimated per rank, so that its runs differ by nature; orthogonality is the same sum on any
+    # number of ranks.
     tree["objective"] |= {"diversity": "orthogonality", "temperature": 0.05}
     tree["train"] |= {
         "output_dir": str(run),
@@ -64,9 +65,19 @@ def losses(name: str, folder: Path, workload: Workload, shards: Path) -> list[fl
     }
     recipe = folder / f"{run.name}.yaml"
     recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    launcher = [sys.executable] if ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launcher = (
+        [sys.executable]
+        if ranks == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([*launcher, str(ROOT / "launch" / "train.py"), str(recipe)], env=environment, cwd=ROOT, text=True, capture_output=True)
+    done = subprocess.run(
+        [*launcher, str(ROOT / "launch" / "train.py"), str(recipe)],
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr}")
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -94,11 +105,22 @@ def main() -> None:
         shards = make_shards(folder / "data", BATCH * (4 if options.tiny else 40))
         curves = {name: losses(name, folder, workload, shards) for name in RUNS}
     reference = curves["one process"]
-    differences = {name: max(abs(a - b) for a, b in zip(reference, values, strict=True)) for name, values in curves.items() if values is not reference}
+    differences = {
+        name: max(abs(a - b) for a, b in zip(reference, values, strict=True))
+        for name, values in curves.items()
+        if values is not reference
+    }
     if options.save:
         draw(curves, RESULTS / "loss_compare.svg")
-    targets = [at_most(f"largest difference of {name} from one process", value, 1e-3) for name, value in differences.items()]
-    answer(options, __doc__, targets, {"steps": len(reference), "first_loss": reference[0], "last_loss": reference[-1], "curves": curves})
+    targets = [
+        at_most(f"largest difference of {name} from one process", value, 1e-3) for name, value in differences.items()
+    ]
+    answer(
+        options,
+        __doc__,
+        targets,
+        {"steps": len(reference), "first_loss": reference[0], "last_loss": reference[-1], "curves": curves},
+    )
 
 
 if __name__ == "__main__":

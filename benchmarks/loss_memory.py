@@ -1,4 +1,5 @@
-"""What do huge batches cost in the objective? Memory at 65,536 pairs, and time against a dense cross-entropy at 8,192."""
+"""What do huge batches cost in the objective? Memory at 65,536 pairs, and time against a dense cross-entropy at
+8,192."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ SECTION = ObjectiveSection(diversity="none")
 
 
 def embeddings(pairs: int) -> list[torch.Tensor]:
-    """Queries, and targets that resemble them, so that the loss is neither 0 nor that of chance; a path's and the fused ones."""
+    """Queries, and targets that resemble them, so that the loss is neither 0 nor that of chance; a path's and the fused
+    ones."""
     torch.manual_seed(0)
     query = normalize(torch.randn(2, pairs, DIMENSION), dim=-1)
     target = normalize(query + 0.15 * torch.randn(2, pairs, DIMENSION), dim=-1)
@@ -29,7 +31,12 @@ def tiled(inputs: list[torch.Tensor]) -> torch.Tensor:
     query, query_fused, target, target_fused = inputs
     pairs = len(query)
     objective = Objective(SECTION, 1, DIMENSION, seed=0, matryoshka_dims=[])
-    ids = torch.arange(pairs), torch.empty(pairs, 0, dtype=torch.long), torch.ones(pairs, dtype=torch.bool), torch.empty(pairs, 0, dtype=torch.bool)
+    ids = (
+        torch.arange(pairs),
+        torch.empty(pairs, 0, dtype=torch.long),
+        torch.ones(pairs, dtype=torch.bool),
+        torch.empty(pairs, 0, dtype=torch.bool),
+    )
     none = query.new_empty(pairs, 0, DIMENSION)
     paths = query[:, None], target[:, None], none[:, :, None]
     loss, _ = objective(*paths, query_fused, target_fused, none, *ids, LOG_TEMPERATURE, 0)
@@ -41,7 +48,9 @@ def dense(inputs: list[torch.Tensor]) -> torch.Tensor:
     """The same two terms as anyone would write them."""
     query, query_fused, target, target_fused = inputs
     own, temperature = torch.arange(len(query)), LOG_TEMPERATURE.exp()
-    loss = cross_entropy(query @ target.T / temperature, own) + cross_entropy(query_fused @ target_fused.T / temperature, own)
+    loss = cross_entropy(query @ target.T / temperature, own) + cross_entropy(
+        query_fused @ target_fused.T / temperature, own
+    )
     loss.backward()
     return loss.detach()
 
@@ -52,11 +61,16 @@ def measure_memory(pairs: int) -> dict:
     inputs = embeddings(pairs)
     before = held_bytes()
     loss = tiled(inputs)
-    return {"gib": (peak_bytes() - before) / 2**30, "inputs_gib": sum(tensor.nbytes for tensor in inputs) / 2**30, "loss": float(loss)}
+    return {
+        "gib": (peak_bytes() - before) / 2**30,
+        "inputs_gib": sum(tensor.nbytes for tensor in inputs) / 2**30,
+        "loss": float(loss),
+    }
 
 
 def agreement(pairs: int) -> dict[str, float]:
-    """The largest differences from the dense computation in float32, and how far both are from float64 (gradients relative to their length)."""
+    """The largest differences from the dense computation in float32, and how far both are from float64 (gradients
+    relative to their length)."""
     ours, theirs = embeddings(pairs), embeddings(pairs)
     exact = [tensor.detach().double().requires_grad_() for tensor in ours]
     our_value, their_value, exact_value = (float(loss) for loss in (tiled(ours), dense(theirs), dense(exact)))
@@ -91,7 +105,8 @@ def main() -> None:
     targets = [
         at_most(f"GiB over the inputs at {large} pairs", memory["gib"], 1.0),
         at_most(f"time over a dense cross-entropy's at {small} pairs", paired_ratio(seconds, "pdfx", "dense"), 1.2),
-        # Scores are up to 50, where float32 has steps of 3.8e-6: the dense side's own value is no reference at 1e-6, that of its float64 run is.
+        # Scores are up to 50, where float32 has steps of 3.8e-6: the dense side's own value is no reference at 1e-6,
+        # that of its float64 run is.
         at_most("difference of the value from the dense one's in float64", difference["pdfx_value_from_float64"], 1e-6),
         at_most("largest difference of a gradient", difference["gradients"], 1e-6),
     ]

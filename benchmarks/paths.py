@@ -1,4 +1,5 @@
-"""What do K=4 paths cost in training, against K padded passes of plain transformers and against the least that the arithmetic allows?"""
+"""What do K=4 paths cost in training, against K padded passes of plain transformers and against the least that the
+arithmetic allows?"""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ PATHS = 4
 
 
 class PaddedPasses:
-    """What a user would do otherwise: K times the whole model of plain transformers on the padded batch, one update at the end."""
+    """What a user would do otherwise: K times the whole model of plain transformers on the padded batch, one update at
+    the end."""
 
     def __init__(self, workload: Workload, inputs: dict[str, torch.Tensor]):
         self.model, self.inputs = workload.plain(), inputs
@@ -26,10 +28,11 @@ class PaddedPasses:
 
 
 class Floor:
-    """The least work: vision once, and plain decoder passes over K times the real tokens, without prefixes, padding, or anything that ours does beside.
+    """The least work: vision once, and plain decoder passes over K times the real tokens, without prefixes, padding, or
+    anything that ours does beside.
 
-    The N real tokens are cut into rows of equal length, so that plain causal attention needs no mask. ``at_once``: all K repetitions in one batch; otherwise
-    one after another, which keeps activations nearer to the cores.
+    The N real tokens are cut into rows of equal length, so that plain causal attention needs no mask. ``at_once``: all
+    K repetitions in one batch; otherwise one after another, which keeps activations nearer to the cores.
     """
 
     def __init__(self, workload: Workload, inputs: dict[str, torch.Tensor], at_once: bool):
@@ -44,9 +47,13 @@ class Floor:
         states = model.get_input_embeddings()(self.tokens)
         images = model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
         places = self.tokens == model.config.image_token_id
-        rows = states.masked_scatter(places[:, None], images[: int(places.sum())]).view(-1, self.length, states.shape[-1])
+        rows = states.masked_scatter(places[:, None], images[: int(places.sum())]).view(
+            -1, self.length, states.shape[-1]
+        )
         if self.at_once:
-            last = model.language_model(inputs_embeds=rows.repeat(PATHS, 1, 1), use_cache=False).last_hidden_state[:, -1]
+            last = model.language_model(inputs_embeds=rows.repeat(PATHS, 1, 1), use_cache=False).last_hidden_state[
+                :, -1
+            ]
             sum(contrast(part) for part in last.split(len(rows))).backward()
         else:
             leaf = rows.detach().requires_grad_()
@@ -84,7 +91,9 @@ def measure(train_vision: bool, options) -> tuple[list[dict], dict]:
     over_floor = max(paired_ratio(seconds, "pdfx", floor) for floor in ("floor_at_once", "floor_in_turn"))
     vision = "vision trained" if train_vision else "vision frozen"
     targets = [
-        at_least(f"{vision}: K=4 step, times faster than {PATHS} padded passes", paired_ratio(seconds, "padded", "pdfx"), 2.2),
+        at_least(
+            f"{vision}: K=4 step, times faster than {PATHS} padded passes", paired_ratio(seconds, "padded", "pdfx"), 2.2
+        ),
         at_most(f"{vision}: K=4 step, time over the faster floor", over_floor, 1.15),
     ]
     return targets, {**medians(seconds), **shape_of(batch)}

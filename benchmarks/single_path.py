@@ -1,11 +1,23 @@
-"""With one path, how does chunked training compare with sentence-transformers' CachedMultipleNegativesRankingLoss on the same model, data, batch and chunk?"""
+"""With one path, how does chunked training compare with sentence-transformers' CachedMultipleNegativesRankingLoss on
+the same model, data, batch and chunk?"""
 
 from __future__ import annotations
 
 import json
 
 import torch
-from common import answer, at_least, at_most, held_bytes, in_fresh_process, in_turns, medians, paired_ratio, peak_bytes, start
+from common import (
+    answer,
+    at_least,
+    at_most,
+    held_bytes,
+    in_fresh_process,
+    in_turns,
+    medians,
+    paired_ratio,
+    peak_bytes,
+    start,
+)
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch import nn
@@ -54,7 +66,9 @@ class Theirs:
         for number, side in enumerate(("query", "target")):
             items = [sample[number] for sample in samples]
             inputs, _ = processor(items, [side] * len(items))
-            self.columns.append({**inputs, "num_images_per_sample": torch.tensor([len(item["images"]) for item in items])})
+            self.columns.append(
+                {**inputs, "num_images_per_sample": torch.tensor([len(item["images"]) for item in items])}
+            )
 
     def __call__(self) -> float:
         loss = self.loss([dict(column) for column in self.columns], None)
@@ -70,7 +84,8 @@ def workload_of(options) -> Workload:
 
 
 def peak_of(side: type, options) -> dict:
-    """The most memory that two steps held over what the process held before it had a model: weights, gradients, optimiser and activations."""
+    """The most memory that two steps held over what the process held before it had a model: weights, gradients,
+    optimiser and activations."""
     workload, samples = workload_of(options), pairs(PAIRS)
     before = held_bytes()
     step = side(workload, samples)
@@ -91,7 +106,11 @@ def main() -> None:
     losses = {"pdfx_loss": ours(), "sentence_transformers_loss": theirs()}
     seconds = in_turns({"pdfx": ours, "sentence_transformers": theirs}, options.pairs)
     targets = [
-        at_least("samples per second over sentence-transformers'", paired_ratio(seconds, "sentence_transformers", "pdfx"), 1.3),
+        at_least(
+            "samples per second over sentence-transformers'",
+            paired_ratio(seconds, "sentence_transformers", "pdfx"),
+            1.3,
+        ),
         at_most("peak memory over sentence-transformers'", peaks["pdfx"] / peaks["sentence_transformers"], 1.0),
         at_most("difference of the losses", abs(losses["pdfx_loss"] - losses["sentence_transformers_loss"]), 1e-4),
     ]

@@ -1,6 +1,8 @@
-"""The model and the data of the benchmarks: Qwen2-VL with the 2B's proportions at a quarter of its width and depth, photographs, and prose of mixed lengths.
+"""The model and the data of the benchmarks: Qwen2-VL with the 2B's proportions at a quarter of its width and depth,
+photographs, and prose of mixed lengths.
 
-Nothing is downloaded: the photographs come with scikit-image, the prose is Python's own reference manual, weights are random.
+Nothing is downloaded: the photographs come with scikit-image, the prose is Python's own reference manual, weights are
+random.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from pydoc_data import topics
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLModel, Qwen2VLProcessor, Qwen2VLVideoProcessor
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLImageProcessor,
+    Qwen2VLModel,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
 
 from pdfx.config import Config, parse_config
 from pdfx.config.deepspeed_file import load_deepspeed_config
@@ -31,8 +40,22 @@ from pdfx.train.engine import TrainingModule, start_engine
 from pdfx.train.step import Stepper
 
 ROOT = Path(__file__).parent.parent
-PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg")
-ROLES = {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>", "image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+ROLES = {
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+}
 END = "<|endoftext|>"
 
 WIDTHS = {
@@ -42,14 +65,17 @@ WIDTHS = {
     "tenth": {"text": (896, 6, 14, 2, 4864), "vision": (320, 8, 4), "vocabulary": 4096},
     "half": {"text": (896, 24, 14, 2, 4864), "vision": (1280, 8, 16), "vocabulary": 4096, "embeddings": 151_936},
 }
-"""By name: hidden size, layers, heads, key/value heads and feed-forward size of the decoder; hidden size, layers and heads of the vision tower.
-The 2B has (1536, 28, 12, 2, 8960) and (1280, 32, 16): ``quarter`` keeps the ratios of widths, depths, feed-forward size and queries per key. ``half`` has a
-decoder of Qwen2-0.5B's sizes, half a billion parameters, with as many token embeddings; ``tenth`` has a quarter of its layers."""
+"""By name: hidden size, layers, heads, key/value heads and feed-forward size of the decoder; hidden size, layers and
+heads of the vision tower. The 2B has (1536, 28, 12, 2, 8960) and (1280, 32, 16): ``quarter`` keeps the ratios of
+widths, depths, feed-forward size and queries per key. ``half`` has a decoder of Qwen2-0.5B's sizes, half a billion
+parameters, with as many token embeddings; ``tenth`` has a quarter of its layers."""
 
 
 def paragraphs() -> list[str]:
     """Prose of a few to a few hundred words, in a fixed order."""
-    parts = [" ".join(part.split()) for name in sorted(topics.topics) for part in re.split(r"\n\s*\n", topics.topics[name])]
+    parts = [
+        " ".join(part.split()) for name in sorted(topics.topics) for part in re.split(r"\n\s*\n", topics.topics[name])
+    ]
     parts = [part for part in parts if 20 <= len(part) <= 1200 and part.count(" ") >= 3]
     random.Random(0).shuffle(parts)
     return parts
@@ -58,14 +84,17 @@ def paragraphs() -> list[str]:
 def photographs() -> list[Image.Image]:
     package = importlib.util.find_spec("skimage")
     if package is None:
-        sys.exit("The photographs come with scikit-image, which is not installed: .venv/bin/python -m pip install -c constraints.txt -e '.[benchmarks]'")
+        sys.exit(
+            "The photographs come with scikit-image, which is not installed: .venv/bin/python -m pip install -c "
+            "constraints.txt -e '.[benchmarks]'"
+        )
     folder = Path(package.origin).parent / "data"
     return [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS]
 
 
 def pairs(count: int, largest_side: int = 336, most_words: int = 200, seed: int = 0) -> list[tuple[dict, dict]]:
-    """Queries and targets: three of four queries show a part of a photograph, of 84 to ``largest_side`` pixels a side, with a short text; targets are prose
-    of at most ``most_words`` words."""
+    """Queries and targets: three of four queries show a part of a photograph, of 84 to ``largest_side`` pixels a side,
+    with a short text; targets are prose of at most ``most_words`` words."""
     draw = random.Random(seed)
     texts, pictures = paragraphs(), photographs()
     result = []
@@ -76,7 +105,9 @@ def pairs(count: int, largest_side: int = 336, most_words: int = 200, seed: int 
             picture = pictures[i % len(pictures)]
             width, height = draw.randint(84, largest_side), draw.randint(84, largest_side)
             left, top = draw.randint(0, max(0, picture.width - width)), draw.randint(0, max(0, picture.height - height))
-            query["images"] = [picture.crop((left, top, min(left + width, picture.width), min(top + height, picture.height)))]
+            query["images"] = [
+                picture.crop((left, top, min(left + width, picture.width), min(top + height, picture.height)))
+            ]
         result.append((query, {"text": " ".join(texts[(i + 1) % len(texts)].split()[:most_words]), "images": []}))
     return result
 
@@ -89,11 +120,18 @@ def write_backbone(size: str, directory: Path) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     special = [END, *ROLES.values()]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=WIDTHS[size]["vocabulary"], special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=WIDTHS[size]["vocabulary"], special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(paragraphs(), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END, extra_special_tokens=ROLES)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, extra_special_tokens=ROLES
+    )
     Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(), chat_template=None
+        image_processor=Qwen2VLImageProcessor(),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=None,
     ).save_pretrained(directory)
     half = hidden // heads // 2
     text = {
@@ -104,13 +142,25 @@ def write_backbone(size: str, directory: Path) -> Path:
         "num_attention_heads": heads,
         "num_key_value_heads": key_heads,
         "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [half // 4, half * 3 // 8, half * 3 // 8]},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [half // 4, half * 3 // 8, half * 3 // 8],
+        },
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
     }
     embed, depth, vision_heads = WIDTHS[size]["vision"]
-    vision = {"depth": depth, "embed_dim": embed, "hidden_size": hidden, "num_heads": vision_heads, "mlp_ratio": 4, "patch_size": 14, "spatial_merge_size": 2}
+    vision = {
+        "depth": depth,
+        "embed_dim": embed,
+        "hidden_size": hidden,
+        "num_heads": vision_heads,
+        "mlp_ratio": 4,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+    }
     ids = {f"{role}_id": tokenizer.convert_tokens_to_ids(token) for role, token in ROLES.items()}
     torch.manual_seed(0)
     Qwen2VLModel(Qwen2VLConfig(text_config=text, vision_config=vision, **ids)).save_pretrained(directory)
@@ -131,7 +181,8 @@ class Workload:
     def __init__(self, size: str, paths: int, train_vision: bool, prefix: dict | None = None, **train):
         self.folder = tempfile.TemporaryDirectory()
         self.backbone = write_backbone(size, Path(self.folder.name) / "backbone")
-        # The shipped files have the large buckets that large models on GPUs want; here they would hold a second copy of all gradients.
+        # The shipped files have the large buckets that large models on GPUs want; here they would hold a second copy of
+        # all gradients.
         zero = {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 2_000_000, "allgather_bucket_size": 2_000_000}
         (Path(self.folder.name) / "zero.json").write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
         vision = {"train_vision": train_vision, "train_projector": train_vision}
@@ -145,7 +196,8 @@ class Workload:
                 "max_steps": 1000,
                 "per_device_train_batch_size": 1,
                 "bf16": False,
-                # Alone there is nobody to send gradients to, and summing them into the shards at once takes less memory.
+                # Alone there is nobody to send gradients to, and summing them into the shards at once takes less
+                # memory.
                 "gradient_reduction": "chunk",
                 **train,
             },

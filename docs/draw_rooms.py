@@ -1,6 +1,7 @@
 """Writes the rooms of the code into ``docs/architecture.md``: one line for each, and who imports whom.
 
-Both are read from the code: a room's line is the docstring of its ``__init__.py``, an arrow is an import. Usage: ``python docs/draw_rooms.py``.
+Both are read from the code: a room's line is the docstring of its ``__init__.py``, an arrow is an import. Usage:
+``python docs/draw_rooms.py``.
 """
 
 from __future__ import annotations
@@ -71,7 +72,11 @@ def _imported(node: ast.AST, package: str) -> list[str]:
     if not isinstance(node, ast.ImportFrom):
         return []
     parts = package.split(".")
-    base = [*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])] if node.level else [node.module or ""]
+    base = (
+        [*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])]
+        if node.level
+        else [node.module or ""]
+    )
     return [".".join([*base, alias.name]) for alias in node.names]
 
 
@@ -87,7 +92,11 @@ def direct(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
     def reach(room: str) -> set[str]:
         return {other for start, end in pairs if start == room for other in {end, *reach(end)}}
 
-    return {(room, other) for room, other in pairs if not any(other in reach(middle) for start, middle in pairs if start == room and middle != other)}
+    return {
+        (room, other)
+        for room, other in pairs
+        if not any(other in reach(middle) for start, middle in pairs if start == room and middle != other)
+    }
 
 
 def description(room: str) -> str:

@@ -1,4 +1,5 @@
-"""What ``deepspeed``, ``torchrun``, ``srun`` or plain ``python`` starts: ``launch/train.py RECIPE.yaml [section.key=value ...] [--dry-run]``."""
+"""What ``deepspeed``, ``torchrun``, ``srun`` or plain ``python`` starts: ``launch/train.py RECIPE.yaml
+[section.key=value ...] [--dry-run]``."""
 
 import argparse
 import faulthandler
@@ -15,8 +16,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train parallel embeddings as a recipe says.")
     parser.add_argument("recipe", help="YAML file with the run's settings")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the parameters, then stop")
-    parser.add_argument("--profile", action="store_true", help="write a profiler trace of 3 steps into the run's directory (train.profile_steps=3)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved settings and the parameters, then stop"
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="write a profiler trace of 3 steps into the run's directory (train.profile_steps=3)",
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
 
@@ -53,7 +60,8 @@ def main() -> None:
 
 
 def leave(message: str, code: int) -> None:
-    """End this rank at once: whatever would wait for a peer while the interpreter ends must not hold it, and its launcher, back."""
+    """End this rank at once: whatever would wait for a peer while the interpreter ends must not hold it, and its
+    launcher, back."""
     sys.stdout.flush()
     if message:
         print(message, file=sys.stderr, flush=True)

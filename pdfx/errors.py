@@ -6,15 +6,16 @@ _MESSAGE_CHARACTERS = 4000
 
 
 class UserError(RuntimeError):
-    """A mistake in what the user brought (data, checkpoint, model); the message names the thing and the cure. It is bounded, whatever names it quotes,
-    and holds no secrets of URLs."""
+    """A mistake in what the user brought (data, checkpoint, model); the message names the thing and the cure. It is
+    bounded, whatever names it quotes, and holds no secrets of URLs."""
 
     def __init__(self, message: str):
         super().__init__(shortened(scrubbed(message), _MESSAGE_CHARACTERS, _MESSAGE_CHARACTERS // 2))
 
 
 def shortened(text: str, most: int, at_end: int = 0) -> str:
-    """A text of at most ``most`` characters and the sign that some are left out: its beginning, and so many of its end."""
+    """A text of at most ``most`` characters and the sign that some are left out: its beginning, and so many of its
+    end."""
     return text if len(text) <= most else f"{text[: most - at_end]}...{text[len(text) - at_end :]}"
 
 

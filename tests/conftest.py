@@ -1,4 +1,5 @@
-"""What all tests share. One pair of ranks serves all that need one: starting two processes with DeepSpeed takes seconds, a training run in them does not."""
+"""What all tests share. One pair of ranks serves all that need one: starting two processes with DeepSpeed takes
+seconds, a training run in them does not."""
 
 import pytest
 from distributed.ranks import Ranks

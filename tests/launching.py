@@ -21,10 +21,21 @@ def launcher(name: str, ranks: int) -> list[str]:
 
 def environment(**variables: str) -> dict[str, str]:
     """One thread for each rank, and the programs that launchers look for on the PATH."""
-    return os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"} | variables
+    return (
+        os.environ
+        | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+        | variables
+    )
 
 
 def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen:
     """The command in the project's folder, in a process group of its own, its output at the end of ``log``."""
     with log.open("a") as stream:
-        return subprocess.Popen(command, cwd=ROOT, env=environment(**variables), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(**variables),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )

@@ -6,7 +6,10 @@
 import os
 from pathlib import Path
 
-FOR_CHILDREN = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+FOR_CHILDREN = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+}
 """The environment of a process that imports this file."""
 
 

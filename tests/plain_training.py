@@ -1,4 +1,5 @@
-"""The reference for updates: plain PyTorch on one process, and how the real trainer's parameters are taken out of its ranks."""
+"""The reference for updates: plain PyTorch on one process, and how the real trainer's parameters are taken out of its
+ranks."""
 
 import torch
 
@@ -38,7 +39,8 @@ class PlainPyTorch:
     Args:
         config: of one rank of the run that is compared; its batch is a W-th of the whole.
         ranks: W.
-        replay: embed the same passes as the ranks do, with the random numbers of each; otherwise everything in one pass.
+        replay: embed the same passes as the ranks do, with the random numbers of each; otherwise everything in one
+            pass.
 
     Attributes:
         batches: of each step so far; with ``replay`` one per rank.
@@ -57,7 +59,9 @@ class PlainPyTorch:
         if replay:
             shape = (train.per_device_train_batch_size, train.gradient_accumulation_steps)
             tokens = chunk_tokens_per_path(train, config.model.paths)
-            self.loaders = [TrainLoader(*loader, rank, ranks, *shape, train.seed, None, tokens) for rank in range(ranks)]
+            self.loaders = [
+                TrainLoader(*loader, rank, ranks, *shape, train.seed, None, tokens) for rank in range(ranks)
+            ]
         else:
             self.loaders = [TrainLoader(*loader, 0, 1, ranks * self.pairs, 1, train.seed)]
         self.batches: list[list[Batch]] = []
@@ -76,7 +80,9 @@ class PlainPyTorch:
         parts = [split_slots(own, batch.pairs, batch.negatives) for own, batch in zip(embeddings, batches, strict=True)]
         paths = [torch.cat(part) for part in zip(*parts, strict=True)]
         every = torch.arange(self.config.model.paths)
-        fused = [self.module.embedder.fusion(part.flatten(0, -3), every)[0].unflatten(0, part.shape[:-2]) for part in paths]
+        fused = [
+            self.module.embedder.fusion(part.flatten(0, -3), every)[0].unflatten(0, part.shape[:-2]) for part in paths
+        ]
         names = ("target_ids", "negative_ids", "valid", "negative_valid")
         ids = [torch.cat([getattr(batch, name) for batch in batches]) for name in names]
         loss, _ = self.objective(*paths, *fused, *ids, log_temperature, step - 1)
@@ -84,7 +90,8 @@ class PlainPyTorch:
         self.optimizer.zero_grad()
         loss.backward()
         for parameter in self.module.parameters():
-            # The tower's layers behind the one that LLaVA-NeXT reads get no gradient. ZeRO takes that for a zero and decays them; torch alone would skip them.
+            # The tower's layers behind the one that LLaVA-NeXT reads get no gradient. ZeRO takes that for a zero and
+            # decays them; torch alone would skip them.
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.train.max_grad_norm)
@@ -94,7 +101,8 @@ class PlainPyTorch:
         return {"loss": float(loss.detach()), "grad_norm": float(norm)}
 
     def embed(self, batches: list[Batch], step: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Each rank's embeddings ``[(2 + M) B, K, D]`` in the order of slots, and the temperature's logarithm, all with their graph."""
+        """Each rank's embeddings ``[(2 + M) B, K, D]`` in the order of slots, and the temperature's logarithm, all with
+        their graph."""
         groups = group_paths(self.config.model.paths, self.config.train.chunk_paths) if self.replay else [None]
         results: list[list[tuple]] = [[] for _ in batches]
         for place in range(max(len(batch.chunks) for batch in batches)):
@@ -102,9 +110,13 @@ class PlainPyTorch:
             images = any("pixel_values" in chunk.inputs for chunk in chunks.values())
             # A rank without an image embeds a stand-in beside its texts, and dropout then draws for it too.
             self.module.embedder.vision_agreement = lambda own, images=images: images
-            for (number, paths), (rank, chunk) in ((group, item) for group in enumerate(groups) for item in chunks.items()):
+            for (number, paths), (rank, chunk) in (
+                (group, item) for group in enumerate(groups) for item in chunks.items()
+            ):
                 if self.replay:
-                    torch.manual_seed(derived_seed(self.config.train.seed, "dropout", step, rank, place * len(groups) + number))
+                    torch.manual_seed(
+                        derived_seed(self.config.train.seed, "dropout", step, rank, place * len(groups) + number)
+                    )
                 output, _, log_temperature, _ = self.module(chunk.inputs, paths)
                 results[rank].append((number, chunk.slots, output))
         return [self.join(parts, len(groups)) for parts in results], log_temperature
@@ -119,11 +131,14 @@ class PlainPyTorch:
         return torch.cat(columns, dim=1)
 
     def mean_of_rank_terms(self, query: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """What the ranks' mutual-information terms must come to: q fitted to all pairs, the estimate made of each rank's pairs alone."""
+        """What the ranks' mutual-information terms must come to: q fitted to all pairs, the estimate made of each
+        rank's pairs alone."""
         if self.information.variational is None:
             return torch.zeros(())
         self.information.fit_variational(query, target, valid)
         sides = torch.stack([query, target])
         parts = zip(sides.chunk(self.ranks, dim=1), valid.chunk(self.ranks), strict=True)
-        estimates = [self.information.variational.estimate(part, part_valid).per_side.mean() for part, part_valid in parts]
+        estimates = [
+            self.information.variational.estimate(part, part_valid).per_side.mean() for part, part_valid in parts
+        ]
         return self.config.objective.diversity_weight * torch.stack(estimates).mean()

@@ -24,14 +24,16 @@ class RangeServer:
 
     Attributes:
         requests: (name, first, last) of each GET, in order; (name, None, None) for a whole file.
-        faults: for a file's name, what goes wrong in its next requests, one after another: a status such as ``503``; ``"reset"``, the connection breaks;
-            ``"stall"``, no answer comes; ``"early"``, the body ends early; ``"less"``, a smaller range than was asked for is sent, as if it were right;
-            ``"endless"``, the body never ends; ``"gzip"``, it is a compressed one; ``"total"``, the file is said to be larger.
-            A fault in a list that ends with ``...`` goes on for ever.
+        faults: for a file's name, what goes wrong in its next requests, one after another: a status such as ``503``;
+            ``"reset"``, the connection breaks; ``"stall"``, no answer comes; ``"early"``, the body ends early;
+            ``"less"``, a smaller range than was asked for is sent, as if it were right; ``"endless"``, the body never
+            ends; ``"gzip"``, it is a compressed one; ``"total"``, the file is said to be larger. A fault in a list that
+            ends with ``...`` goes on for ever.
         queries, authorizations: of all requests, what stood behind a question mark and in the header of that name.
         headers: of all requests.
         etags: tell the version of the file beside it.
-        redirect: what every request is sent on to, followed by its path, unless it is there already; None to answer it here.
+        redirect: what every request is sent on to, followed by its path, unless it is there already; None to answer it
+            here.
         sent: bytes of bodies that were sent.
         barrier: what each answer waits at.
         peak: requests that were under way at once.

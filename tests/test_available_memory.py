@@ -17,8 +17,16 @@ def machine(folder: Path, membership: str, files: dict[str, str]) -> tuple[Path,
     return folder / "proc", folder / "groups"
 
 
-LIMITED = {"memory.max": "300000", "memory.current": "250000", "memory.stat": "anon 1\nactive_file 20000\ninactive_file 30000\n"}
-OLD = {"memory.limit_in_bytes": "200000", "memory.usage_in_bytes": "150000", "memory.stat": "cache 5\ntotal_active_file 1000\ntotal_inactive_file 2000\n"}
+LIMITED = {
+    "memory.max": "300000",
+    "memory.current": "250000",
+    "memory.stat": "anon 1\nactive_file 20000\ninactive_file 30000\n",
+}
+OLD = {
+    "memory.limit_in_bytes": "200000",
+    "memory.usage_in_bytes": "150000",
+    "memory.stat": "cache 5\ntotal_active_file 1000\ntotal_inactive_file 2000\n",
+}
 
 
 @pytest.mark.parametrize(
@@ -30,7 +38,9 @@ OLD = {"memory.limit_in_bytes": "200000", "memory.usage_in_bytes": "150000", "me
         ("4:memory:/job\n3:cpuset:/\n0::/\n", {f"memory/job/{name}": text for name, text in OLD.items()}, 53_000),
     ],
 )
-def test_a_container_leaves_what_its_limit_leaves_with_cached_files_counted_as_free(tmp_path, membership, files, expected):
+def test_a_container_leaves_what_its_limit_leaves_with_cached_files_counted_as_free(
+    tmp_path, membership, files, expected
+):
     assert available_bytes(*machine(tmp_path, membership, files)) == expected
 
 

@@ -34,13 +34,22 @@ def text_model(folder: Path) -> Path:
 
 CASES = {
     "text model": (text_model, f"Backbones of type 'bert' {SUPPORTED}"),
-    "unknown type": (lambda folder: with_config(folder, "qwen2_vl", model_type="mine"), f"Backbones of type 'mine' {SUPPORTED}"),
-    "unknown tower": (lambda folder: with_config(folder, "llava_next", vision_config__model_type="mine"), "parts of type 'mine', which no class is"),
+    "unknown type": (
+        lambda folder: with_config(folder, "qwen2_vl", model_type="mine"),
+        f"Backbones of type 'mine' {SUPPORTED}",
+    ),
+    "unknown tower": (
+        lambda folder: with_config(folder, "llava_next", vision_config__model_type="mine"),
+        "parts of type 'mine', which no class is",
+    ),
     "no type": (lambda folder: with_config(folder, "qwen2_vl", model_type=None), "is missing, or names no model_type"),
     "no config": (lambda folder: folder, "is missing, or names no model_type"),
     "a path": (lambda folder: "./absent", r"'./absent' does not exist here \(relative to .*\); give"),
     "a long path": (lambda folder: "a/b/absent", r"'a/b/absent' does not exist here \(relative to .*\); give"),
-    "a name": (lambda folder: "models/absent", r"'models/absent' does not exist here \(relative to .*\), and it cannot be read from the Hugging Face hub"),
+    "a name": (
+        lambda folder: "models/absent",
+        r"'models/absent' does not exist here \(relative to .*\), and it cannot be read from the Hugging Face hub",
+    ),
 }
 
 
@@ -53,7 +62,11 @@ def test_a_backbone_that_cannot_be_used_is_told_in_one_sentence(tmp_path, monkey
     config.model.path = str(make(tmp_path))
     with pytest.raises(UserError, match=words) as error:
         build(config)
-    assert str(error.value).startswith(f"model.path '{config.model.path}'") and "\n" not in str(error.value) and len(str(error.value)) < 650
+    assert (
+        str(error.value).startswith(f"model.path '{config.model.path}'")
+        and "\n" not in str(error.value)
+        and len(str(error.value)) < 650
+    )
 
 
 def test_a_relative_path_is_recorded_so_that_it_holds_elsewhere(tmp_path, monkeypatch):
@@ -66,7 +79,11 @@ def test_a_relative_path_is_recorded_so_that_it_holds_elsewhere(tmp_path, monkey
 
 
 def test_an_export_of_an_unknown_type_is_told_as_shortly(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "pdfx_parallel_embedder", "backbone": {"model_type": "mine"}}))
-    with pytest.raises(UserError, match="type 'mine' is neither known to the installed transformers nor registered") as error:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "pdfx_parallel_embedder", "backbone": {"model_type": "mine"}})
+    )
+    with pytest.raises(
+        UserError, match="type 'mine' is neither known to the installed transformers nor registered"
+    ) as error:
         load_export(tmp_path)
     assert len(str(error.value)) < 400

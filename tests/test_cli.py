@@ -47,7 +47,10 @@ def test_every_command_has_help_with_an_example(pdfx, command):
 
 
 def test_help_names_every_command_and_imports_no_torch():
-    script = "import sys\nfrom pdfx.cli.app import main\ntry:\n    main(['--help'])\nfinally:\n    print('torch' in sys.modules)"
+    script = (
+        "import sys\nfrom pdfx.cli.app import main\ntry:\n    main(['--help'])\nfinally:\n    print('torch' in "
+        "sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     *page, imported = result.stdout.splitlines()
@@ -93,7 +96,8 @@ def test_evaluate_prints_what_it_writes_as_json(pdfx, export, data, tmp_path):
     assert len(row) == 2
     for direction, line in zip(("query_to_target", "target_to_query"), row, strict=True):
         assert [float(number) for number in re.findall(r"\d\.\d{3}", line)] == [
-            round(metrics[f"{direction}/fused/{name}"], 3) for name in ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
+            round(metrics[f"{direction}/fused/{name}"], 3)
+            for name in ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
         ]
 
 
@@ -117,8 +121,14 @@ def test_train_prints_the_plan_of_a_dry_run_with_overrides(pdfx, data):
     assert "max_steps: 2" in out
     assert "trained" in out
     assert "no effect" not in out and "hardly learn" not in out
-    _, out, _ = pdfx("train", recipe, "train.warmup_steps=9", "data.mixture_temperature=2", "train.learning_rate=1e-6", "--dry-run")
-    for warning in ("train.warmup_steps is 9 and the run has 3 steps", "data.mixture_temperature has no effect", "will hardly learn anything"):
+    _, out, _ = pdfx(
+        "train", recipe, "train.warmup_steps=9", "data.mixture_temperature=2", "train.learning_rate=1e-6", "--dry-run"
+    )
+    for warning in (
+        "train.warmup_steps is 9 and the run has 3 steps",
+        "data.mixture_temperature has no effect",
+        "will hardly learn anything",
+    ):
         assert warning in out
     assert "no directory of shards at /nowhere" in told(pdfx("train", recipe, "data.evaluation=/nowhere", "--dry-run"))
 
@@ -142,13 +152,23 @@ def test_mistakes_are_told_in_one_sentence_without_a_stack_trace(pdfx, export, d
         "no run directory": ("report", tmp_path, export, data / "shards", "--out", tmp_path / "report.html"),
         "unknown key 'model.pathes'; did you mean 'model.path": ("train", recipe),
         "There is no recipe": ("train", tmp_path / "absent.yaml"),
-        "line 1: the image .*a.png cannot be used": ("shards", "build", corrupt / "records.jsonl", "--out", tmp_path / "shards"),
+        "line 1: the image .*a.png cannot be used": (
+            "shards",
+            "build",
+            corrupt / "records.jsonl",
+            "--out",
+            tmp_path / "shards",
+        ),
         "There is no directory of shards": ("shards", "describe", tmp_path / "absent"),
         "has no config.yaml": ("convert", tmp_path, "--out", tmp_path / "model"),
     }
     for sentence, words in cases.items():
         assert re.search(sentence, told(pdfx(*words))), words
-    assert not out.exists() and not (tmp_path / "report.html").exists() and not (tmp_path / "shards" / "index.json").exists()
+    assert (
+        not out.exists()
+        and not (tmp_path / "report.html").exists()
+        and not (tmp_path / "shards" / "index.json").exists()
+    )
 
 
 def test_a_sentence_with_brackets_is_printed_as_it_is(pdfx, export, tmp_path):
@@ -166,7 +186,10 @@ def test_a_dash_prints_json_alone_and_is_never_a_file(pdfx, export, data, tmp_pa
     monkeypatch.chdir(tmp_path)
     code, out, _ = pdfx("evaluate", export, data / "shards", "--json", "-")
     assert code == 0 and json.loads(out)["queries"] == 24
-    for words in (("report", data, export, data / "shards"), ("shards", "describe", data / "shards", "--contact-sheet", "-")):
+    for words in (
+        ("report", data, export, data / "shards"),
+        ("shards", "describe", data / "shards", "--contact-sheet", "-"),
+    ):
         assert "'-' is not a file name" in told(pdfx(*words, *(() if "describe" in words else ("--out", "-"))))
     assert not list(tmp_path.iterdir())
 
@@ -177,14 +200,22 @@ def test_what_the_processor_refuses_is_named_counted_and_left_out_and_the_check_
     Image.new("RGB", (603, 3)).save(tmp_path / "strip.png")
     Image.new("RGB", (60, 40)).save(tmp_path / "sound.png")
     records = [{"key": "strip", "query": {"text": "a"}, "target": {"images": ["strip.png"]}}]
-    records += [{"query": {"text": f"{i} {'word ' * 600}"}, "target": {"images": ["sound.png"], "text": str(i)}} for i in range(3)]
+    records += [
+        {"query": {"text": f"{i} {'word ' * 600}"}, "target": {"images": ["sound.png"], "text": str(i)}}
+        for i in range(3)
+    ]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert pdfx("shards", "build", tmp_path / "records.jsonl", "--out", tmp_path / "shards")[0] == 0
 
     code, out, error = pdfx("evaluate", export, tmp_path / "shards", "--json", tmp_path / "metrics.json")
     assert code == 0 and re.search(r"'strip'.*cannot be used: the processor refuses it \(.*200", error)
-    assert "1 samples cannot be used, so 1 queries and 1 targets are left out" in out and "texts of 3 queries and 0 targets are cut" in out
-    assert "3 queries among 3 targets, 1 right on average" in out and "chance: the expected value of a random order" in out
+    assert (
+        "1 samples cannot be used, so 1 queries and 1 targets are left out" in out
+        and "texts of 3 queries and 0 targets are cut" in out
+    )
+    assert (
+        "3 queries among 3 targets, 1 right on average" in out and "chance: the expected value of a random order" in out
+    )
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert [metrics[name] for name in ("queries", "targets", "left_out", "truncated_queries")] == [3, 3, 1, 3]
     assert "max_corrupt_share" in told(pdfx("evaluate", export, tmp_path / "shards", "--max-corrupt-share", "0"))
@@ -192,26 +223,39 @@ def test_what_the_processor_refuses_is_named_counted_and_left_out_and_the_check_
     assert pdfx("shards", "check", tmp_path / "shards", "--full")[0] == 0
     for folder in (export, tmp_path / "backbone"):
         code, out, _ = pdfx("shards", "check", tmp_path / "shards", "--full", "--processor", folder)
-        assert code == 1 and len(out.splitlines()) == 1 and re.search(r"'strip'.*cannot be used: of its target, the processor refuses it \(.*200", out)
+        assert (
+            code == 1
+            and len(out.splitlines()) == 1
+            and re.search(r"'strip'.*cannot be used: of its target, the processor refuses it \(.*200", out)
+        )
     assert "--full" in told(pdfx("shards", "check", tmp_path / "shards", "--processor", export))
-    assert "processor" in told(pdfx("shards", "check", tmp_path / "shards", "--full", "--processor", tmp_path / "shards"))
+    assert "processor" in told(
+        pdfx("shards", "check", tmp_path / "shards", "--full", "--processor", tmp_path / "shards")
+    )
 
 
 def test_a_tilde_after_an_equals_sign_is_the_home_directory(pdfx, export, data, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"There is no folder {tmp_path / 'absent'}" in told(pdfx("embed", export, data / "shards", "--out=~/absent/result.npy"))
+    assert f"There is no folder {tmp_path / 'absent'}" in told(
+        pdfx("embed", export, data / "shards", "--out=~/absent/result.npy")
+    )
     assert "There is no folder ~" in told(pdfx("embed", export, data / "shards", "--out", "~/absent/result.npy"))
 
 
 def test_what_the_system_refuses_is_named(pdfx, export, data, tmp_path):
     (tmp_path / "taken.npy").mkdir()
     (tmp_path / "items.jsonl").write_text('{"text": "a"}\n')
-    assert told(pdfx("embed", export, tmp_path / "items.jsonl", "--out", tmp_path / "taken.npy")) == f"{tmp_path / 'taken.npy'}: Is a directory."
+    assert (
+        told(pdfx("embed", export, tmp_path / "items.jsonl", "--out", tmp_path / "taken.npy"))
+        == f"{tmp_path / 'taken.npy'}: Is a directory."
+    )
 
 
 def test_the_installed_module_ends_with_2_on_a_mistake(tmp_path):
     command = [sys.executable, "-m", "pdfx", "shards", "describe", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert result.returncode == 2
     assert result.stdout == ""
     assert "no index.json" in result.stderr and "Traceback" not in result.stderr

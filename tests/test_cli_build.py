@@ -22,16 +22,34 @@ def pdfx(capfd):
 def test_the_summary_counts_what_was_built_and_what_was_not(pdfx, tmp_path):
     records = write_records(tmp_path, [PAIR, PAIR, {"query": {"text": "r"}, "target": {"text": "t"}}, BROKEN])
     (tmp_path / "e").mkdir()
-    assert pdfx("shards", "build", write_records(tmp_path / "e", [PAIR]), "--out", tmp_path / "test", "--workers", "1")[0] == 0
+    assert (
+        pdfx("shards", "build", write_records(tmp_path / "e", [PAIR]), "--out", tmp_path / "test", "--workers", "1")[0]
+        == 0
+    )
     out = tmp_path / "train"
-    words = "shards", "build", records, "--out", out, "--deduplicate", "--evaluation", tmp_path / "test", "--leak", "query", "--workers", "1"
+    words = (
+        "shards",
+        "build",
+        records,
+        "--out",
+        out,
+        "--deduplicate",
+        "--evaluation",
+        tmp_path / "test",
+        "--leak",
+        "query",
+        "--workers",
+        "1",
+    )
     code, text, _ = pdfx(*words)
     first, second, third = text.splitlines()
     assert code == 0
     assert re.fullmatch(rf"{out}: 2 samples in 1 shards, 10240 bytes, fingerprint [0-9a-f]{{12}}", first)
     counts = "4 records: 2 samples, 1 that cannot be used (1 missing image), 1 left out on purpose (1 duplicate)."
     assert second == f"{counts} {out}/quarantine.jsonl lists those that are no samples."
-    assert third.startswith(f"1 records share something with an evaluation set (1 query); {out}/leakage.jsonl lists them; they are kept")
+    assert third.startswith(
+        f"1 records share something with an evaluation set (1 query); {out}/leakage.jsonl lists them; they are kept"
+    )
     code, text, _ = pdfx(*words)
     assert code == 0 and text.splitlines()[0] == first.replace(f"{out}:", f"{out} was complete already:")
     code, text, _ = pdfx(*words, "--drop-leaked", "--overwrite", "--json", "-")
@@ -41,10 +59,22 @@ def test_the_summary_counts_what_was_built_and_what_was_not(pdfx, tmp_path):
 
 
 def test_too_many_bad_records_end_with_1_and_one_sentence_and_a_larger_share_goes_on(pdfx, tmp_path):
-    words = "shards", "build", write_records(tmp_path, [PAIR] * 4 + [BROKEN] * 2), "--out", tmp_path / "out", "--workers", "1"
+    words = (
+        "shards",
+        "build",
+        write_records(tmp_path, [PAIR] * 4 + [BROKEN] * 2),
+        "--out",
+        tmp_path / "out",
+        "--workers",
+        "1",
+    )
     code, text, error = pdfx(*words)
     assert (code, text) == (1, "")
-    assert len(error.splitlines()) == 1 and "2 of the 6 records read cannot be used" in error and "--max-bad-share" in error
+    assert (
+        len(error.splitlines()) == 1
+        and "2 of the 6 records read cannot be used" in error
+        and "--max-bad-share" in error
+    )
     assert pdfx(*words, "--max-bad-share", "0.5")[0] == 0
     assert len(ShardedDataset(tmp_path / "out")) == 4
 
@@ -54,7 +84,18 @@ def test_every_setting_reaches_the_build(pdfx, tmp_path):
     (tmp_path / "images" / "a.png").write_bytes(picture(0, 40, 20))
     (tmp_path / "images" / "large.png").write_bytes(picture(1, 60, 60))
     records = [{"query": {"images": [name]}, "target": {"text": "t"}} for name in ["a.png"] * 5 + ["large.png"]]
-    words = ["--images", tmp_path / "images", "--samples-per-shard", "3", "--shard-bytes", "5KiB", "--resize", "10", "--image-format", "webp"]
+    words = [
+        "--images",
+        tmp_path / "images",
+        "--samples-per-shard",
+        "3",
+        "--shard-bytes",
+        "5KiB",
+        "--resize",
+        "10",
+        "--image-format",
+        "webp",
+    ]
     words += ["--quality", "50", "--max-image-pixels", "1000", "--workers", "0", "--format", "jsonl"]
     assert pdfx("shards", "build", write_records(tmp_path, records), "--out", tmp_path / "out", *words)[0] == 0
     dataset = ShardedDataset(tmp_path / "out")
@@ -77,17 +118,28 @@ def test_every_setting_reaches_the_build(pdfx, tmp_path):
         (["--quality", "50"], "quality has no effect, because no picture is re-encoded"),
         (["--leak", "query"], "has no effect without evaluation shards"),
         (["--format", "table", "--option", "delimiter=;"], "delimiter and quotes are for CSV and TSV"),
-        (["--format", "columns", "--option", "columns=query,target", "--option", "min_label=1"], "min_label=1 has no effect"),
-        (["--format", "columns", "--option", "columns=query,target", "--option", "images=key"], "images=key names 'key', which is none of the columns"),
+        (
+            ["--format", "columns", "--option", "columns=query,target", "--option", "min_label=1"],
+            "min_label=1 has no effect",
+        ),
+        (
+            ["--format", "columns", "--option", "columns=query,target", "--option", "images=key"],
+            "images=key names 'key', which is none of the columns",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_sentence_and_write_nothing(pdfx, tmp_path, words, sentence):
-    assert sentence in told(pdfx("shards", "build", write_records(tmp_path, [PAIR | {"key": "k"}]), "--out", tmp_path / "out", *words))
+    assert sentence in told(
+        pdfx("shards", "build", write_records(tmp_path, [PAIR | {"key": "k"}]), "--out", tmp_path / "out", *words)
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_a_key_that_a_record_has_twice_and_names_that_are_not_utf8_are_told_and_lose_nothing_else(pdfx, tmp_path):
-    lines = ['{"query": {"text": "a"}, "target": {"text": "b"}}', '{"query": {"text": "a"}, "query": {"text": "z"}, "target": {"text": "b"}}']
+    lines = [
+        '{"query": {"text": "a"}, "target": {"text": "b"}}',
+        '{"query": {"text": "a"}, "query": {"text": "z"}, "target": {"text": "b"}}',
+    ]
     source = tmp_path / os.fsdecode(b"d\xe4.jsonl")
     source.write_text("\n".join(lines))
     code, out, error = pdfx("shards", "build", source, "--out", tmp_path / "out")
@@ -97,7 +149,9 @@ def test_a_key_that_a_record_has_twice_and_names_that_are_not_utf8_are_told_and_
     assert code == 0 and "complete already" in out, error
 
 
-@pytest.mark.parametrize("text, size", [("1GB", 10**9), ("1GiB", 2**30), ("500 mb", 5 * 10**8), ("1.5k", 1500), ("4096", 4096), ("7B", 7)])
+@pytest.mark.parametrize(
+    "text, size", [("1GB", 10**9), ("1GiB", 2**30), ("500 mb", 5 * 10**8), ("1.5k", 1500), ("4096", 4096), ("7B", 7)]
+)
 def test_sizes_are_read_with_their_units(text, size):
     assert parse_bytes(text) == size
 
@@ -110,7 +164,16 @@ def test_what_is_no_size_is_refused(text):
 
 def test_rows_below_min_label_are_left_out_and_never_too_many(pdfx, tmp_path):
     (tmp_path / "a.csv").write_text("anchor,positive,score,source\n" + "q,d,0.9,x\n" * 2 + "q,d,0.1,x\n" * 8)
-    words = ["--option", "min_label=0.5", "--option", "columns=anchor,positive", "--max-bad-share", "0", "--workers", "1"]
+    words = [
+        "--option",
+        "min_label=0.5",
+        "--option",
+        "columns=anchor,positive",
+        "--max-bad-share",
+        "0",
+        "--workers",
+        "1",
+    ]
     code, text, _ = pdfx("shards", "build", tmp_path / "a.csv", "--out", tmp_path / "out", *words)
     assert code == 0
     assert "10 records: 2 samples, 0 that cannot be used, 8 left out on purpose (8 below min_label)." in text
@@ -122,19 +185,36 @@ def test_rows_below_min_label_are_left_out_and_never_too_many(pdfx, tmp_path):
 def test_a_pipe_or_device_in_place_of_records_is_refused_at_once(pdfx, tmp_path, kind, format):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "device.jsonl").symlink_to("/dev/zero")
-    words = ["--format", format, *(["--option", "query.text=q", "--option", "target.text=t"] if format == "table" else [])]
+    words = [
+        "--format",
+        format,
+        *(["--option", "query.text=q", "--option", "target.text=t"] if format == "table" else []),
+    ]
     told(pdfx("shards", "build", tmp_path / f"{kind}.jsonl", "--out", tmp_path / "out", *words))
 
 
-@pytest.mark.parametrize("command", [("describe",), ("check",), ("split", "--out", "a=0.5", "--out", "b=0.5"), ("merge", "--out", "c")])
+@pytest.mark.parametrize(
+    "command", [("describe",), ("check",), ("split", "--out", "a=0.5", "--out", "b=0.5"), ("merge", "--out", "c")]
+)
 def test_records_in_place_of_shards_are_told_with_the_command_that_is_wanted(pdfx, tmp_path, command):
     records = write_records(tmp_path, [PAIR])
     _, text, error = pdfx("shards", command[0], records, *command[1:])
-    assert f"{records} is a file, and shards are a directory" in text + error and f"pdfx shards build {records}" in text + error
+    assert (
+        f"{records} is a file, and shards are a directory" in text + error
+        and f"pdfx shards build {records}" in text + error
+    )
 
 
 def test_an_image_folder_that_is_not_there_is_named(pdfx, tmp_path):
-    words = "shards", "build", write_records(tmp_path, [PAIR]), "--out", tmp_path / "out", "--images", tmp_path / "nowhere"
+    words = (
+        "shards",
+        "build",
+        write_records(tmp_path, [PAIR]),
+        "--out",
+        tmp_path / "out",
+        "--images",
+        tmp_path / "nowhere",
+    )
     assert f"There is no image folder {tmp_path}/nowhere" in told(pdfx(*words))
 
 

@@ -15,7 +15,17 @@ from pdfx.data.coverage import Coverage, coverage_table
 from pdfx.host import console as console_module
 from pdfx.telemetry.metrics import Telemetry
 
-NASTY = ["news [/en]", "[bold]name", "a [red]b[/red]", "[", "[/]", ":smile: x", "[link=file:///etc]y[/link]", "naïve ✓", "\udcff.jpg"]
+NASTY = [
+    "news [/en]",
+    "[bold]name",
+    "a [red]b[/red]",
+    "[",
+    "[/]",
+    ":smile: x",
+    "[link=file:///etc]y[/link]",
+    "naïve ✓",
+    "\udcff.jpg",
+]
 
 PRINTS = """
 import sys
@@ -33,7 +43,15 @@ print("done", file=sys.stderr)
 def prints(kind: str, redirection: str) -> tuple[int, str]:
     """Exit code and stderr of a program that prints a lot, as tool or as a ``lasting`` run."""
     command = f'"{sys.executable}" -c "$PROGRAM" {kind} {redirection}; exit ${{PIPESTATUS[0]}}'
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=os.environ | {"PROGRAM": PRINTS}, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env=os.environ | {"PROGRAM": PRINTS},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     return done.returncode, done.stderr
 
 
@@ -46,8 +64,19 @@ def prints(kind: str, redirection: str) -> tuple[int, str]:
         ("tool", "2>&-", 0, ""),
         ("tool", "> /dev/null 2> /dev/full", 0, ""),
         ("tool", "> /dev/null <&-", 0, "done\n"),
-        ("lasting", "| head -1", 0, "<stdout> can no longer be written to (Broken pipe); this process continues without it.\ndone\n"),
-        ("lasting", "> /dev/full", 0, "<stdout> can no longer be written to (No space left on device); this process continues without it.\ndone\n"),
+        (
+            "lasting",
+            "| head -1",
+            0,
+            "<stdout> can no longer be written to (Broken pipe); this process continues without it.\ndone\n",
+        ),
+        (
+            "lasting",
+            "> /dev/full",
+            0,
+            "<stdout> can no longer be written to (No space left on device); this process continues without "
+            "it.\ndone\n",
+        ),
         ("lasting", "2>&1 | head -1", 0, ""),
         ("lasting", ">&- 2>&-", 0, ""),
     ],
@@ -59,9 +88,17 @@ def test_a_lost_stream_ends_a_tool_as_it_ends_others_and_a_run_not_at_all(kind, 
 
 
 def test_a_file_that_is_opened_later_does_not_take_the_place_of_a_closed_stream(tmp_path):
-    program = f"from pdfx.host.console import *\nopen_streams()\nf = open({str(tmp_path / 'data')!r}, 'w')\nimport os; os.write(1, b'noise')\nprint('noise')"
-    command = f"\"{sys.executable}\" -c \"$PROGRAM\" <&- >&- 2>&-"
-    assert subprocess.run(["bash", "-c", command], cwd=ROOT, env=os.environ | {"PROGRAM": program}, timeout=60, check=False).returncode == 0
+    program = (
+        f"from pdfx.host.console import *\nopen_streams()\nf = open({str(tmp_path / 'data')!r}, 'w')\nimport "
+        "os; os.write(1, b'noise')\nprint('noise')"
+    )
+    command = f'"{sys.executable}" -c "$PROGRAM" <&- >&- 2>&-'
+    assert (
+        subprocess.run(
+            ["bash", "-c", command], cwd=ROOT, env=os.environ | {"PROGRAM": program}, timeout=60, check=False
+        ).returncode
+        == 0
+    )
     assert (tmp_path / "data").read_text() == ""
 
 
@@ -72,7 +109,13 @@ def test_names_reach_the_console_as_they_are_in_any_encoding_and_width(tmp_path,
     monkeypatch.setenv("COLUMNS", columns)
     # Printed through the streams that the commands print through.
     stream = (tmp_path / "out").open("w")
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(console_module._Output(stream.fileno(), "<stdout>")), encoding, "backslashreplace"))
+    monkeypatch.setattr(
+        sys,
+        "stdout",
+        io.TextIOWrapper(
+            io.BufferedWriter(console_module._Output(stream.fileno(), "<stdout>")), encoding, "backslashreplace"
+        ),
+    )
     telemetry = Telemetry(tmp_path, 3, 1, tensorboard=False)
     telemetry.say(f"{name} ✓")
     telemetry.log_coverage(1, {"epoch": 1.0}, Coverage([name], [3]).report([3]))
@@ -89,7 +132,10 @@ def test_names_reach_the_console_as_they_are_in_any_encoding_and_width(tmp_path,
 @pytest.mark.parametrize("name", NASTY[:-1])
 def test_a_progress_bar_shows_names_as_they_are(monkeypatch, name):
     screen = io.StringIO()
-    monkeypatch.setattr("pdfx.cli.shared.console", lambda stderr: console_module.console(screen, force_terminal=True, color_system=None, width=200))
+    monkeypatch.setattr(
+        "pdfx.cli.shared.console",
+        lambda stderr: console_module.console(screen, force_terminal=True, color_system=None, width=200),
+    )
     with ProgressBar() as bar:
         bar.counter(f"embedding {name}")(1, 2)
         bar.refresh()
@@ -101,5 +147,11 @@ def test_consoles_and_columns_that_would_read_markup_are_made_in_one_place_only(
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and path != Path(console_module.__file__):
                 assert node.func.id != "Console", path
-                literal = node.func.id == "TextColumn" and isinstance(node.args[0], ast.Constant) and "{" not in node.args[0].value
-                assert node.func.id != "TextColumn" or literal or any(keyword.arg == "markup" for keyword in node.keywords), path
+                literal = (
+                    node.func.id == "TextColumn"
+                    and isinstance(node.args[0], ast.Constant)
+                    and "{" not in node.args[0].value
+                )
+                assert (
+                    node.func.id != "TextColumn" or literal or any(keyword.arg == "markup" for keyword in node.keywords)
+                ), path

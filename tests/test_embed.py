@@ -29,7 +29,8 @@ def export(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory) -> Path:
-    """A JSONL file of texts, pictures and both, with a character that splits lines elsewhere, and its pictures beside it."""
+    """A JSONL file of texts, pictures and both, with a character that splits lines elsewhere, and its pictures beside
+    it."""
     folder = tmp_path_factory.mktemp("input")
     records = []
     for i, item in enumerate(items("mixed", COUNT)):
@@ -115,7 +116,9 @@ def test_two_ranks_of_torchrun_write_what_one_process_does(job):
     job.out.unlink()
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pdfx"]
     command = [*launch, "embed", str(job.model), str(job.input), "--out", str(job.out), "--batch-size", "4"]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [f"{job.out}: {COUNT} x {PATHS} x {HIDDEN}"]
     assert np.allclose(np.load(job.out), alone, atol=ROUNDING)
@@ -171,7 +174,10 @@ def test_a_picture_that_the_processor_refuses_is_named_with_its_line(job, tmp_pa
         main(["embed", str(export), str(folder / "thin.jsonl"), "--out", str(job.out), "--batch-size", "2"])
     told = " ".join(capsys.readouterr().err.split())
     assert ended.value.code == 2 and "Traceback" not in told
-    assert f"thin.jsonl line 3: the item with the image {folder / 'thin.png'} cannot be embedded: absolute aspect ratio must be smaller than 200" in told
+    assert (
+        f"thin.jsonl line 3: the item with the image {folder / 'thin.png'} cannot be embedded: absolute aspect ratio "
+        "must be smaller than 200" in told
+    )
     assert left_behind(job) == []
 
 
@@ -181,7 +187,8 @@ def test_texts_that_were_cut_are_counted_and_their_first_lines_named(job, capsys
     path.write_text("".join(json.dumps({"text": "red green blue " * (1000 if i % 2 else 1)}) + "\n" for i in range(14)))
     embed_file(replace(job, input=path), processes)
     assert capsys.readouterr().err.strip() == (
-        "7 of 14 texts are longer than the model's max_text_tokens (512) and were cut there: lines 2, 4, 6, 8, 10 and 2 more."
+        "7 of 14 texts are longer than the model's max_text_tokens (512) and were cut there: lines 2, 4, 6, 8, 10 "
+        "and 2 more."
     )
 
 
@@ -250,7 +257,10 @@ def test_directories_that_are_no_export_are_refused(export, tmp_path):
         load_export(tmp_path)
 
 
-@pytest.mark.parametrize(("damage", "sentence"), [("missing", "cannot be loaded"), ("truncated", "model.safetensors is not a safetensors file, or is damaged")])
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [("missing", "cannot be loaded"), ("truncated", "model.safetensors is not a safetensors file, or is damaged")],
+)
 def test_an_export_without_its_whole_weights_is_refused(export, tmp_path, damage, sentence):
     for path in export.iterdir():
         if path.is_file() and not (damage == "missing" and path.name == "model.safetensors"):

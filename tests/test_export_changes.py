@@ -109,7 +109,10 @@ def test_a_file_that_is_not_what_the_conversion_wrote_is_refused(folder, kind, t
     for name in listed(folder):
         with Kept(folder / name, tmp_path / "aside"):
             change(folder / name, kind)
-            with pytest.raises(UserError, match="is missing|is not the file of the conversion|is damaged|holds no config.json|cannot be read") as error:
+            with pytest.raises(
+                UserError,
+                match="is missing|is not the file of the conversion|is damaged|holds no config.json|cannot be read",
+            ) as error:
                 read(folder / "export")
             assert Path(name).name in str(error.value)
     read(folder / "export")
@@ -119,7 +122,13 @@ def test_any_damage_of_the_record_is_told(folder, tmp_path):
     record = folder / "export" / RECORD
     with Kept(record, tmp_path / "aside"):
         more = {"more.json": json.loads(record.read_text())["files"]["config.json"]}
-        for damaged in ("", "[]", '{"files": 3}', '{"files": {"config.json": {"bytes": 1}}}', json.dumps({"files": more})):
+        for damaged in (
+            "",
+            "[]",
+            '{"files": 3}',
+            '{"files": {"config.json": {"bytes": 1}}}',
+            json.dumps({"files": more}),
+        ):
             record.write_text(damaged)
             with pytest.raises(UserError, match=f"{RECORD} is damaged|more.json is missing"):
                 read(folder / "export")
@@ -128,13 +137,22 @@ def test_any_damage_of_the_record_is_told(folder, tmp_path):
         read(folder / "export")
 
 
-ADDED = ["preprocessor_config.json", "adapter_config.json", "added_tokens.json", "model-00009-of-00009.safetensors", "more/x.json", "more.py"]
+ADDED = [
+    "preprocessor_config.json",
+    "adapter_config.json",
+    "added_tokens.json",
+    "model-00009-of-00009.safetensors",
+    "more/x.json",
+    "more.py",
+]
 
 
 @pytest.mark.parametrize("name", ADDED)
 def test_a_file_that_was_added_is_named(folder, name):
     expected, added = read(folder / "export"), folder / "export" / name
-    content = min((folder / "export").glob("model*.safetensors")).read_bytes() if added.suffix == ".safetensors" else b"{}"
+    content = (
+        min((folder / "export").glob("model*.safetensors")).read_bytes() if added.suffix == ".safetensors" else b"{}"
+    )
     added.parent.mkdir(exist_ok=True)
     added.write_bytes(content)
     try:
@@ -165,13 +183,20 @@ def test_documents_and_hidden_files_and_links_to_the_same_content_are_harmless(f
         assert torch.equal(read(tmp_path / "export"), expected)
 
 
-def test_a_file_that_is_written_over_while_the_model_is_in_use_is_told_and_one_with_another_in_its_place_is_harmless(folder, tmp_path):
+def test_a_file_that_is_written_over_while_the_model_is_in_use_is_told_and_one_with_another_in_its_place_is_harmless(
+    folder, tmp_path
+):
     expected = read(folder / "export")
     for name in listed(folder):
         for kind in ("removed", "replaced", "linked to another"):
             with Kept(folder / name, tmp_path / "aside"):
-                assert torch.equal(read(folder / "export", lambda name=name, kind=kind: change(folder / name, kind)), expected)
-        with Kept(folder / name, tmp_path / "aside"), pytest.raises(UserError, match=f"{folder / name} changed while the model was in use"):
+                assert torch.equal(
+                    read(folder / "export", lambda name=name, kind=kind: change(folder / name, kind)), expected
+                )
+        with (
+            Kept(folder / name, tmp_path / "aside"),
+            pytest.raises(UserError, match=f"{folder / name} changed while the model was in use"),
+        ):
             read(folder / "export", lambda name=name: change(folder / name, "written over"))
 
 

@@ -1,4 +1,5 @@
-"""Files that are written, and drafts of directories: what a killed process left is removed, what a living one writes is not, however many begin at once."""
+"""Files that are written, and drafts of directories: what a killed process left is removed, what a living one writes is
+not, however many begin at once."""
 
 import json
 import os
@@ -35,7 +36,9 @@ while time.monotonic() < end:
 
 def start(script: str, final: Path) -> subprocess.Popen:
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", script, str(final)], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(final)], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
 
 
 def test_a_living_processs_draft_stays_and_a_killed_ones_is_removed(tmp_path):

@@ -1,4 +1,5 @@
-"""Every command whose output finds no room: one sentence that names it, exit code 2, and nothing half written is left."""
+"""Every command whose output finds no room: one sentence that names it, exit code 2, and nothing half written is
+left."""
 
 import json
 import os
@@ -36,12 +37,16 @@ print(json.dumps(outcomes))
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
-    """By command: exit code, stderr, and the folder that was to hold its output; all run in one process, so that it imports once."""
+    """By command: exit code, stderr, and the folder that was to hold its output; all run in one process, so that it
+    imports once."""
     folder = tmp_path_factory.mktemp("full")
     shards, export = tiny_shards(folder), tiny_export(folder / "model")
     items = folder / "items.jsonl"
     items.write_text("".join(f'{{"text": "number {i}"}}\n' for i in range(40)))
-    outs = {name: folder / "out" / name for name in ("embed", "embed2", "merge", "split", "build", "describe", "sheet", "evaluate")}
+    outs = {
+        name: folder / "out" / name
+        for name in ("embed", "embed2", "merge", "split", "build", "describe", "sheet", "evaluate")
+    }
     for out in outs.values():
         out.mkdir(parents=True)
     commands = {
@@ -55,7 +60,16 @@ def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
         "evaluate": ["evaluate", export, shards, "--json", outs["evaluate"] / "metrics.json"],
     }
     given = json.dumps([[str(word) for word in words] for words in commands.values()])
-    done = subprocess.run([sys.executable, "-c", CHILD], input=given, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=given,
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     return {name: (code, errors, outs[name]) for name, (code, errors) in zip(commands, results, strict=True)}

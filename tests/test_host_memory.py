@@ -25,7 +25,9 @@ PAGES = 64 * 2**20 // 4096
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_blocks_that_are_freed_and_taken_again_cost_no_page_faults():
-    output = subprocess.run([sys.executable, "-c", SCRIPT, "keep"], capture_output=True, text=True, check=True).stdout.split()
+    output = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "keep"], capture_output=True, text=True, check=True
+    ).stdout.split()
     if output[0] == "False":
         pytest.skip("this C library is not glibc, or its own variables are set")
     assert int(output[1]) < PAGES / 10

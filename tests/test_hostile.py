@@ -1,4 +1,5 @@
-"""Files from elsewhere run nothing: a corpus of hostile runs, exports, checkpoints, backbones, shards and servers, with a witness of whatever is executed."""
+"""Files from elsewhere run nothing: a corpus of hostile runs, exports, checkpoints, backbones, shards and servers, with
+a witness of whatever is executed."""
 
 import json
 import os
@@ -48,7 +49,8 @@ class Harm:
 
 @pytest.fixture
 def witness(tmp_path, monkeypatch):
-    """A path that comes into being when something of the corpus is executed: Python, a pickle, or Ghostscript. It must never exist."""
+    """A path that comes into being when something of the corpus is executed: Python, a pickle, or Ghostscript. It must
+    never exist."""
     seen = tmp_path / "executed"
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -79,7 +81,11 @@ def adapter(export, tmp_path_factory) -> Path:
     folder, backbone = tmp_path_factory.mktemp("adapter") / "adapter", export.parent / "backbone"
     shutil.copytree(export, folder)
     edit(folder / "config.json", base_model={"path": str(backbone), "revision": None})
-    own = {name: value for name, value in load_file(folder / "model.safetensors").items() if ".prefix." in name or not name.startswith("backbone.")}
+    own = {
+        name: value
+        for name, value in load_file(folder / "model.safetensors").items()
+        if ".prefix." in name or not name.startswith("backbone.")
+    }
     save_file(own, folder / "model.safetensors", {"format": "pt"})
     embedder = ParallelEmbedder.from_backbone(str(backbone), paths=PATHS, prefix_length=4)
     settings = peft.LoraConfig(r=2, target_modules=r".*language_model\..*q_proj", task_type="FEATURE_EXTRACTION")
@@ -93,11 +99,22 @@ def pickled_weights(folder: Path, witness: Path, name: str = "pytorch_model.bin"
         file.unlink()
 
 
-AUTO = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoProcessor": "evil.Processor", "AutoTokenizer": ["evil.T", "evil.T"]}
+AUTO = {
+    "AutoConfig": "evil.Config",
+    "AutoModel": "evil.Model",
+    "AutoProcessor": "evil.Processor",
+    "AutoTokenizer": ["evil.T", "evil.T"],
+}
 
 
 def adapter_beside(folder: Path, _) -> None:
-    settings = {"peft_type": "LORA", "megatron_config": {"x": 1}, "megatron_core": "evil", "target_modules": ["q_proj"], "base_model_name_or_path": str(folder)}
+    settings = {
+        "peft_type": "LORA",
+        "megatron_config": {"x": 1},
+        "megatron_core": "evil",
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": str(folder),
+    }
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
@@ -106,19 +123,42 @@ def nested(folder: Path, **changes) -> None:
 
 
 EXPORTS = {
-    "modules for an unknown type": (lambda f, _: (nested(f, model_type="evil"), edit(f / "config.json", modules=["evil.py"])), "brings code of its own"),
+    "modules for an unknown type": (
+        lambda f, _: (nested(f, model_type="evil"), edit(f / "config.json", modules=["evil.py"])),
+        "brings code of its own",
+    ),
     "modules for a known type": (lambda f, _: edit(f / "config.json", modules=["evil.py"]), None),
-    "modules elsewhere": (lambda f, _: (nested(f, model_type="evil"), edit(f / "config.json", modules=["../export/evil.py"])), "brings code of its own"),
+    "modules elsewhere": (
+        lambda f, _: (nested(f, model_type="evil"), edit(f / "config.json", modules=["../export/evil.py"])),
+        "brings code of its own",
+    ),
     "remote code": (lambda f, _: edit(f / "config.json", auto_map=AUTO), None),
     "other model code": (lambda f, w: [file.write_text(code(w)) for file in f.glob("*.py")], None),
     "remote code of the backbone": (lambda f, _: nested(f, auto_map=AUTO), None),
-    "remote code of the backbone and no other": (lambda f, _: nested(f, auto_map=AUTO, model_type="evil"), "cannot be loaded"),
-    "remote processor": (lambda f, _: edit(f / "processor_config.json", auto_map=AUTO, processor_class="Evil"), "cannot be loaded"),
-    "remote tokenizer": (lambda f, _: edit(f / "tokenizer_config.json", auto_map=AUTO, tokenizer_class="Evil"), "cannot be loaded"),
-    "attention from the hub": (lambda f, _: nested(f, attn_implementation="evil/attention"), "which is code from elsewhere"),
+    "remote code of the backbone and no other": (
+        lambda f, _: nested(f, auto_map=AUTO, model_type="evil"),
+        "cannot be loaded",
+    ),
+    "remote processor": (
+        lambda f, _: edit(f / "processor_config.json", auto_map=AUTO, processor_class="Evil"),
+        "cannot be loaded",
+    ),
+    "remote tokenizer": (
+        lambda f, _: edit(f / "tokenizer_config.json", auto_map=AUTO, tokenizer_class="Evil"),
+        "cannot be loaded",
+    ),
+    "attention from the hub": (
+        lambda f, _: nested(f, attn_implementation="evil/attention"),
+        "which is code from elsewhere",
+    ),
     "an adapter beside the weights": (adapter_beside, "holds a PEFT adapter"),
     "pickled weights": (pickled_weights, "cannot be loaded"),
-    "a template": (lambda f, w: (f / "chat_template.jinja").write_text("{{ cycler.__init__.__globals__.os.mkdir('" + str(w) + "') }}"), None),
+    "a template": (
+        lambda f, w: (f / "chat_template.jinja").write_text(
+            "{{ cycler.__init__.__globals__.os.mkdir('" + str(w) + "') }}"
+        ),
+        None,
+    ),
 }
 
 
@@ -140,15 +180,36 @@ def test_an_export_runs_nothing_unless_it_is_trusted(export, witness, tmp_path, 
 
 ADAPTERS = {
     "as it is": (lambda f, _: None, None),
-    "megatron": (lambda f, _: edit(f / "adapter/adapter_config.json", megatron_core="evil", megatron_config={"x": 1}), "in its adapter_config"),
-    "megatron's settings alone": (lambda f, _: edit(f / "adapter/adapter_config.json", megatron_config={"x": 1}), "'megatron_config' in its adapter_config"),
-    "another parent library": (lambda f, _: edit(f / "adapter/adapter_config.json", auto_mapping={"parent_library": "evil"}), "'auto_mapping' in its adapter"),
-    "layers twice": (lambda f, _: edit(f / "adapter/adapter_config.json", layer_replication=[[0, 1], [0, 1]]), "'layer_replication' in its adapter"),
-    "another method": (lambda f, _: edit(f / "adapter/adapter_config.json", peft_type="VERA"), "'peft_type' in its adapter_config"),
+    "megatron": (
+        lambda f, _: edit(f / "adapter/adapter_config.json", megatron_core="evil", megatron_config={"x": 1}),
+        "in its adapter_config",
+    ),
+    "megatron's settings alone": (
+        lambda f, _: edit(f / "adapter/adapter_config.json", megatron_config={"x": 1}),
+        "'megatron_config' in its adapter_config",
+    ),
+    "another parent library": (
+        lambda f, _: edit(f / "adapter/adapter_config.json", auto_mapping={"parent_library": "evil"}),
+        "'auto_mapping' in its adapter",
+    ),
+    "layers twice": (
+        lambda f, _: edit(f / "adapter/adapter_config.json", layer_replication=[[0, 1], [0, 1]]),
+        "'layer_replication' in its adapter",
+    ),
+    "another method": (
+        lambda f, _: edit(f / "adapter/adapter_config.json", peft_type="VERA"),
+        "'peft_type' in its adapter_config",
+    ),
     "pickled adapter": (lambda f, w: pickled_weights(f / "adapter", w, "adapter_model.bin"), "cannot be loaded"),
     "pickled weights": (pickled_weights, "cannot be loaded"),
-    "a backbone with remote code": (lambda f, w: backbone_of(f, lambda b: edit(b / "config.json", auto_map=AUTO)), None),
-    "a backbone with pickled weights": (lambda f, w: backbone_of(f, lambda b: pickled_weights(b, w)), "cannot be loaded"),
+    "a backbone with remote code": (
+        lambda f, w: backbone_of(f, lambda b: edit(b / "config.json", auto_map=AUTO)),
+        None,
+    ),
+    "a backbone with pickled weights": (
+        lambda f, w: backbone_of(f, lambda b: pickled_weights(b, w)),
+        "cannot be loaded",
+    ),
     "a backbone with an adapter": (lambda f, w: backbone_of(f, lambda b: adapter_beside(b, w)), "holds a PEFT adapter"),
 }
 
@@ -205,7 +266,14 @@ def hostile_run(folder: Path, witness: Path, **model) -> Path:
     return run
 
 
-@pytest.mark.parametrize("words", [["convert", "{run}", "--out", "{out}"], ["train", "{run}/config.yaml", "--dry-run"], ["train", "{run}/config.yaml"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", "{run}", "--out", "{out}"],
+        ["train", "{run}/config.yaml", "--dry-run"],
+        ["train", "{run}/config.yaml"],
+    ],
+)
 @pytest.mark.parametrize("place", ["", "checkpoints/step-00000001/"])
 def test_a_runs_python_files_run_only_with_consent_on_the_command_line(witness, tmp_path, capfd, words, place):
     run = hostile_run(tmp_path, witness)
@@ -213,7 +281,11 @@ def test_a_runs_python_files_run_only_with_consent_on_the_command_line(witness, 
         return
     words = [word.format(run=run / place, out=tmp_path / "out").replace("//", "/") for word in words]
     status, _, error = run_pdfx(capfd, *words)
-    assert status == 2 and "Python code that would run here; read it, then allow it with model.trust_remote_code=true" in " ".join(error.split())
+    assert (
+        status == 2
+        and "Python code that would run here; read it, then allow it with model.trust_remote_code=true"
+        in " ".join(error.split())
+    )
 
 
 def test_with_consent_they_run(tmp_path, capfd):
@@ -226,11 +298,20 @@ def test_with_consent_they_run(tmp_path, capfd):
 
 BACKBONES = {
     "remote code": (lambda f, _: edit(f / "config.json", auto_map=AUTO), None),
-    "remote code and no other": (lambda f, _: edit(f / "config.json", auto_map=AUTO, model_type="evil"), "cannot be used as a backbone"),
-    "remote processor": (lambda f, _: edit(f / "processor_config.json", auto_map=AUTO, processor_class="Evil"), "cannot be used as a backbone"),
+    "remote code and no other": (
+        lambda f, _: edit(f / "config.json", auto_map=AUTO, model_type="evil"),
+        "cannot be used as a backbone",
+    ),
+    "remote processor": (
+        lambda f, _: edit(f / "processor_config.json", auto_map=AUTO, processor_class="Evil"),
+        "cannot be used as a backbone",
+    ),
     "pickled weights": (pickled_weights, "cannot be used as a backbone"),
     "an adapter": (adapter_beside, "holds a PEFT adapter"),
-    "attention from the hub": (lambda f, _: edit(f / "config.json", attn_implementation="evil/attention"), "which is code from elsewhere"),
+    "attention from the hub": (
+        lambda f, _: edit(f / "config.json", attn_implementation="evil/attention"),
+        "which is code from elsewhere",
+    ),
 }
 
 
@@ -263,14 +344,24 @@ def test_a_probe_starts_no_program(export, witness, tmp_path):
     (probe / "0.0.png").write_bytes(EPS)
     (probe / "items.json").write_text(json.dumps([{"side": "query", "text": "", "images": ["0.0.png"]}]))
     script = str(Path(sys.modules["pdfx"].__file__).with_name("export_check.py"))
-    done = subprocess.run([sys.executable, "-P", script, str(export), str(probe), str(tmp_path / "result")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", script, str(export), str(probe), str(tmp_path / "result")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode != 0 and "are no picture in a known format" in done.stderr
 
 
 SHARDS = {
     "pickled offsets": (lambda f, w: (f / "00000.idx.npy").write_bytes(pickled_array(w)), "cannot be read"),
-    "a pickle for offsets": (lambda f, w: (f / "00000.idx.npy").write_bytes(pickle.dumps(Harm(w)) + bytes(400)), "cannot be read"),
-    "names that lead elsewhere": (lambda f, _: (f / "index.json").write_text((f / "index.json").read_text().replace("00000.tar", "../x.tar")), "is damaged"),
+    "a pickle for offsets": (
+        lambda f, w: (f / "00000.idx.npy").write_bytes(pickle.dumps(Harm(w)) + bytes(400)),
+        "cannot be read",
+    ),
+    "names that lead elsewhere": (
+        lambda f, _: (f / "index.json").write_text((f / "index.json").read_text().replace("00000.tar", "../x.tar")),
+        "is damaged",
+    ),
 }
 
 

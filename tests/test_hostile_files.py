@@ -1,4 +1,5 @@
-"""Each reader, on each file that lies about its kind or size, ends with one sentence, within a bound of memory and of time."""
+"""Each reader, on each file that lies about its kind or size, ends with one sentence, within a bound of memory and of
+time."""
 
 import json
 import os
@@ -11,10 +12,17 @@ import pytest
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> list[tuple[str, str, str, str]]:
-    """(case, reader, what became of it, sentence) of everything, from one process of its own, because limits are those of processes."""
+    """(case, reader, what became of it, sentence) of everything, from one process of its own, because limits are those
+    of processes."""
     folder = tmp_path_factory.mktemp("hostile")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    done = subprocess.run([sys.executable, "-m", "malformed.hostile", folder], capture_output=True, text=True, env=environment, timeout=280)
+    done = subprocess.run(
+        [sys.executable, "-m", "malformed.hostile", folder],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
@@ -22,5 +30,7 @@ def outcomes(tmp_path_factory) -> list[tuple[str, str, str, str]]:
 def test_every_reader_ends_with_a_sentence_about_every_hostile_file(outcomes):
     assert len(outcomes) > 300
     assert [outcome for outcome in outcomes if outcome[2] not in ("refused", "found")] == []
-    wrong = [outcome for outcome in outcomes if not 10 < len(outcome[3]) < 700 or "\n" in outcome[3] or "Errno" in outcome[3]]
+    wrong = [
+        outcome for outcome in outcomes if not 10 < len(outcome[3]) < 700 or "\n" in outcome[3] or "Errno" in outcome[3]
+    ]
     assert [outcome for outcome in wrong if outcome[0] != "lock"] == []

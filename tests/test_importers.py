@@ -1,4 +1,5 @@
-"""Every example of docs/importers.md does what it says: its files are written, its command is run, and the shards are compared."""
+"""Every example of docs/importers.md does what it says: its files are written, its command is run, and the shards are
+compared."""
 
 import json
 import re
@@ -16,7 +17,9 @@ from pdfx.cli.app import main
 from pdfx.data import ShardedDataset
 
 TEXT = (Path(__file__).parents[1] / "docs" / "importers.md").read_text(encoding="utf-8")
-SECTIONS = {match[1]: match[2] for match in re.finditer(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)}
+SECTIONS = {
+    match[1]: match[2] for match in re.finditer(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+}
 FENCE = re.compile(r"^(?:`([^`\n]+)`:|(gives|and quarantines)|[^\n]*)\n```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -32,18 +35,25 @@ def run(block: str) -> None:
 
 
 def without_content_hash(stored: dict, documented: dict) -> dict:
-    """The stored record, without identities that the documented one leaves out because they are hashes of the content."""
+    """The stored record, without identities that the documented one leaves out because they are hashes of the
+    content."""
     negatives = [
         without_content_hash(negative, shown or {}) if negative else negative
         for negative, shown in zip_longest(stored.get("negatives", []), documented.get("negatives", []))
     ]
-    kept = {name: value for name, value in stored.items() if name in documented or not (name == "target_id" and re.fullmatch("[0-9a-f]{32}", value))}
+    kept = {
+        name: value
+        for name, value in stored.items()
+        if name in documented or not (name == "target_id" and re.fullmatch("[0-9a-f]{32}", value))
+    }
     return {**kept, "negatives": negatives} if "negatives" in stored else kept
 
 
 def check(role: str, lines: list[dict], shards: Path) -> None:
     if role == "gives":
-        stored = [json.loads(record.model_dump_json(exclude_none=True)) for _, record in ShardedDataset(shards).records()]
+        stored = [
+            json.loads(record.model_dump_json(exclude_none=True)) for _, record in ShardedDataset(shards).records()
+        ]
         assert len(stored) == len(lines)
         assert [without_content_hash(record, line) for record, line in zip(stored, lines, strict=True)] == lines
     else:
@@ -55,7 +65,11 @@ def check(role: str, lines: list[dict], shards: Path) -> None:
 def test_the_example_of_each_importer_gives_what_it_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     section = SECTIONS[name]
-    for number, path in enumerate(path for line in re.findall(r"^Pictures: (.*)\.$", section, re.MULTILINE) for path in re.findall("`(.*?)`", line)):
+    for number, path in enumerate(
+        path
+        for line in re.findall(r"^Pictures: (.*)\.$", section, re.MULTILINE)
+        for path in re.findall("`(.*?)`", line)
+    ):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(picture(number))
     shards, seen = None, set()
@@ -79,7 +93,11 @@ def test_the_example_of_each_importer_gives_what_it_says(name, tmp_path, monkeyp
 def test_every_format_has_a_section_and_each_of_its_options_is_in_it():
     assert set(SECTIONS) == set(FORMATS)
     for name, format in FORMATS.items():
-        named = [option for line in re.findall(r"^\| (`.*?) \|", SECTIONS[name], re.MULTILINE) for option in re.findall("`(.*?)`", line)]
+        named = [
+            option
+            for line in re.findall(r"^\| (`.*?) \|", SECTIONS[name], re.MULTILINE)
+            for option in re.findall("`(.*?)`", line)
+        ]
         assert sorted(named) == sorted(format.options), name
         assert f"| [`{name}`](#{name}) |" in TEXT
 

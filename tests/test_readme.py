@@ -1,4 +1,5 @@
-"""Every command and every piece of code in the README runs as it stands there, on small data and a small model of the names it uses."""
+"""Every command and every piece of code in the README runs as it stands there, on small data and a small model of the
+names it uses."""
 
 import json
 import os
@@ -16,7 +17,13 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
 MAKE = [command for command in COMMANDS if command.startswith("make ")]
-SMALL = ["train.max_steps=2", "train.gradient_accumulation_steps=2", "train.save_steps=2", "train.bf16=false", "model.prefix.length=4"]
+SMALL = [
+    "train.max_steps=2",
+    "train.gradient_accumulation_steps=2",
+    "train.save_steps=2",
+    "train.bf16=false",
+    "model.prefix.length=4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +66,10 @@ def test_every_command_and_the_python_code_run_in_the_readmes_order(folder):
                 words = ["deepspeed", "--num_accelerators", "2", *words[1:], *SMALL]
             run(words, folder)
     assert (folder / "runs/first/metrics.jsonl").read_text().count("\n") >= 1
-    parts = [json.loads((folder / "shards" / part / "index.json").read_text())["samples"] for part in ("all", "train", "test")]
+    parts = [
+        json.loads((folder / "shards" / part / "index.json").read_text())["samples"]
+        for part in ("all", "train", "test")
+    ]
     assert parts[0] == 32 == parts[1] + parts[2] and 0 < parts[2] < parts[1]
     assert json.loads((folder / "metrics.json").read_text())["queries"] == parts[2]
     assert "evaluation/query_to_target/fused/recall@1" in (folder / "runs/first/metrics.jsonl").read_text()
@@ -70,7 +80,9 @@ def test_the_make_targets_of_the_readme_exist():
     assert MAKE == ["make quickstart", "make test"]
     for command in MAKE:
         assert shutil.which("make")
-        plan = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        plan = subprocess.run(
+            [*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         assert ".venv/bin/python" in plan
 
 

@@ -17,7 +17,9 @@ def test_nothing_lies_loose_at_the_root():
 
 
 def test_every_module_is_in_a_room_and_every_room_has_modules():
-    assert {draw_rooms.room_of(module) for module in draw_rooms.modules() if module != "data_tools"} == set(draw_rooms.ROOMS)
+    assert {draw_rooms.room_of(module) for module in draw_rooms.modules() if module != "data_tools"} == set(
+        draw_rooms.ROOMS
+    )
 
 
 def test_no_room_imports_upwards():
@@ -34,7 +36,11 @@ def test_no_modules_import_one_another_in_a_circle():
 
 
 def test_only_the_command_line_imports_the_data_tools():
-    users = {draw_rooms.room_of(module) for module, other in IMPORTS if other.startswith("data_tools") and module.startswith("pdfx")}
+    users = {
+        draw_rooms.room_of(module)
+        for module, other in IMPORTS
+        if other.startswith("data_tools") and module.startswith("pdfx")
+    }
     assert users == {"pdfx.cli"}
 
 
@@ -45,7 +51,9 @@ def test_the_data_tools_need_little_of_pdfx():
 
 
 def test_the_model_stands_alone():
-    assert {other for module, other in IMPORTS if module.startswith("pdfx.model") and not other.startswith("pdfx.model")} == set()
+    assert {
+        other for module, other in IMPORTS if module.startswith("pdfx.model") and not other.startswith("pdfx.model")
+    } == set()
 
 
 def test_the_architecture_shows_the_rooms_as_they_are():
@@ -58,6 +66,12 @@ def test_a_room_is_described_in_one_line(room):
 
 
 def test_files_are_tracked_where_they_are_imported_from():
-    tracked = subprocess.run(["git", "ls-files", "pdfx", "data_tools"], cwd=draw_rooms.ROOT, capture_output=True, text=True).stdout.split()
-    paths = {path.relative_to(draw_rooms.ROOT).as_posix() for name, path in draw_rooms.modules().items() if not name.startswith("launch")}
+    tracked = subprocess.run(
+        ["git", "ls-files", "pdfx", "data_tools"], cwd=draw_rooms.ROOT, capture_output=True, text=True
+    ).stdout.split()
+    paths = {
+        path.relative_to(draw_rooms.ROOT).as_posix()
+        for name, path in draw_rooms.modules().items()
+        if not name.startswith("launch")
+    }
     assert not tracked or paths <= set(tracked)

@@ -31,11 +31,18 @@ def test_what_is_loaded_and_saved_elsewhere_embeds_alike_without_pdfx(tmp_path, 
     export, probe = tiny_export(tmp_path, family), tmp_path / "probe"
     write_probe(load_export(export), probe)
     ParallelEmbedder.from_pretrained(export).save_pretrained(tmp_path / "second")
-    subprocess.run([sys.executable, "-P", "-c", SAVE_WITHOUT_PDFX, str(tmp_path / "second"), str(tmp_path / "third")], cwd=tmp_path, check=True, timeout=200)
+    subprocess.run(
+        [sys.executable, "-P", "-c", SAVE_WITHOUT_PDFX, str(tmp_path / "second"), str(tmp_path / "third")],
+        cwd=tmp_path,
+        check=True,
+        timeout=200,
+    )
     assert verify_export(tmp_path / "third", probe) < 1e-6
     names = {path.name for path in export.iterdir()}
     assert {path.name for path in (tmp_path / "second").iterdir()} == names
-    assert {path.name for path in (tmp_path / "third").iterdir() if "safetensors" not in path.name} == names - {"model.safetensors"}
+    assert {path.name for path in (tmp_path / "third").iterdir() if "safetensors" not in path.name} == names - {
+        "model.safetensors"
+    }
 
 
 def write_probe(embedder: ParallelEmbedder, probe: Path) -> None:
@@ -44,13 +51,17 @@ def write_probe(embedder: ParallelEmbedder, probe: Path) -> None:
     batch = items("image", 2)
     for number, item in enumerate(batch):
         item["images"][0].save(probe / f"{number}.png")
-    (probe / "items.json").write_text(json.dumps([{"side": "query", "text": item["text"], "images": [f"{i}.png"]} for i, item in enumerate(batch)]))
+    (probe / "items.json").write_text(
+        json.dumps([{"side": "query", "text": item["text"], "images": [f"{i}.png"]} for i, item in enumerate(batch)])
+    )
     output = embedder.embed(batch)
     save_file({name: output[name].contiguous() for name in ("paths", "fused")}, probe / "embeddings.safetensors")
 
 
 def test_a_model_whose_own_modules_are_not_known_is_not_saved_without_them(tmp_path):
-    model = ParallelEmbedder.from_backbone(str(tiny_backbone("qwen2_vl", tmp_path / "backbone")), paths=1, modules=["tower.py"])
+    model = ParallelEmbedder.from_backbone(
+        str(tiny_backbone("qwen2_vl", tmp_path / "backbone")), paths=1, modules=["tower.py"]
+    )
     with pytest.raises(ValueError, match="The model needs the modules tower.py; say where they are"):
         model.save_pretrained(tmp_path / "export")
     (tmp_path / "tower.py").write_text("LOADED = True\n")
@@ -91,7 +102,13 @@ def test_a_transformers_that_is_too_old_is_refused_before_anything_is_computed(t
 
 @pytest.mark.parametrize("fusion", ["mean", "softmax", "concat"])
 def test_a_cut_fusion_holds_the_leading_dimensions_of_every_path(tmp_path, fusion):
-    model = ParallelEmbedder.from_backbone(str(tiny_backbone("qwen2_vl", tmp_path / "backbone")), paths=3, prefix_length=2, prefix_init_std=1.0, fusion=fusion)
+    model = ParallelEmbedder.from_backbone(
+        str(tiny_backbone("qwen2_vl", tmp_path / "backbone")),
+        paths=3,
+        prefix_length=2,
+        prefix_init_std=1.0,
+        fusion=fusion,
+    )
     whole, cut = model.embed(items("text")), model.embed(items("text"), truncate_dim=8)
     leading = whole.paths[..., :8]
     torch.testing.assert_close(cut.paths, unit(leading))

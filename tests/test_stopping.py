@@ -17,7 +17,8 @@ import ctypes, sys, threading
 from pdfx.faults.stopping import StopRequest
 stop = StopRequest(attended=len(sys.argv) > 1)
 if len(sys.argv) > 1:
-    threading.Thread(target=lambda: [None for _ in iter(lambda: stop.asked, True)] and print("asked", stop.urgent, flush=True), daemon=True).start()
+    wait = lambda: [None for _ in iter(lambda: stop.asked, True)] and print("asked", stop.urgent, flush=True)
+    threading.Thread(target=wait, daemon=True).start()
 print("ready", flush=True)
 mutex, c = ctypes.create_string_buffer(256), ctypes.CDLL(None)
 c.pthread_mutex_lock(mutex)
@@ -62,7 +63,11 @@ def test_a_hang_up_that_the_process_was_started_to_ignore_stays_ignored():
 @pytest.mark.parametrize("command", [["launch/train.py"], ["-m", "pdfx", "train"]], ids=["launch", "pdfx train"])
 def test_a_run_that_is_only_about_to_start_ends_with_the_code_for_stopped(command):
     # It imports for seconds before it looks for the recipe's data, which is not there.
-    process = subprocess.Popen([sys.executable, *command, "launch/recipes/quickstart.yaml", "data.train=nowhere"], cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, *command, "launch/recipes/quickstart.yaml", "data.train=nowhere"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+    )
     caught = 0
     while not caught:
         status = Path(f"/proc/{process.pid}/status").read_text()

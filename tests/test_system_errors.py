@@ -23,7 +23,10 @@ def make_a_mapping_too_large(path):
 
 
 def fail_in_a_worker(path):
-    raise RuntimeError(f"Caught OSError in DataLoader worker 0.\n  File ...\nOSError: [Errno {errno.EMFILE}] Too many open files: '/data/00000.tar'")
+    raise RuntimeError(
+        f"Caught OSError in DataLoader worker 0.\n  File ...\nOSError: [Errno {errno.EMFILE}] Too many open files: "
+        "'/data/00000.tar'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,7 +35,10 @@ def fail_in_a_worker(path):
         (write_to_a_full_device, r"metrics.jsonl: No space left on device; free some room there."),
         (lambda path: open(path / "none" / "file"), r".*none/file: No such file or directory."),
         (lambda path: shutil.copy(path, path / "copy"), r".*: Is a directory."),
-        (lambda path: save_file({"a": torch.zeros(3)}, path / "none" / "file"), r".*none/.*: No such file or directory."),
+        (
+            lambda path: save_file({"a": torch.zeros(3)}, path / "none" / "file"),
+            r".*none/.*: No such file or directory.",
+        ),
         (lambda path: load_file(path / "none"), r"No such file or directory: .*none"),
         (lambda path: torch.save(torch.zeros(9999), "/dev/full"), r".*disk is full; free some room there."),
         (lambda path: torch.empty(10**15), r"Memory ran out; .*"),
@@ -52,7 +58,9 @@ def test_a_fault_of_the_program_is_no_error_of_the_system():
     assert sentence_of(RuntimeError("shape [28] does not fit")) is None
 
 
-@pytest.mark.parametrize("error", [OSError("16 requested and 8 written"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))])
+@pytest.mark.parametrize(
+    "error", [OSError("16 requested and 8 written"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+)
 def test_an_error_without_a_file_gets_the_one_that_is_being_written(error):
     with pytest.raises((OSError, UserError)) as raised, naming("out.npy"):
         raise error

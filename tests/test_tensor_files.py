@@ -1,4 +1,5 @@
-"""Tensor files are safetensors files: the library reads what we write and we read what it writes, whole or in pieces; damaged ones are refused."""
+"""Tensor files are safetensors files: the library reads what we write and we read what it writes, whole or in pieces;
+damaged ones are refused."""
 
 import hashlib
 
@@ -21,7 +22,10 @@ TENSORS = {
 
 
 def write(path, metadata=None):
-    entries = [(Entry(name, tensor.dtype, tuple(tensor.shape)), tensor.reshape(-1).split(5)) for name, tensor in TENSORS.items()]
+    entries = [
+        (Entry(name, tensor.dtype, tuple(tensor.shape)), tensor.reshape(-1).split(5))
+        for name, tensor in TENSORS.items()
+    ]
     return write_tensors(path, entries, metadata or {})
 
 
@@ -59,7 +63,15 @@ def test_files_that_are_cut_short_or_lie_about_their_tensors_are_refused_in_a_se
     path = tmp_path / "own.safetensors"
     write(path)
     data = path.read_bytes()
-    for damaged in (b"", data[:5], data[:60], data[:-1], b"\xff" * 8 + data[8:], data.replace(b'"F32"', b'"F99"'), data.replace(b"[3,4]", b"[9,4]")):
+    for damaged in (
+        b"",
+        data[:5],
+        data[:60],
+        data[:-1],
+        b"\xff" * 8 + data[8:],
+        data.replace(b'"F32"', b'"F99"'),
+        data.replace(b"[3,4]", b"[9,4]"),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="own.safetensors is not a safetensors file, or is damaged"):
             TensorFile(path)

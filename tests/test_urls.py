@@ -39,13 +39,25 @@ def test_secrets_of_urls_are_neither_shown_nor_part_of_a_data_sets_name(url, sho
     assert [data_set.name for data_set in DataSection(train=url).training_sets()] == [name]
 
 
-URLS = ("https://me:pa55word@host/train?X-Amz-Signature=pa55word", "simplecache::https://me:pa55word@host/a", "s3://bucket/train?token=pa55word")
-RECIPE = {"model": {"path": "m"}, "train": {"output_dir": "o", "deepspeed": "d", "max_steps": 1, "per_device_train_batch_size": 1}}
+URLS = (
+    "https://me:pa55word@host/train?X-Amz-Signature=pa55word",
+    "simplecache::https://me:pa55word@host/a",
+    "s3://bucket/train?token=pa55word",
+)
+RECIPE = {
+    "model": {"path": "m"},
+    "train": {"output_dir": "o", "deepspeed": "d", "max_steps": 1, "per_device_train_batch_size": 1},
+}
 
 
 @pytest.mark.parametrize("url", URLS)
 def test_no_setting_of_data_shows_a_secret_and_the_run_still_has_it(url):
-    tree = RECIPE | {"data": {"train": [{"path": url, "name": "a"}, url.replace("train", "b").replace("host/a", "host/c")], "evaluation": [url]}}
+    tree = RECIPE | {
+        "data": {
+            "train": [{"path": url, "name": "a"}, url.replace("train", "b").replace("host/a", "host/c")],
+            "evaluation": [url],
+        }
+    }
     config = parse_config(tree)
     assert config.data.training_sets()[0].path == url
     for shown in (dump_config(config), str(shown_settings(config))):
@@ -63,7 +75,12 @@ def test_no_error_shows_a_secret(kind, url):
 def test_a_mistake_in_a_recipe_does_not_show_the_secret_beside_it(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {path: m}")
-    for override in (f"data.train.x={URLS[0]}", f"data.num_workers={URLS[0]}", f"data.read_threads={{a: '{URLS[0]}'}}", f"data.traim={URLS[0]}"):
+    for override in (
+        f"data.train.x={URLS[0]}",
+        f"data.num_workers={URLS[0]}",
+        f"data.read_threads={{a: '{URLS[0]}'}}",
+        f"data.traim={URLS[0]}",
+    ):
         with pytest.raises(ConfigError) as caught:
             load_config(recipe, [override])
         assert "pa55word" not in str(caught.value)

@@ -20,5 +20,9 @@ def mixed_records(folder: Path, count: int, pictures: int, **size: int) -> Path:
     records = []
     for i in range(count):
         target = {"text": f"target {i}", "images": [f"{i % pictures}.png" if i % 10 != 4 else "absent.png"]}
-        records.append({"query": {"text": f"query {i}"}, "target": target} if i % 10 != 7 else {**records[i - 7], "key": f"again-{i}"})
+        records.append(
+            {"query": {"text": f"query {i}"}, "target": target}
+            if i % 10 != 7
+            else {**records[i - 7], "key": f"again-{i}"}
+        )
     return write_records(folder, records)

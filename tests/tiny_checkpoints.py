@@ -31,10 +31,15 @@ def trained(config: Config) -> ParallelEmbedder:
 
 
 def checkpoint_of(embedder: ParallelEmbedder, folder: Path, ranks: int) -> Checkpoint:
-    """What so many ranks under ZeRO-3 would have saved: each parameter cut into equal parts, the last one shorter or empty."""
+    """What so many ranks under ZeRO-3 would have saved: each parameter cut into equal parts, the last one shorter or
+    empty."""
     (folder / PARAMETERS).mkdir(parents=True)
     (folder / BUFFERS).parent.mkdir()
-    values = {f"embedder.{name}": parameter.detach() for name, parameter in embedder.named_parameters() if parameter.requires_grad}
+    values = {
+        f"embedder.{name}": parameter.detach()
+        for name, parameter in embedder.named_parameters()
+        if parameter.requires_grad
+    }
     for rank in range(ranks):
         tensors, starts = {}, {}
         for name, value in values.items():

@@ -1,4 +1,5 @@
-"""Small real backbones with real processors: Qwen2-VL and LLaVA-NeXT from configurations, random weights, a byte-level BPE tokenizer."""
+"""Small real backbones with real processors: Qwen2-VL and LLaVA-NeXT from configurations, random weights, a byte-level
+BPE tokenizer."""
 
 from pathlib import Path
 
@@ -35,7 +36,12 @@ def tiny_tokenizer(special: list[str], **roles) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
 
@@ -75,24 +81,45 @@ def _qwen2_vl(layers: int, hidden: int):
     tokenizer = tiny_tokenizer(QWEN_TOKENS, eos_token=end, pad_token=end, extra_special_tokens=roles)
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
     processor = Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(), chat_template=None
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=None,
     )
     ids = {f"{role}_id": tokenizer.convert_tokens_to_ids(token) for role, token in roles.items()}
     settings = text_settings(layers, hidden, len(tokenizer))
     quarter = hidden // settings["num_attention_heads"] // 8
     text = settings | {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [quarter, quarter, 2 * quarter]},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [quarter, quarter, 2 * quarter],
+        },
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
     }
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": hidden, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14, "spatial_merge_size": 2}
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": hidden,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+    }
     config = Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
     return Qwen2VLModel(config), processor
 
 
 def _llava_next(layers: int, hidden: int):
-    tokenizer = tiny_tokenizer(LLAVA_TOKENS, bos_token="<s>", eos_token="</s>", pad_token="<pad>", extra_special_tokens={"image_token": "<image>"})
+    tokenizer = tiny_tokenizer(
+        LLAVA_TOKENS,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
     pinpoints = [[56, 28], [28, 56], [56, 56]]
     size = {"shortest_edge": 28}
     crop = {"height": 28, "width": 28}
@@ -113,9 +140,14 @@ def _llava_next(layers: int, hidden: int):
         "patch_size": 14,
         "projection_dim": 32,
     }
-    text = text_settings(layers, hidden, len(tokenizer)) | {"model_type": "llama", "pad_token_id": tokenizer.pad_token_id}
+    text = text_settings(layers, hidden, len(tokenizer)) | {
+        "model_type": "llama",
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     image = tokenizer.convert_tokens_to_ids("<image>")
-    config = LlavaNextConfig(text_config=text, vision_config=vision, image_token_index=image, image_grid_pinpoints=pinpoints)
+    config = LlavaNextConfig(
+        text_config=text, vision_config=vision, image_token_index=image, image_grid_pinpoints=pinpoints
+    )
     return LlavaNextModel(config), processor
 
 
@@ -127,8 +159,12 @@ def picture(seed: int, size: tuple[int, int] = (56, 42)) -> Image.Image:
 
 
 def items(kind: str, count: int = 4) -> list[dict]:
-    """Inputs of differing length: ``text``, ``image`` (pictures with texts of several sizes) or ``mixed`` (some with two pictures, some with none)."""
+    """Inputs of differing length: ``text``, ``image`` (pictures with texts of several sizes) or ``mixed`` (some with
+    two pictures, some with none)."""
     texts = [SENTENCES[i % len(SENTENCES)] * (1 + i % 3) for i in range(count)]
     images = {"text": [0] * count, "image": [1] * count, "mixed": [i % 3 for i in range(count)]}[kind]
     sizes = [(56, 42), (28, 56), (80, 30)]
-    return [{"text": texts[i], "images": [picture(7 * i + j, sizes[(i + j) % 3]) for j in range(images[i])]} for i in range(count)]
+    return [
+        {"text": texts[i], "images": [picture(7 * i + j, sizes[(i + j) % 3]) for j in range(images[i])]}
+        for i in range(count)
+    ]

@@ -12,8 +12,14 @@ from pdfx.config import Config, parse_config
 ROOT = Path(__file__).parent.parent
 
 
-def tiny_shards(directory: Path, samples: int = 24, hard_negatives: int = 0, with_picture: Callable[[int], bool] = lambda i: i % 3 != 0) -> Path:
-    """Build shards once per directory: some samples without a picture, every third unless said otherwise, and texts of several lengths."""
+def tiny_shards(
+    directory: Path,
+    samples: int = 24,
+    hard_negatives: int = 0,
+    with_picture: Callable[[int], bool] = lambda i: i % 3 != 0,
+) -> Path:
+    """Build shards once per directory: some samples without a picture, every third unless said otherwise, and texts of
+    several lengths."""
     shards = directory / "shards"
     if (shards / "index.json").exists():
         return shards
@@ -22,9 +28,21 @@ def tiny_shards(directory: Path, samples: int = 24, hard_negatives: int = 0, wit
     for i in range(samples):
         name = f"{i}.png"
         picture(i, (40 + 8 * (i % 3), 48)).save(directory / name)
-        query = {"text": f"number {i} " + SENTENCES[i % len(SENTENCES)] * (1 + i % 2), "images": [name] if with_picture(i) else []}
+        query = {
+            "text": f"number {i} " + SENTENCES[i % len(SENTENCES)] * (1 + i % 2),
+            "images": [name] if with_picture(i) else [],
+        }
         negatives = [{"text": f"not {i} but {i + j + 1}", "images": []} for j in range(hard_negatives)]
-        lines.append(json.dumps({"key": f"sample{i}", "query": query, "target": {"text": f"the answer to {i}", "images": []}, "negatives": negatives}))
+        lines.append(
+            json.dumps(
+                {
+                    "key": f"sample{i}",
+                    "query": query,
+                    "target": {"text": f"the answer to {i}", "images": []},
+                    "negatives": negatives,
+                }
+            )
+        )
     records = directory / "records.jsonl"
     records.write_text("\n".join(lines) + "\n", encoding="utf-8")
     build_shards(records, directory, shards, samples_per_shard=10)

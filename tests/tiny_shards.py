@@ -15,7 +15,8 @@ from pdfx.data import ShardedDataset
 
 
 class ByteProcessor:
-    """Tokens are the UTF-8 bytes of side and text; a picture becomes its sum of pixels and its width. Texts are cut at ``max_bytes``."""
+    """Tokens are the UTF-8 bytes of side and text; a picture becomes its sum of pixels and its width. Texts are cut at
+    ``max_bytes``."""
 
     def __init__(self, max_bytes: int = 32, max_width: int = 64):
         self.max_bytes, self.max_width = max_bytes, max_width
@@ -57,7 +58,12 @@ def make_shards(folder: Path, samples: int = 25, samples_per_shard: int = 10) ->
         (images / f"{i}.png").write_bytes(picture(i))
         negatives = [{"text": f"negative {m} of {i}"} for m in range(i % 3)]
         records.append(
-            {"key": f"sample-{i:03d}", "query": {"text": f"query {i}"}, "target": {"text": f"target {i}", "images": [f"{i}.png"]}, "negatives": negatives}
+            {
+                "key": f"sample-{i:03d}",
+                "query": {"text": f"query {i}"},
+                "target": {"text": f"target {i}", "images": [f"{i}.png"]},
+                "negatives": negatives,
+            }
         )
     build_shards(write_records(folder, records), images, folder / "shards", samples_per_shard)
     return folder / "shards"
@@ -66,7 +72,9 @@ def make_shards(folder: Path, samples: int = 25, samples_per_shard: int = 10) ->
 def samples_in(shards: Path) -> list[tuple[str, str, dict[str, bytes]]]:
     """(key, record as JSON, members by suffix) of every sample, in order."""
     numbered = [(shard, row) for shard in ShardedDataset(shards).shards for row in range(shard.entry.samples)]
-    return [(key, record.model_dump_json(), members) for key, record, members in (shard.raw(row) for shard, row in numbered)]
+    return [
+        (key, record.model_dump_json(), members) for key, record, members in (shard.raw(row) for shard, row in numbered)
+    ]
 
 
 def damage_image(shards: Path, sample: int) -> None:

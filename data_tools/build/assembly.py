@@ -20,23 +20,37 @@ Overview = Callable[[Mapping[str, int]], str]
 
 
 class Assembly:
-    """Takes the results of a source's records in order and goes on where the journal ends. What it writes is a function of that sequence alone.
+    """Takes the results of a source's records in order and goes on where the journal ends. What it writes is a function
+    of that sequence alone.
 
     Args:
         total: records of the source, or None.
-        overview: from the counts of records that gave no sample, by kind, to sentences for the message that there are too many.
+        overview: from the counts of records that gave no sample, by kind, to sentences for the message that there are
+            too many.
 
     Attributes:
         position: how many of the source's records are dealt with.
     """
 
-    def __init__(self, out: Path, settings: BuildSettings, journal: Journal, evaluation: list[EvaluationSet], total: int | None, overview: Overview):
+    def __init__(
+        self,
+        out: Path,
+        settings: BuildSettings,
+        journal: Journal,
+        evaluation: list[EvaluationSet],
+        total: int | None,
+        overview: Overview,
+    ):
         self.out, self.settings, self.journal, self.evaluation = out, settings, journal, evaluation
         last = journal.last
         self.position, self.targets_only, self.stamp = last.position, last.targets_only, last.stamp
         self.rejected, self.leaks = Counter(last.rejected), Counter(last.leaks)
-        self._files = {name: AppendedFile(out / name, last.lengths.get(name, 0)) for name in (QUARANTINE_NAME, LEAKAGE_NAME)}
-        self._bad_share = BadShare(settings.max_bad_share, total, out / QUARANTINE_NAME, lambda: overview(self.rejected))
+        self._files = {
+            name: AppendedFile(out / name, last.lengths.get(name, 0)) for name in (QUARANTINE_NAME, LEAKAGE_NAME)
+        }
+        self._bad_share = BadShare(
+            settings.max_bad_share, total, out / QUARANTINE_NAME, lambda: overview(self.rejected)
+        )
         self._earlier = EarlierSamples(journal.folder, settings.deduplicate)
         for entry in [] if journal.is_at_end else journal.shards:
             self._earlier.restore(entry.name)
@@ -59,9 +73,18 @@ class Assembly:
         rejected = result if isinstance(result, Rejected) else self._earlier.find(result)
         shared = [] if rejected else [share for evaluation in self.evaluation for share in evaluation.find(result)]
         if shared and self.settings.drop_leaked:
-            rejected = Rejected("leaked", f"its {shared[0]['shares']} is in the sample '{shared[0]['key']}' of the evaluation set {shared[0]['evaluation']}")
-        # Before anything of this record is written: what a shard's step in the journal covers ends with the record before.
-        if rejected is None and self._writer.samples and self._writer.bytes + len(result.data) > self.settings.shard_bytes:
+            rejected = Rejected(
+                "leaked",
+                f"its {shared[0]['shares']} is in the sample '{shared[0]['key']}' of the evaluation set "
+                f"{shared[0]['evaluation']}",
+            )
+        # Before anything of this record is written: what a shard's step in the journal covers ends with the record
+        # before.
+        if (
+            rejected is None
+            and self._writer.samples
+            and self._writer.bytes + len(result.data) > self.settings.shard_bytes
+        ):
             self._finish_shard()
         if shared:
             self._report(source, result.key, shared, rejected is not None)
@@ -92,7 +115,9 @@ class Assembly:
             self._note(Step())
         shards = self.journal.shards
         samples = sum(entry.samples for entry in shards)
-        index = ShardIndex(shards=shards, samples=samples, targets_only=self.targets_only, fingerprint=fingerprint(shards))
+        index = ShardIndex(
+            shards=shards, samples=samples, targets_only=self.targets_only, fingerprint=fingerprint(shards)
+        )
         with (self.journal.staging / INDEX_NAME).open("wb") as stream:
             stream.write(index.model_dump_json(indent=1).encode() + b"\n")
             sync_and_close(stream)
@@ -113,7 +138,9 @@ class Assembly:
         sync_directory(self.out)
         state = {"rejected": dict(self.rejected), "leaks": dict(self.leaks)}
         state |= {name: getattr(self, name) for name in ("position", "targets_only", "stamp")}
-        self.journal.append(step.model_copy(update={**state, "lengths": {name: file.length for name, file in self._files.items()}}))
+        self.journal.append(
+            step.model_copy(update={**state, "lengths": {name: file.length for name, file in self._files.items()}})
+        )
 
     def _reject(self, source: SourceRecord, rejected: Rejected) -> None:
         self.rejected[rejected.kind] += 1
@@ -121,7 +148,9 @@ class Assembly:
 
     def _report(self, source: SourceRecord, key: str, shared: list[dict], is_left_out: bool) -> None:
         self.leaks.update(["records", *{share["shares"] for share in shared}])
-        self._files[LEAKAGE_NAME].append({"origin": source.origin, "key": key, "left_out": is_left_out, "shared": shared})
+        self._files[LEAKAGE_NAME].append(
+            {"origin": source.origin, "key": key, "left_out": is_left_out, "shared": shared}
+        )
 
     def _check_share(self, is_end: bool) -> None:
         # The reasons are read from the file.

@@ -1,4 +1,5 @@
-"""Building a directory of tar shards from the records of any source. A build that is stopped at any moment goes on where it stopped, to the same bytes."""
+"""Building a directory of tar shards from the records of any source. A build that is stopped at any moment goes on
+where it stopped, to the same bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ Progress = Callable[[int, int | None], None]
 """Called with (items done, items in all or None)."""
 
 _BLOCK = 8
-"""Records that a worker is given at a time: enough to make up for the way there and back, and few enough to hold many blocks of large pictures."""
+"""Records that a worker is given at a time: enough to make up for the way there and back, and few enough to hold many
+blocks of large pictures."""
 
 _LOOKED_OVER = 100_000
 """Records that are looked at for the message that too many are bad."""
@@ -49,7 +51,8 @@ class BuildSummary:
     Attributes:
         bytes: of the tars.
         rejected: records that gave no sample, by kind; ``quarantine.jsonl`` lists them.
-        leaks: records that share something with an evaluation set, by what they share, and all "records"; ``leakage.jsonl`` lists them.
+        leaks: records that share something with an evaluation set, by what they share, and all "records";
+            ``leakage.jsonl`` lists them.
         was_finished: nothing was left to do.
         records: of the source: as many as samples and ``rejected`` together.
         notes: sentences on what of the source is not used.
@@ -88,10 +91,11 @@ def build(
     progress: Progress | None = None,
     evaluation_progress: Progress | None = None,
 ) -> BuildSummary:
-    """Pack records and their images into shards. The same input gives the same bytes, whenever and by however many workers it is built.
+    """Pack records and their images into shards. The same input gives the same bytes, whenever and by however many
+    workers it is built.
 
-    The index is written last, so a directory without one is unfinished; the same call goes on with it. Records that cannot be used are written to a
-    quarantine file.
+    The index is written last, so a directory without one is unfinished; the same call goes on with it. Records that
+    cannot be used are written to a quarantine file.
 
     Args:
         images: the folder, or tar, that pictures are looked up in which the source does not hold itself.
@@ -113,7 +117,12 @@ def build(
         "settings": settings.identity(),
         "evaluation": [of.fingerprint for of in evaluation],
     }
-    packer = Packer(PictureFolder(images, settings.max_image_pixels), settings.encoding, settings.max_image_pixels, with_parts=bool(evaluation))
+    packer = Packer(
+        PictureFolder(images, settings.max_image_pixels),
+        settings.encoding,
+        settings.max_image_pixels,
+        with_parts=bool(evaluation),
+    )
     out.mkdir(parents=True, exist_ok=True)
     with _out_of_space_told(out), Journal(out, identity, settings.overwrite) as journal:
         _remove_unfinished(out, journal)
@@ -124,14 +133,23 @@ def build(
             index, was_finished = _run(source, packer, out, settings, journal, evaluation, progress), False
         last, bytes_ = journal.last, sum(entry.bytes for entry in index.shards)
         if index.samples + sum(last.rejected.values()) != last.position:
-            raise UserError(f"{out} accounts for {index.samples + sum(last.rejected.values())} of its {last.position} records: it is damaged; {START_OVER}.")
+            raise UserError(
+                f"{out} accounts for {index.samples + sum(last.rejected.values())} of its {last.position} records: "
+                f"it is damaged; {START_OVER}."
+            )
         journal.tidy()
         counts = len(index.shards), index.samples, bytes_, index.fingerprint, last.rejected, last.leaks
         return BuildSummary(*counts, was_finished, last.position, source.notes())
 
 
 def _run(
-    source: Source, packer: Packer, out: Path, settings: BuildSettings, journal: Journal, evaluation: list[EvaluationSet], progress: Progress | None
+    source: Source,
+    packer: Packer,
+    out: Path,
+    settings: BuildSettings,
+    journal: Journal,
+    evaluation: list[EvaluationSet],
+    progress: Progress | None,
 ) -> ShardIndex:
     total = source.total()
     overview = partial(_overview, source, packer)
@@ -146,7 +164,10 @@ def _run(
                     if progress:
                         progress(assembly.position, total)
         if total not in (None, assembly.position):
-            raise UserError(f"The source had {total} records when they were counted and {assembly.position} when they were read; {START_OVER}.")
+            raise UserError(
+                f"The source had {total} records when they were counted and {assembly.position} when they were read; "
+                f"{START_OVER}."
+            )
         index = assembly.finish()
         if index is None:
             reasons = f"{overview(assembly.rejected)} {first_reasons(out / QUARANTINE_NAME)}".strip()
@@ -187,13 +208,17 @@ def _require_same_pictures(source: Source, packer: Packer, journal: Journal) -> 
             names += packer.outside(record)
         if stamp != step.stamp:
             newest = max(names, key=lambda name: packer.folder.stamp(name).partition(" changed ")[2], default="none")
-            what = f"A picture of the records {position + 1} to {step.position} was edited, replaced, added or removed after the build read it"
+            what = (
+                f"A picture of the records {position + 1} to {step.position} was edited, replaced, added or "
+                "removed after the build read it"
+            )
             raise UserError(f"{what} (that with the latest time is {packer.folder.describe(newest)}); {START_OVER}.")
         position = step.position
 
 
 def _remove_unfinished(out: Path, journal: Journal) -> None:
-    """Delete what does not belong to the journal's steps: files that a kill left, or those of a build that is given up. All shards must be whole."""
+    """Delete what does not belong to the journal's steps: files that a kill left, or those of a build that is given up.
+    All shards must be whole."""
     if not journal.is_at_end:
         (out / INDEX_NAME).unlink(missing_ok=True)
     finished = {entry.name.removesuffix(".tar") for entry in journal.shards}
@@ -206,12 +231,17 @@ def _remove_unfinished(out: Path, journal: Journal) -> None:
 
 
 def _overview(source: Source, packer: Packer, rejected: Mapping[str, int]) -> str:
-    """What helps if many records cannot be used: how many of each kind there are, also among those that were not read yet."""
+    """What helps if many records cannot be used: how many of each kind there are, also among those that were not read
+    yet."""
     found = Counter(map(packer.glance, islice(source.records(), _LOOKED_OVER)))
     records = found.total()
     del found[None]
     place = os.path.abspath(packer.folder.root or "")
-    places = [f"Pictures are looked up in {place}; name another folder with --images (images)."] if rejected.get("missing image") else []
+    places = (
+        [f"Pictures are looked up in {place}; name another folder with --images (images)."]
+        if rejected.get("missing image")
+        else []
+    )
     ahead = f"A look at {records} records, not into their pictures, finds: {_counts(found)}."
     return " ".join([f"By kind: {_counts(rejected)}.", ahead, *places, *source.notes()])
 
@@ -227,4 +257,7 @@ def _out_of_space_told(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _OUT_OF_SPACE:
             raise
-        raise UserError(f"{error.filename or out} cannot be written ({error.strerror}); make room, and the same command goes on where it stopped.") from None
+        raise UserError(
+            f"{error.filename or out} cannot be written ({error.strerror}); make room, and the same command goes on "
+            "where it stopped."
+        ) from None

@@ -17,9 +17,11 @@ _MOST_BYTES = 1 << 30
 
 
 class FirstBearers:
-    """Which number first bore a hash. Two of n different hashes' values are equal by chance with probability below n^2 / 2^65.
+    """Which number first bore a hash. Two of n different hashes' values are equal by chance with probability below n^2
+    / 2^65.
 
-    All but the latest lie in sorted arrays, each more than twice as long as the next: 16 bytes per hash, and a look-up searches in a few arrays.
+    All but the latest lie in sorted arrays, each more than twice as long as the next: 16 bytes per hash, and a look-up
+    searches in a few arrays.
     """
 
     def __init__(self):
@@ -53,7 +55,8 @@ class FirstBearers:
 
 
 class EarlierSamples:
-    """The keys, and where wished the contents, of the samples so far. Those of each finished shard are in a file of its own, for a build that goes on.
+    """The keys, and where wished the contents, of the samples so far. Those of each finished shard are in a file of its
+    own, for a build that goes on.
 
     Args:
         folder: where those files are.
@@ -73,7 +76,10 @@ class EarlierSamples:
             return Rejected("duplicate", f"its query and target are those of record number {earlier + 1}")
         earlier = self._keys.get(identity_number(packed.key))
         if earlier is not None:
-            return Rejected("repeated key", f"its key '{packed.key}' is already that of record number {earlier + 1}; keys must be unique")
+            return Rejected(
+                "repeated key",
+                f"its key '{packed.key}' is already that of record number {earlier + 1}; keys must be unique",
+            )
         return None
 
     def add(self, number: int, packed: Packed) -> None:
@@ -103,7 +109,9 @@ class EarlierSamples:
             if self._contents is not None:
                 self._contents.extend(rows[:, [2, 0]])
         except (OSError, ValueError, IndexError) as error:
-            raise UserError(f"{self._path(shard)} cannot be read ({error}); start over with --overwrite (overwrite=True).") from None
+            raise UserError(
+                f"{self._path(shard)} cannot be read ({error}); start over with --overwrite (overwrite=True)."
+            ) from None
 
     def _path(self, shard: str) -> Path:
         return self.folder / f"{shard.removesuffix('.tar')}.hashes.npy"

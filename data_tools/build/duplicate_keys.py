@@ -21,7 +21,8 @@ def repeated_keys(numbers: np.ndarray, key_of: Callable[[int], str]) -> Iterator
 
     Args:
         numbers: int64 [samples], ``key_number`` of each sample's key.
-        key_of: the key of a sample. Only samples whose numbers are equal are asked for, so keys that merely collide are told apart.
+        key_of: the key of a sample. Only samples whose numbers are equal are asked for, so keys that merely collide are
+            told apart.
     """
     order = np.argsort(numbers, kind="stable")
     ordered = numbers[order]

@@ -25,7 +25,8 @@ class Encoding:
 
     Attributes:
         resize: pictures whose longer side has more pixels are shrunk to so many.
-        format: every picture is encoded anew in this one of ``EXTENSIONS``. None: only those that are shrunk are, JPEG and WebP as such and all others as PNG.
+        format: every picture is encoded anew in this one of ``EXTENSIONS``. None: only those that are shrunk are, JPEG
+            and WebP as such and all others as PNG.
         quality: of JPEG and WebP, 1 to 100, as Pillow counts it.
 
     Raises:
@@ -44,7 +45,10 @@ class Encoding:
         if not 1 <= self.quality <= 100:
             raise UserError(f"quality is {self.quality} and must be from 1 to 100.")
         if self.quality != Encoding.quality and self.resize is None and self.format is None:
-            raise UserError("quality has no effect, because no picture is re-encoded; give --image-format or --resize (format, resize) too.")
+            raise UserError(
+                "quality has no effect, because no picture is re-encoded; give --image-format or --resize (format, "
+                "resize) too."
+            )
 
     def identity(self) -> dict:
         """What decides the stored bytes; another Pillow may write other ones."""
@@ -73,5 +77,7 @@ class Encoding:
         try:
             image.save(stream, name, quality=self.quality)
         except (OSError, ValueError) as error:
-            raise ImageError(f"the picture of {image.width} x {image.height} pixels cannot be stored as {name} ({error})") from None
+            raise ImageError(
+                f"the picture of {image.width} x {image.height} pixels cannot be stored as {name} ({error})"
+            ) from None
         return stream.getvalue(), EXTENSIONS[name], image.size

@@ -50,8 +50,8 @@ def chained(before: int, stamp: int) -> int:
 
 
 class Journal:
-    """The file ``build.jsonl`` in the directory that is built: what decides the build, then one line per step, each on the disk before the next begins.
-    A line that a kill cut short does not count.
+    """The file ``build.jsonl`` in the directory that is built: what decides the build, then one line per step, each on
+    the disk before the next begins. A line that a kill cut short does not count.
 
     Args:
         out: the directory that is built.
@@ -64,7 +64,8 @@ class Journal:
         staging: an empty folder therein for unfinished files.
 
     Raises:
-        UserError: another process builds there, or the journal is damaged, or it is that of another build whose shards would be lost.
+        UserError: another process builds there, or the journal is damaged, or it is that of another build whose shards
+            would be lost.
     """
 
     def __init__(self, out: Path, identity: dict, overwrite: bool = False):
@@ -147,11 +148,18 @@ class Journal:
             return steps
         if not steps:
             return None
-        reasons = "; ".join(_differences(before, identity)) if before is not None else "it is that of another version of pdfx"
+        reasons = (
+            "; ".join(_differences(before, identity)) if before is not None else "it is that of another version of pdfx"
+        )
         if steps[-1].shard is None:
-            what = f"is not an empty directory: it holds a finished build of something else ({reasons}); build into another one"
+            what = (
+                f"is not an empty directory: it holds a finished build of something else ({reasons}); build into "
+                "another one"
+            )
             raise UserError(f"{self.out} {what}, or {START_OVER}.")
-        raise UserError(f"{self.out} holds a build that cannot go on like this ({reasons}); give the same again, or {START_OVER}.")
+        raise UserError(
+            f"{self.out} holds a build that cannot go on like this ({reasons}); give the same again, or {START_OVER}."
+        )
 
     def _write(self, line: str) -> None:
         # Of names that are not UTF-8, what cannot be encoded is escaped as JSON has it.
@@ -164,7 +172,11 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
     """What two trees of plain values differ in, as parts of a sentence."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
-        return [part for key in keys for part in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))]
+        return [
+            part
+            for key in keys
+            for part in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        ]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         return [part for old, new in zip(before, now, strict=True) for part in _differences(old, new, name)]
     return [] if before == now else [f"{name} is {json.dumps(now)} and was {json.dumps(before)}"]

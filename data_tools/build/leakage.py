@@ -37,7 +37,9 @@ class EvaluationSet:
                     found[kind].extend((number, sample))
             if progress:
                 progress(sample + 1, len(self._dataset))
-        self._rows = {kind: _by_hash(np.array(numbers, dtype=np.int64).reshape(-1, 2)) for kind, numbers in found.items()}
+        self._rows = {
+            kind: _by_hash(np.array(numbers, dtype=np.int64).reshape(-1, 2)) for kind, numbers in found.items()
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -64,7 +66,8 @@ class EvaluationSet:
 
 
 def _by_hash(rows: np.ndarray) -> np.ndarray:
-    """int64 [n, 2], hash and sample, sorted by hash and then by sample; columns lie apart in memory, so that a search reads hashes alone."""
+    """int64 [n, 2], hash and sample, sorted by hash and then by sample; columns lie apart in memory, so that a search
+    reads hashes alone."""
     return np.asfortranarray(rows[np.argsort(rows[:, 0], kind="stable")])
 
 

@@ -1,7 +1,8 @@
 """Worker processes that do a job on one request after another, and whose results come back in order.
 
-Each worker has a connection of its own. With queues that all workers share, as ``concurrent.futures`` has them, a worker that is killed in the middle of a
-large result leaves half of it behind, and the main process waits forever for the rest.
+Each worker has a connection of its own. With queues that all workers share, as ``concurrent.futures`` has them, a
+worker that is killed in the middle of a large result leaves half of it behind, and the main process waits forever for
+the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _SENT = 2
 
 
 def run_in_order(job: Callable[[Any], Any], requests: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """Yields (request, ``job(request)``) for each request, in order. At most three requests per worker are held at a time.
+    """Yields (request, ``job(request)``) for each request, in order. At most three requests per worker are held at a
+    time.
 
     Close the iterator to end the workers; they also end with this process, where it is killed.
 
@@ -104,7 +106,8 @@ class _Pool:
         self._sent[to] += 1
 
     def _receive(self) -> dict[int, tuple[Any, Any]]:
-        """(result, error) by number: errors are raised in their turn, so that what is told does not depend on which worker is faster."""
+        """(result, error) by number: errors are raised in their turn, so that what is told does not depend on which
+        worker is faster."""
         results = {}
         for ready in connection.wait([own for own, sent in self._sent.items() if sent]):
             try:
@@ -117,15 +120,20 @@ class _Pool:
 
 
 def _killed() -> UserError:
-    return UserError("A worker process was killed, most often because memory ran out; use fewer workers. What is finished is kept.")
+    return UserError(
+        "A worker process was killed, most often because memory ran out; use fewer workers. What is finished is kept."
+    )
 
 
 def _context(job: Callable[[Any], Any]) -> multiprocessing.context.BaseContext:
-    """Workers are forked by a server that was started clean: a fork of this process would inherit the locks of threads (a progress bar's, say)."""
+    """Workers are forked by a server that was started clean: a fork of this process would inherit the locks of threads
+    (a progress bar's, say)."""
     context = multiprocessing.get_context("forkserver")
     # Each worker runs the main module's imports again; it has them at once where the server has them.
     of_main = {getattr(value, "__module__", None) for value in vars(sys.modules["__main__"]).values()}
-    context.set_forkserver_preload([__name__, type(job).__module__, *sorted(of_main & sys.modules.keys() - {"__main__"})])
+    context.set_forkserver_preload(
+        [__name__, type(job).__module__, *sorted(of_main & sys.modules.keys() - {"__main__"})]
+    )
     return context
 
 
@@ -147,7 +155,8 @@ def _work(job: Callable[[Any], Any], own: connection.Connection) -> None:
 
 
 def _take_requests(own: connection.Connection, requests: SimpleQueue) -> None:
-    """In a thread, so that the main process never waits to get a request through, and that this one ends as soon as that does."""
+    """In a thread, so that the main process never waits to get a request through, and that this one ends as soon as
+    that does."""
     try:
         while True:
             requests.put(own.recv())

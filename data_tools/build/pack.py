@@ -16,7 +16,8 @@ from pdfx.model.pictures import ImageError, decode_image, image_header
 from pdfx.model.texts import is_blank
 
 MAX_TEXT_CHARACTERS, MAX_IDENTITY_CHARACTERS, MAX_IMAGES = 1_000_000, 1000, 1000
-"""Of one text, of one name of a target, and of one record. A text so long is most often a whole file that a mistake put into a field."""
+"""Of one text, of one name of a target, and of one record. A text so long is most often a whole file that a mistake put
+into a field."""
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Packed:
         data: what ``pack_members`` gave.
         counts: what ``count_sample`` gave.
         content: a signed 64-bit number of the texts and stored pictures of query and target.
-        parts: such numbers of the query, of the target, and of each picture, by ``settings.LEAKS``, of the pictures as given and as stored.
+        parts: such numbers of the query, of the target, and of each picture, by ``settings.LEAKS``, of the pictures as
+            given and as stored.
         stamp: see ``Packer.stamp``.
     """
 
@@ -79,7 +81,10 @@ class Packer:
         """What becomes of each of (number in the source, record)."""
         # Taken before the pictures are read: one that is replaced meanwhile is then noticed.
         stamps = [self.stamp(source) for _, source in block]
-        return [replace(self._pack_or_reject(number, source), stamp=stamp) for (number, source), stamp in zip(block, stamps, strict=True)]
+        return [
+            replace(self._pack_or_reject(number, source), stamp=stamp)
+            for (number, source), stamp in zip(block, stamps, strict=True)
+        ]
 
     def glance(self, source: SourceRecord) -> str | None:
         """The kind of problem that a record has, found without reading its pictures."""
@@ -93,13 +98,18 @@ class Packer:
         return None
 
     def stamp(self, source: SourceRecord) -> int:
-        """A number that changes if a file of the record's pictures is edited, replaced, added or removed; 0 if the source holds all that it has."""
+        """A number that changes if a file of the record's pictures is edited, replaced, added or removed; 0 if the
+        source holds all that it has."""
         names = self.outside(source)
         return identity_number(" ".join(f"{name} {self.folder.stamp(name)}" for name in names)) if names else 0
 
     def outside(self, source: SourceRecord) -> list[str]:
         """The names of those pictures that the source does not hold itself."""
-        return [name for _, side in source.record.sides() for name in side.images if name not in source.pictures] if source.record is not None else []
+        return (
+            [name for _, side in source.record.sides() for name in side.images if name not in source.pictures]
+            if source.record is not None
+            else []
+        )
 
     def _pack_or_reject(self, number: int, source: SourceRecord) -> Packed | Rejected:
         problem = source.problem or _problem(source.record)
@@ -117,16 +127,28 @@ class Packer:
             of_side = [self._picture(name, own) for name in side.images]
             side.images = [f"{prefix}.{i}.{picture.extension}" for i, picture in enumerate(of_side)]
             pictures |= zip(side.images, of_side, strict=True)
-        identities = {prefix: content_identity(side.text, [pictures[name].stored for name in side.images]) for prefix, side in packed.sides()}
+        identities = {
+            prefix: content_identity(side.text, [pictures[name].stored for name in side.images])
+            for prefix, side in packed.sides()
+        }
         for prefix, side in packed.sides():
             holder = packed if prefix == "target" else side
             if prefix != "query" and holder.target_id is None:
                 holder.target_id = identities[prefix]
         counts = count_sample(packed, {name: (len(picture.stored), picture.size) for name, picture in pictures.items()})
         counts["images_reencoded"] = sum(picture.stored is not picture.given for picture in pictures.values())
-        members = {"json": packed.model_dump_json(exclude_none=True).encode(), **{name: picture.stored for name, picture in pictures.items()}}
+        members = {
+            "json": packed.model_dump_json(exclude_none=True).encode(),
+            **{name: picture.stored for name, picture in pictures.items()},
+        }
         content = identity_number(f"{identities.get('query')} {identities['target']}")
-        return Packed(key, pack_members(key, members), counts, content, _parts(packed, identities, pictures) if self.with_parts else {})
+        return Packed(
+            key,
+            pack_members(key, members),
+            counts,
+            content,
+            _parts(packed, identities, pictures) if self.with_parts else {},
+        )
 
     def _picture(self, name: str, own: dict[str, bytes]) -> _Picture:
         given = own[name] if name in own else self.folder.read(name)
@@ -143,7 +165,9 @@ def _problem(record: Record) -> str | None:
     """Why a record of the schema is not to become a sample. Shards that exist may hold such ones, and are read."""
     for name, side in record.sides():
         if len(side.text) > MAX_TEXT_CHARACTERS:
-            return f"'{name}.text' has {len(side.text)} characters, more than the {MAX_TEXT_CHARACTERS} that are allowed"
+            return (
+                f"'{name}.text' has {len(side.text)} characters, more than the {MAX_TEXT_CHARACTERS} that are allowed"
+            )
         if not side.images and is_blank(side.text):
             return f"'{name}' is empty: its text has no visible character, and there is no image"
     if sum(len(side.images) for _, side in record.sides()) > MAX_IMAGES:
@@ -157,9 +181,18 @@ def _problem(record: Record) -> str | None:
 def _parts(packed: Record, stored: dict[str, str], pictures: dict[str, _Picture]) -> dict[str, list[int]]:
     parts = {}
     for name, side in (("query", packed.query), ("target", packed.target)):
-        identities = [stored[name], content_identity(side.text, [pictures[image].given for image in side.images])] if side is not None else []
+        identities = (
+            [stored[name], content_identity(side.text, [pictures[image].given for image in side.images])]
+            if side is not None
+            else []
+        )
         parts[name] = _numbers(identities)
-    return {**parts, "image": _numbers(content_identity("", [data]) for picture in pictures.values() for data in (picture.given, picture.stored))}
+    return {
+        **parts,
+        "image": _numbers(
+            content_identity("", [data]) for picture in pictures.values() for data in (picture.given, picture.stored)
+        ),
+    }
 
 
 def _numbers(identities: Iterable[str]) -> list[int]:

@@ -27,7 +27,8 @@ class TooManyBadRecords(UserError):
 
 
 class AppendedFile:
-    """A file of JSON lines that only grows, and begins anew at a length that was written down; there is none as long as it would be empty.
+    """A file of JSON lines that only grows, and begins anew at a length that was written down; there is none as long as
+    it would be empty.
 
     Args:
         length: bytes to keep of what is there.
@@ -38,7 +39,10 @@ class AppendedFile:
         if length == 0:
             path.unlink(missing_ok=True)
         elif not path.is_file() or path.stat().st_size < length:
-            raise UserError(f"{path} is missing or shorter than it was; restore it, or start over with --overwrite (overwrite=True).")
+            raise UserError(
+                f"{path} is missing or shorter than it was; restore it, or start over with --overwrite "
+                "(overwrite=True)."
+            )
         else:
             os.truncate(path, length)
         self.length = length
@@ -74,17 +78,27 @@ def quarantine_line(source: SourceRecord, number: int, rejected: Rejected) -> di
         number: in the source, from 0.
     """
     raw = source.raw or (source.record.model_dump_json(exclude_none=True) if source.record is not None else "")
-    origin, reason = (shortened(text, _SENTENCE_CHARACTERS, _SENTENCE_CHARACTERS // 2) for text in (source.origin, rejected.reason))
-    return {"number": number + 1, "origin": origin, "kind": rejected.kind, "reason": reason, "record": shortened(raw, RAW_CHARACTERS)}
+    origin, reason = (
+        shortened(text, _SENTENCE_CHARACTERS, _SENTENCE_CHARACTERS // 2) for text in (source.origin, rejected.reason)
+    )
+    return {
+        "number": number + 1,
+        "origin": origin,
+        "kind": rejected.kind,
+        "reason": reason,
+        "record": shortened(raw, RAW_CHARACTERS),
+    }
 
 
 class BadShare:
-    """Stops a build whose records are worse than their owner said they would be. What is left out on purpose is not bad.
+    """Stops a build whose records are worse than their owner said they would be. What is left out on purpose is not
+    bad.
 
     A single bad record is always forgiven, unless the share is 0.
 
     Args:
-        total: records of the source, or None; the share is then that of the records read so far, once there are enough of them to judge by.
+        total: records of the source, or None; the share is then that of the records read so far, once there are enough
+            of them to judge by.
         overview: further sentences for the message.
     """
 
@@ -96,8 +110,10 @@ class BadShare:
         of = read if is_end else max(read, _JUDGED_FROM if self.total is None else self.total)
         if bad > (max(self.share * of, 1) if self.share > 0 else 0):
             raise TooManyBadRecords(
-                f"{bad} of the {read} records read cannot be used, and the share that may is {self.share:g}. {self.overview()} {first_reasons(self.path)} "
-                f"{self.path} lists them all. Allow more with --max-bad-share (max_bad_share), and the same command goes on where it stopped; or correct them "
+                f"{bad} of the {read} records read cannot be used, and the share that may is {self.share:g}. "
+                f"{self.overview()} {first_reasons(self.path)} "
+                f"{self.path} lists them all. Allow more with --max-bad-share (max_bad_share), and the same command "
+                "goes on where it stopped; or correct them "
                 "and start over."
             )
 
@@ -109,5 +125,8 @@ def first_reasons(path: Path) -> str:
         for line in map(json.loads, stream):
             if line["kind"] not in LEFT_OUT and len(first) < _NAMED:
                 first.setdefault(line["kind"], line)
-        sentences = [shortened(f"{line['origin']}: {line['reason']}", _REASON_CHARACTERS, _REASON_CHARACTERS // 3) for line in first.values()]
+        sentences = [
+            shortened(f"{line['origin']}: {line['reason']}", _REASON_CHARACTERS, _REASON_CHARACTERS // 3)
+            for line in first.values()
+        ]
     return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences)

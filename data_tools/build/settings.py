@@ -18,17 +18,20 @@ class BuildSettings:
     """Settings of ``data_tools.build.builder.build``.
 
     Attributes:
-        samples_per_shard, shard_bytes: a shard ends with the sample that makes it reach the one, or before the sample that would make it pass the other.
-            A single sample of more than ``shard_bytes`` has a shard of its own.
+        samples_per_shard, shard_bytes: a shard ends with the sample that makes it reach the one, or before the sample
+            that would make it pass the other. A single sample of more than ``shard_bytes`` has a shard of its own.
         encoding: how pictures are stored.
         max_image_pixels: larger pictures are refused.
         deduplicate: leave out records whose query and target, texts and pictures, are those of an earlier record.
-        evaluation: directories of shards that the records are compared with; or their addresses, as ``ShardedDataset`` takes them.
+        evaluation: directories of shards that the records are compared with; or their addresses, as ``ShardedDataset``
+            takes them.
         leaks: which of ``LEAKS`` are compared.
-        drop_leaked: leave out the records that an evaluation set shares something with; otherwise they are only reported.
-        max_bad_share: the build stops where more than this share of the records cannot be used; a single one is forgiven unless the share is 0.
-        workers: processes that read and pack; with 0 and 1 this process does. Each imports the main script, which must guard its entry with
-            ``if __name__ == "__main__":``.
+        drop_leaked: leave out the records that an evaluation set shares something with; otherwise they are only
+            reported.
+        max_bad_share: the build stops where more than this share of the records cannot be used; a single one is
+            forgiven unless the share is 0.
+        workers: processes that read and pack; with 0 and 1 this process does. Each imports the main script, which must
+            guard its entry with ``if __name__ == "__main__":``.
         overwrite: delete an earlier build first.
 
     Raises:
@@ -64,6 +67,10 @@ class BuildSettings:
             raise UserError("Leaked records can only be left out where evaluation shards are given to compare with.")
 
     def identity(self) -> dict:
-        """Plain values of what decides the bytes that are written; the evaluation sets themselves are told by their fingerprints elsewhere."""
-        kept = {name: getattr(self, name) for name in ("samples_per_shard", "shard_bytes", "max_image_pixels", "deduplicate", "drop_leaked")}
+        """Plain values of what decides the bytes that are written; the evaluation sets themselves are told by their
+        fingerprints elsewhere."""
+        kept = {
+            name: getattr(self, name)
+            for name in ("samples_per_shard", "shard_bytes", "max_image_pixels", "deduplicate", "drop_leaked")
+        }
         return {**kept, **self.encoding.identity(), "leaks": sorted(self.leaks)}

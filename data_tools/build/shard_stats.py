@@ -24,10 +24,15 @@ def read_stats(storage: Storage, entry: ShardEntry) -> dict[str, int]:
         state = "are missing" if error.missing else f"cannot be read ({error})"
         raise UserError(f"The statistics {path} {state}; copy them again, or build the shard again.") from None
     except ValueError as error:
-        raise UserError(f"The statistics {path} are no valid JSON ({error}); copy them again, or build the shard again.") from None
+        raise UserError(
+            f"The statistics {path} are no valid JSON ({error}); copy them again, or build the shard again."
+        ) from None
     counts = {name: stats.get(name) for name in ("bytes", *NAMES)} if isinstance(stats, dict) else {}
     if not counts or not all(type(count) is int for count in counts.values()):
-        raise UserError(f"The statistics {path} are damaged: they must hold whole numbers for {', '.join(('bytes', *NAMES))}; build the shard again.")
+        raise UserError(
+            f"The statistics {path} are damaged: they must hold whole numbers for {', '.join(('bytes', *NAMES))}; "
+            "build the shard again."
+        )
     if (counts["bytes"], counts["samples"]) != (entry.bytes, entry.samples):
         raise UserError(f"The statistics {path} do not fit the shard {entry.name}; copy both again, or build it again.")
     return counts

@@ -17,7 +17,8 @@ from pdfx.data.schema import ShardEntry
 
 
 def pack_members(key: str, members: Mapping[str, bytes]) -> bytes:
-    """A sample as it stands in a tar: headers and contents, the JSON member first, as webdataset's own writer would write them.
+    """A sample as it stands in a tar: headers and contents, the JSON member first, as webdataset's own writer would
+    write them.
 
     Args:
         members: contents by suffix.
@@ -31,7 +32,8 @@ def pack_members(key: str, members: Mapping[str, bytes]) -> bytes:
 
 
 class ShardWriter:
-    """A shard in the making. Its files grow in a folder of their own and are complete, and on the disk, before any of them enters the directory of shards.
+    """A shard in the making. Its files grow in a folder of their own and are complete, and on the disk, before any of
+    them enters the directory of shards.
 
     Args:
         staging: the folder, on the same file system as the directory of shards.
@@ -69,7 +71,9 @@ class ShardWriter:
         """Move the shard's files into the directory of shards."""
         self._write(bytes(2 * tarfile.BLOCKSIZE))
         self._write(bytes(-self._stream.tell() % tarfile.RECORDSIZE))
-        entry = ShardEntry(name=self.name, samples=self.samples, bytes=self._stream.tell(), sha256=self._digest.hexdigest())
+        entry = ShardEntry(
+            name=self.name, samples=self.samples, bytes=self._stream.tell(), sha256=self._digest.hexdigest()
+        )
         sync_and_close(self._stream)
         with (self.staging / entry.offsets_name).open("wb") as stream:
             np.save(stream, np.array(self._offsets, dtype=np.int64))

@@ -32,7 +32,8 @@ class Written:
 
 @contextmanager
 def new_directories(paths: list[Path]) -> Iterator[None]:
-    """Makes directories, each with a folder ``STAGING_NAME`` for unfinished files. At the end that folder is gone; where the block fails, everything is.
+    """Makes directories, each with a folder ``STAGING_NAME`` for unfinished files. At the end that folder is gone;
+    where the block fails, everything is.
 
     Raises:
         UserError: a directory exists and is not empty, or two are the same, or one lies in another.
@@ -57,7 +58,8 @@ class ShardSeries:
 
     Args:
         path: one of ``new_directories``.
-        samples_per_shard, shard_bytes: a shard ends when it holds so many samples, or before the sample that would make it hold more bytes.
+        samples_per_shard, shard_bytes: a shard ends when it holds so many samples, or before the sample that would make
+            it hold more bytes.
     """
 
     def __init__(self, path: Path, samples_per_shard: float = math.inf, shard_bytes: float = math.inf):
@@ -83,13 +85,24 @@ class ShardSeries:
             UserError: a picture is missing or has no sound header.
         """
         try:
-            pictures = {name: (len(members[name]), image_header(members[name])[1]) for _, side in record.sides() for name in side.images}
+            pictures = {
+                name: (len(members[name]), image_header(members[name])[1])
+                for _, side in record.sides()
+                for name in side.images
+            }
         except KeyError as error:
-            raise UserError(f"The sample '{key}' lacks its image {error}; find all such samples with 'pdfx shards check --full'.") from None
+            raise UserError(
+                f"The sample '{key}' lacks its image {error}; find all such samples with 'pdfx shards check --full'."
+            ) from None
         except ImageError as error:
-            raise UserError(f"A picture of the sample '{key}' cannot be used: {error}; find all such samples with 'pdfx shards check --full'.") from None
+            raise UserError(
+                f"A picture of the sample '{key}' cannot be used: {error}; find all such samples with 'pdfx shards "
+                "check --full'."
+            ) from None
         data = pack_members(key, members)
-        if self._writer is not None and (self._writer.samples == self.samples_per_shard or self._writer.bytes + len(data) > self.shard_bytes):
+        if self._writer is not None and (
+            self._writer.samples == self.samples_per_shard or self._writer.bytes + len(data) > self.shard_bytes
+        ):
             self.end_shard()
         if self._writer is None:
             self._writer = ShardWriter(self.path / STAGING_NAME, len(self.entries))
@@ -110,7 +123,12 @@ class ShardSeries:
 
 def write_index(path: Path, shards: list[ShardEntry], targets_only: int) -> Written:
     """Makes one of ``new_directories`` a finished one; all its shards must be there."""
-    index = ShardIndex(shards=shards, samples=sum(entry.samples for entry in shards), targets_only=targets_only, fingerprint=fingerprint(shards))
+    index = ShardIndex(
+        shards=shards,
+        samples=sum(entry.samples for entry in shards),
+        targets_only=targets_only,
+        fingerprint=fingerprint(shards),
+    )
     with (path / STAGING_NAME / INDEX_NAME).open("wb") as stream:
         stream.write(index.model_dump_json(indent=1).encode() + b"\n")
         sync_and_close(stream)
@@ -124,7 +142,9 @@ def _require_apart(paths: list[Path]) -> None:
     for i, one in enumerate(real):
         for j, other in enumerate(real[:i]):
             if one == other or one in other.parents or other in one.parents:
-                raise UserError(f"{paths[j]} and {paths[i]} are the same directory, or one lies in the other; give each its own.")
+                raise UserError(
+                    f"{paths[j]} and {paths[i]} are the same directory, or one lies in the other; give each its own."
+                )
 
 
 def _first_missing(path: Path) -> Path | None:

@@ -1,4 +1,5 @@
-"""What the ``NNNNN_stats.json`` of a shard counts. Every value is a sum over samples, so those of several shards add up."""
+"""What the ``NNNNN_stats.json`` of a shard counts. Every value is a sum over samples, so those of several shards add
+up."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ from collections.abc import Mapping
 from pdfx.data.schema import Record
 
 _OF_SIDES = ("items", "texts", "characters", "images", "image_bytes", "pixels")
-NAMES = ("samples", "targets_only", "images_reencoded", *(f"{side}_{name}" for side in ("query", "target", "negatives") for name in _OF_SIDES))
+NAMES = (
+    "samples",
+    "targets_only",
+    "images_reencoded",
+    *(f"{side}_{name}" for side in ("query", "target", "negatives") for name in _OF_SIDES),
+)
 
 
 def count_sample(record: Record, pictures: Mapping[str, tuple[int, tuple[int, int]]]) -> Counter[str]:

@@ -16,7 +16,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive samples of one shard: rows ``start`` to ``stop`` (exclusive) of the index's shard number ``shard``."""
+    """Consecutive samples of one shard: rows ``start`` to ``stop`` (exclusive) of the index's shard number
+    ``shard``."""
 
     shard: int
     start: int
@@ -26,7 +27,8 @@ class Part:
 
 
 def parts_of(index: ShardIndex, shards: list[int] | None = None) -> Iterator[Part]:
-    """The samples of all shards, or of those that are given, in order, in parts of at most ``PART_SAMPLES``. An empty shard is one empty part."""
+    """The samples of all shards, or of those that are given, in order, in parts of at most ``PART_SAMPLES``. An empty
+    shard is one empty part."""
     first = 0
     for shard, entry in enumerate(index.shards):
         if shards is None or shard in shards:
@@ -36,7 +38,8 @@ def parts_of(index: ShardIndex, shards: list[int] | None = None) -> Iterator[Par
 
 
 def share_out(job: Callable[[Part], Result], parts: list[Part], workers: int) -> Iterator[tuple[Part, Result]]:
-    """(part, ``job(part)``) for each part, in order. ``job`` is picklable; with one worker, or one part, this process does the work.
+    """(part, ``job(part)``) for each part, in order. ``job`` is picklable; with one worker, or one part, this process
+    does the work.
 
     Raises:
         UserError: what the job raises, or a worker was killed.

@@ -31,11 +31,13 @@ def check_shards(
 
     Args:
         path: a local directory, or a URL that fsspec knows. What else lies behind a URL is not looked at.
-        full: also compare checksums, offsets and statistics with the tars, look for repeated keys, and decode every sample. Otherwise only the index, the
-            sizes of files, the form of offsets and statistics, and what else lies in the directory are looked at. A full check of a shard whose tar or
-            offsets are missing, or do not fit the index, stays a quick one.
+        full: also compare checksums, offsets and statistics with the tars, look for repeated keys, and decode every
+            sample. Otherwise only the index, the sizes of files, the form of offsets and statistics, and what else lies
+            in the directory are looked at. A full check of a shard whose tar or offsets are missing, or do not fit the
+            index, stays a quick one.
         progress: called with (samples done, samples in all).
-        workers: processes that a full check uses. It holds 16 bytes per sample, and one sample at a time in each process.
+        workers: processes that a full check uses. It holds 16 bytes per sample, and one sample at a time in each
+            process.
         processor: a model's, which a full check also runs on every query, target and negative.
 
     Raises:
@@ -71,14 +73,19 @@ def _require_place(storage: Storage) -> None:
         storage.load(INDEX_NAME)
     except StorageError as error:
         if storage.remote and not error.missing:
-            raise UserError(f"The shards at {storage.path} cannot be checked, since they cannot be reached: {error}.") from None
+            raise UserError(
+                f"The shards at {storage.path} cannot be checked, since they cannot be reached: {error}."
+            ) from None
 
 
 def _remains(directory: Path) -> Iterator[str]:
     if (directory / FOLDER_NAME).exists():
         yield f"{directory} holds an unfinished build; give the same command again, and it goes on where it stopped."
     if (directory / STAGING_NAME).exists():
-        yield f"{directory} holds what a split or a merge that was stopped left behind; delete the directory, and give the same command again."
+        yield (
+            f"{directory} holds what a split or a merge that was stopped left behind; delete the directory, and "
+            "give the same command again."
+        )
 
 
 def _unlisted(directory: Path, index: ShardIndex) -> Iterator[str]:

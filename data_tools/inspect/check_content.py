@@ -102,7 +102,10 @@ class _Content:
         """Judged only where every target is known."""
         absent = self._candidates.difference(self._target_ids) if len(self._target_ids) == self.index.samples else ()
         if absent:
-            yield f"No sample has the target of {len(absent)} of the {len(self._candidates)} identities that samples name as candidates; build them again."
+            yield (
+                f"No sample has the target of {len(absent)} of the {len(self._candidates)} identities that samples "
+                "name as candidates; build them again."
+            )
 
     def wrong_counts(self) -> Iterator[str]:
         """Statistics that do not fit what was counted, where every sample of a shard was."""
@@ -111,10 +114,16 @@ class _Content:
             if counts["samples"] != shard.entry.samples:
                 complete = False
             elif wrong := self._wrong_names(shard.entry, counts):
-                yield f"The statistics of the shard {shard.path} are not those of its samples ({', '.join(wrong)}); build it again."
+                yield (
+                    f"The statistics of the shard {shard.path} are not those of its samples ({', '.join(wrong)}); "
+                    "build it again."
+                )
         without_query = sum(counts["targets_only"] for counts in self._counts)
         if complete and without_query != self.index.targets_only:
-            yield f"{INDEX_NAME} says that {self.index.targets_only} samples have no query, and {without_query} have none; build the shards again."
+            yield (
+                f"{INDEX_NAME} says that {self.index.targets_only} samples have no query, and {without_query} have "
+                "none; build the shards again."
+            )
 
     def _wrong_names(self, entry: ShardEntry, counts: Counter[str]) -> list[str]:
         try:

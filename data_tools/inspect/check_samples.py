@@ -25,7 +25,8 @@ _BLOCK = 1 << 23
 
 
 def examine_tar(storage: Storage, shard: Shard) -> tuple[list[str], bool]:
-    """One sentence for each problem, and whether the offsets are those of the samples (as far as the tar can be read), so that these can be read by them."""
+    """One sentence for each problem, and whether the offsets are those of the samples (as far as the tar can be read),
+    so that these can be read by them."""
     stream = _Stream(storage, shard.entry.name, shard.entry.bytes)
     try:
         starts, end = _sample_starts(stream)
@@ -34,13 +35,22 @@ def examine_tar(storage: Storage, shard: Shard) -> tuple[list[str], bool]:
         return [f"The shard {shard.path} cannot be read to its end: {error}."], True
     problems = []
     if stream.sha256() != shard.entry.sha256:
-        problems.append(f"The shard {shard.path} has another SHA-256 than {INDEX_NAME} says; copy it again, or build it again.")
+        problems.append(
+            f"The shard {shard.path} has another SHA-256 than {INDEX_NAME} says; copy it again, or build it again."
+        )
     expected, found = shard.offsets, np.array([*starts, end])
     if np.array_equal(found, expected):
         return problems, True
     if len(starts) < shard.entry.samples and np.array_equal(found[:-1], expected[: len(starts)]):
-        return [*problems, f"The tar {shard.path} breaks off in or after its sample number {max(len(starts) - 1, 0)}; copy it again, or build it again."], True
-    sentence = f"The offsets of the shard {shard.path} are not those of its samples, so that its samples were not looked at; build it again."
+        return [
+            *problems,
+            f"The tar {shard.path} breaks off in or after its sample number {max(len(starts) - 1, 0)}; copy it "
+            "again, or build it again.",
+        ], True
+    sentence = (
+        f"The offsets of the shard {shard.path} are not those of its samples, so that its samples were not "
+        "looked at; build it again."
+    )
     return [*problems, sentence], False
 
 
@@ -161,7 +171,9 @@ def _examine_sample(shard: Shard, row: int, findings: Findings, processor: Proce
     if len(pictures) == len(names):
         findings.counts.update(count_sample(record, pictures))
     for name, side in record.sides() if processor else ():
-        if all(image in decoded for image in side.images) and (reason := _refusal(processor, name, side.text, [decoded[image] for image in side.images])):
+        if all(image in decoded for image in side.images) and (
+            reason := _refusal(processor, name, side.text, [decoded[image] for image in side.images])
+        ):
             yield str(place.error(key, f"of its {name}, {reason}"))
 
 

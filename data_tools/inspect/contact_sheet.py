@@ -44,11 +44,17 @@ class SampleCard:
 
 
 def write_contact_sheet(
-    path: str | Path, file: Path, samples: int = SHEET_SAMPLES, progress: Progress | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
+    path: str | Path,
+    file: Path,
+    samples: int = SHEET_SAMPLES,
+    progress: Progress | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> int:
-    """Write an HTML page with a grid of pairs, drawn evenly and always the same ones: key, pictures and texts of query and target, number of hard negatives.
+    """Write an HTML page with a grid of pairs, drawn evenly and always the same ones: key, pictures and texts of query
+    and target, number of hard negatives.
 
-    The page holds everything it shows and loads nothing. A sample that cannot be used is shown as the sentence that says why.
+    The page holds everything it shows and loads nothing. A sample that cannot be used is shown as the sentence that
+    says why.
 
     Args:
         samples: how many to show, at most.
@@ -71,9 +77,17 @@ def write_contact_sheet(
         cards.append(_card(dataset, number))
         if progress:
             progress(len(cards), len(numbers))
-    environment = Environment(loader=PackageLoader("data_tools.inspect", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("data_tools.inspect", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page = environment.get_template("contact_sheet.html.j2").render(
-        title=str(dataset.path), subtitle=f"{len(numbers):,} of {len(dataset):,} samples \u00b7 fingerprint {dataset.fingerprint[:12]}", cards=cards
+        title=str(dataset.path),
+        subtitle=f"{len(numbers):,} of {len(dataset):,} samples \u00b7 fingerprint {dataset.fingerprint[:12]}",
+        cards=cards,
     )
     with write_atomically(file) as stream:
         stream.write(page.encode(errors="replace"))
@@ -95,4 +109,9 @@ def _shown(name: str, item: dict | None) -> ShownSide:
         return ShownSide(name, f"no {name}")
     count, text = len(item["images"]), item["text"]
     text = text if len(text) <= TEXT_CHARACTERS else text[: TEXT_CHARACTERS - 1] + "\u2026"
-    return ShownSide(name, f"{name} \u00b7 {count} pictures" if count > 1 else name, text, [thumbnail(image, THUMBNAIL) for image in item["images"][:PICTURES]])
+    return ShownSide(
+        name,
+        f"{name} \u00b7 {count} pictures" if count > 1 else name,
+        text,
+        [thumbnail(image, THUMBNAIL) for image in item["images"][:PICTURES]],
+    )

@@ -15,7 +15,9 @@ QUANTILES = {"minimum": 0, "median": 50, "p95": 95, "maximum": 100}
 LANGUAGE_SAMPLES = 10_000
 
 
-def describe_shards(path: str | Path, progress: Progress | None = None, workers: int = 1, language_samples: int = LANGUAGE_SAMPLES) -> dict:
+def describe_shards(
+    path: str | Path, progress: Progress | None = None, workers: int = 1, language_samples: int = LANGUAGE_SAMPLES
+) -> dict:
     """Counts and distributions, as plain values. They do not depend on ``workers``; about 40 bytes are held per sample.
 
     Args:
@@ -25,14 +27,18 @@ def describe_shards(path: str | Path, progress: Progress | None = None, workers:
 
     Returns:
         ``shards``, ``samples``, ``bytes``, ``fingerprint``, ``samples_per_shard`` and ``bytes_per_shard`` (quantiles);
-        ``unusable`` (samples that could not be read, and enter nothing below), ``without_query``, ``negatives_per_sample`` (quantiles);
-        ``targets`` (distinct target_ids) and ``samples_sharing_target`` (samples whose target_id another sample bears too);
-        ``duplicates``: for queries, targets, pairs and pictures, compared by content, how many ``distinct`` ones there are and how many are
+        ``unusable`` (samples that could not be read, and enter nothing below), ``without_query``,
+        ``negatives_per_sample`` (quantiles); ``targets`` (distinct target_ids) and ``samples_sharing_target`` (samples
+        whose target_id another sample bears too);
+        ``duplicates``: for queries, targets, pairs and pictures, compared by content, how many ``distinct`` ones there
+            are and how many are
         ``sharing`` theirs with another;
-        ``language_samples`` (how many samples the languages were looked for in); and ``sides``: for each of query, target and negatives
-        ``items``, ``text_only``, ``image_only``, ``text_and_image``, ``image_formats`` and ``languages`` (counts by name, the most frequent first),
-        and the quantiles of ``text_characters`` and ``text_words`` (over items with text), ``images_per_item`` (over items with images),
-        ``image_width``, ``image_height`` in pixels and ``image_kilobytes``, all as stored. Quantiles are null where there is nothing to count.
+        ``language_samples`` (how many samples the languages were looked for in); and ``sides``: for each of query,
+        target and negatives ``items``, ``text_only``, ``image_only``, ``text_and_image``, ``image_formats`` and
+        ``languages`` (counts by name, the most frequent first), and the quantiles of ``text_characters`` and
+        ``text_words`` (over items with text), ``images_per_item`` (over items with images), ``image_width``,
+        ``image_height`` in pixels and ``image_kilobytes``, all as stored. Quantiles are null where there is nothing to
+        count.
 
     Raises:
         UserError: the directory is no complete directory of shards.
@@ -81,7 +87,12 @@ class _Reader:
 def _side_summary(tally: SideTally) -> dict:
     counts = {kind: tally.kinds[kind] for kind in ("text_only", "image_only", "text_and_image")}
     named = {"image_formats": _by_frequency(tally.formats), "languages": _by_frequency(tally.languages)}
-    return {"items": tally.kinds.total(), **counts, **named, **{name: quantiles(tally.measures[name], QUANTILES) for name in MEASURES}}
+    return {
+        "items": tally.kinds.total(),
+        **counts,
+        **named,
+        **{name: quantiles(tally.measures[name], QUANTILES) for name in MEASURES},
+    }
 
 
 def _by_frequency(counts: Counter) -> dict[str, int]:

@@ -16,7 +16,8 @@ _NAMES_SHOWN = 8
 
 
 def description_tables(description: dict) -> Iterator[Table]:
-    """What ``describe_shards`` gave: overview, distributions over shards and samples, duplicates, and one table per side that has items."""
+    """What ``describe_shards`` gave: overview, distributions over shards and samples, duplicates, and one table per
+    side that has items."""
     overview = Table(title="Shards", show_header=False)
     for name in _COUNTS:
         overview.add_row(_label(name), f"{description[name]:,}")
@@ -36,16 +37,31 @@ def description_tables(description: dict) -> Iterator[Table]:
 
 
 def _side_table(side: str, summary: dict, description: dict) -> Table:
-    title = f"{side}: {summary['items']:,} items ({summary['text_only']:,} text, {summary['image_only']:,} image, {summary['text_and_image']:,} both)"
+    title = (
+        f"{side}: {summary['items']:,} items ({summary['text_only']:,} text, {summary['image_only']:,} image, "
+        f"{summary['text_and_image']:,} both)"
+    )
     table = Table("", *QUANTILES, title=title)
-    _add_quantiles(table, {name: value for name, value in summary.items() if name not in ("image_formats", "languages") and isinstance(value, dict)})
+    _add_quantiles(
+        table,
+        {
+            name: value
+            for name, value in summary.items()
+            if name not in ("image_formats", "languages") and isinstance(value, dict)
+        },
+    )
     lines = []
     if summary["image_formats"]:
         lines.append(f"formats: {_most_frequent(summary['image_formats'])}")
     if summary["languages"]:
         lines.append(f"languages: {_most_frequent(summary['languages'])}")
-        looked_at = f"guessed from {sum(summary['languages'].values()):,} texts of {description['language_samples']:,} samples"
-        lines.append(looked_at + (f"; {UNDETERMINED}: too short or too mixed to tell" if UNDETERMINED in summary["languages"] else ""))
+        looked_at = (
+            f"guessed from {sum(summary['languages'].values()):,} texts of {description['language_samples']:,} samples"
+        )
+        lines.append(
+            looked_at
+            + (f"; {UNDETERMINED}: too short or too mixed to tell" if UNDETERMINED in summary["languages"] else "")
+        )
     table.caption = "\n".join(lines)
     return table
 

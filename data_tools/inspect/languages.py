@@ -17,7 +17,8 @@ _MINIMUM_CONFIDENCE = 0.5
 
 
 def language_of(text: str) -> str:
-    """The ISO 639-1 code of a text's language, or ``UNDETERMINED`` where the text is too short to be judged or fits several languages."""
+    """The ISO 639-1 code of a text's language, or ``UNDETERMINED`` where the text is too short to be judged or fits
+    several languages."""
     text = " ".join(text[:_MAXIMUM_CHARACTERS].split())
     if len(text.encode()) < MINIMUM_BYTES:
         return UNDETERMINED

@@ -21,7 +21,8 @@ CONTENTS = ("queries", "targets", "pairs", "pictures")
 
 @dataclass
 class SideTally:
-    """Counts over the items of one side: by kind, by value of each of ``MEASURES``, by pictures' format, and by language of the texts looked at."""
+    """Counts over the items of one side: by kind, by value of each of ``MEASURES``, by pictures' format, and by
+    language of the texts looked at."""
 
     kinds: Counter = field(default_factory=Counter)
     measures: dict[str, Counter] = field(default_factory=lambda: {name: Counter() for name in MEASURES})
@@ -52,7 +53,8 @@ class SideTally:
 
 @dataclass
 class Tally:
-    """Counts over samples. ``contents`` and ``target_ids`` hold one signed 64-bit number per sample, per picture for "pictures"."""
+    """Counts over samples. ``contents`` and ``target_ids`` hold one signed 64-bit number per sample, per picture for
+    "pictures"."""
 
     unusable: int = 0
     without_query: int = 0
@@ -72,7 +74,8 @@ class Tally:
             self.sides[name].add(side)
 
     def count(self, shard: Shard, row: int, with_language: bool) -> None:
-        """Count a sample; one that cannot be read, or whose pictures have no sound header, is only counted as unusable."""
+        """Count a sample; one that cannot be read, or whose pictures have no sound header, is only counted as
+        unusable."""
         try:
             _, record, members = shard.raw(row)
             pictures = {prefix: [_picture(members[name]) for name in side.images] for prefix, side in record.sides()}
@@ -90,7 +93,10 @@ class Tally:
                 tally.languages[language_of(side.text)] += 1
 
     def _count_contents(self, record: Record, pictures: dict[str, list[tuple[bytes, str, tuple[int, int]]]]) -> None:
-        identities = {prefix: content_identity(side.text, [data for data, _, _ in pictures[prefix]]) for prefix, side in record.sides()}
+        identities = {
+            prefix: content_identity(side.text, [data for data, _, _ in pictures[prefix]])
+            for prefix, side in record.sides()
+        }
         self.contents["targets"].append(identity_number(identities["target"]))
         if record.query is not None:
             self.contents["queries"].append(identity_number(identities["query"]))
@@ -101,18 +107,23 @@ class Tally:
 
 
 def distinct_and_sharing(numbers: array) -> dict[str, int]:
-    """Of 64-bit numbers: how many ``distinct`` ones there are, and how many are ``sharing`` their value with another one."""
+    """Of 64-bit numbers: how many ``distinct`` ones there are, and how many are ``sharing`` their value with another
+    one."""
     _, counts = np.unique(np.frombuffer(numbers, dtype=np.int64), return_counts=True)
     return {"distinct": len(counts), "sharing": int(counts[counts > 1].sum())}
 
 
 def quantiles(counts: Counter, percents: dict[str, int]) -> dict[str, int] | None:
-    """By name, the smallest value that at least so many percent of what was counted do not exceed; None where nothing was counted."""
+    """By name, the smallest value that at least so many percent of what was counted do not exceed; None where nothing
+    was counted."""
     if not counts:
         return None
     values = np.array(sorted(counts), dtype=np.int64)
     reached = np.cumsum([counts[int(value)] for value in values])
-    return {name: int(values[np.searchsorted(reached, max(1, -(-counts.total() * percent // 100)))]) for name, percent in percents.items()}
+    return {
+        name: int(values[np.searchsorted(reached, max(1, -(-counts.total() * percent // 100)))])
+        for name, percent in percents.items()
+    }
 
 
 def _picture(data: bytes) -> tuple[bytes, str, tuple[int, int]]:

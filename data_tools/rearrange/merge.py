@@ -39,18 +39,22 @@ def merge_shards(
 
     Args:
         paths: local directories, or URLs that fsspec knows.
-        link: make hard links instead of copies: it takes no time and no room, but the files are then the same ones, and a change of one is one of the other.
-        prefix_keys: write every sample anew with its directory's number and "-" before its key ("0-cat", "1-cat"), so that keys of several directories may be
-            equal.
+        link: make hard links instead of copies: it takes no time and no room, but the files are then the same ones, and
+            a change of one is one of the other.
+        prefix_keys: write every sample anew with its directory's number and "-" before its key ("0-cat", "1-cat"), so
+            that keys of several directories may be equal.
         key_progress: called with (keys read, keys in all), before anything is written; not with ``prefix_keys``.
         progress: called with (samples written, samples in all).
 
     Raises:
-        UserError: a directory holds no complete shards, a key is there twice or would grow too long, a shard is damaged, ``out`` is not empty, or files
-            cannot be linked there. Nothing is left behind then.
+        UserError: a directory holds no complete shards, a key is there twice or would grow too long, a shard is
+            damaged, ``out`` is not empty, or files cannot be linked there. Nothing is left behind then.
     """
     if link and prefix_keys:
-        raise UserError("Shards are written anew to prefix their keys, so they cannot be linked; choose one of --link and --prefix-keys.")
+        raise UserError(
+            "Shards are written anew to prefix their keys, so they cannot be linked; choose one of --link and "
+            "--prefix-keys."
+        )
     storages = [open_storage(path) for path in paths]
     if link and any(storage.remote for storage in storages):
         raise UserError("What lies behind a URL cannot be linked; leave --link (link=True) out to copy.")
@@ -85,10 +89,16 @@ def _require_different_keys(datasets: list[ShardedDataset], progress: Progress |
     def key_of(sample: int) -> str:
         return next(_sound_records(datasets[owner(sample)], [sample - starts[owner(sample)]]))[0]
 
-    repeated = [f"'{key}' in {datasets[owner(first)].path} and {datasets[owner(other)].path}" for key, first, other in repeated_keys(numbers, key_of)]
+    repeated = [
+        f"'{key}' in {datasets[owner(first)].path} and {datasets[owner(other)].path}"
+        for key, first, other in repeated_keys(numbers, key_of)
+    ]
     if repeated:
         more = f" and {len(repeated) - _NAMED} more" if len(repeated) > _NAMED else ""
-        raise UserError(f"Keys must be unique and are not: {', '.join(repeated[:_NAMED])}{more}. Give --prefix-keys (prefix_keys=True) to tell them apart.")
+        raise UserError(
+            f"Keys must be unique and are not: {', '.join(repeated[:_NAMED])}{more}. Give --prefix-keys "
+            "(prefix_keys=True) to tell them apart."
+        )
 
 
 def _sound_records(dataset: ShardedDataset, numbers) -> Iterator[tuple[str, Record]]:
@@ -107,11 +117,18 @@ def _take_over(storage: Storage, shard: Shard, out: Path, number: int, link: boo
     entry = shard.entry.model_copy(update={"name": f"{number:05d}.tar"})
     read_stats(storage, shard.entry)
     _ = shard.offsets
-    for old, new in ((shard.entry.offsets_name, entry.offsets_name), (shard.entry.stats_name, entry.stats_name), (shard.entry.name, entry.name)):
+    for old, new in (
+        (shard.entry.offsets_name, entry.offsets_name),
+        (shard.entry.stats_name, entry.stats_name),
+        (shard.entry.name, entry.name),
+    ):
         if link:
             _link(Path(storage.where(old)), out / new)
         elif _copy(storage, old, out / new) != entry.sha256 and old == shard.entry.name:
-            raise UserError(f"The shard {shard.path} has another SHA-256 than its {INDEX_NAME} says; copy it again, or build it again.")
+            raise UserError(
+                f"The shard {shard.path} has another SHA-256 than its {INDEX_NAME} says; copy it again, or build "
+                "it again."
+            )
     storage.close(shard.entry.name)
     return entry
 
@@ -120,7 +137,9 @@ def _link(source: Path, goal: Path) -> None:
     try:
         os.link(source.resolve(), goal)
     except OSError as error:
-        raise UserError(f"{source} cannot be linked as {goal} ({error.strerror}); leave --link (link=True) out to copy.") from None
+        raise UserError(
+            f"{source} cannot be linked as {goal} ({error.strerror}); leave --link (link=True) out to copy."
+        ) from None
 
 
 def _copy(storage: Storage, name: str, goal: Path) -> str:
@@ -161,6 +180,9 @@ def _prefixed(dataset: ShardedDataset, shard: Shard, row: int, number: int) -> t
         raise _damaged(dataset, error) from None
     key = f"{number}-{key}"
     if len(key) > LONGEST_KEY:
-        raise UserError(f"The key '{key}' would have more than {LONGEST_KEY} characters with its prefix; build {dataset.path} from shorter ones.")
+        raise UserError(
+            f"The key '{key}' would have more than {LONGEST_KEY} characters with its prefix; build {dataset.path} "
+            "from shorter ones."
+        )
     record = record.model_copy(update={"key": key})
     return key, record, {**members, "json": record.model_dump_json(exclude_none=True).encode()}

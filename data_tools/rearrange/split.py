@@ -71,7 +71,9 @@ class SplitSettings:
     def __post_init__(self):
         total = sum(part.share for part in self.parts)
         if total != 1:
-            raise UserError(f"The shares of the parts sum to {float(total):g} and must sum to 1, so that every sample has its part.")
+            raise UserError(
+                f"The shares of the parts sum to {float(total):g} and must sum to 1, so that every sample has its part."
+            )
         if self.by not in BY:
             raise UserError(f"Samples cannot be split by '{self.by}'; choose among {', '.join(BY)}.")
         for name in ("samples_per_shard", "shard_bytes"):
@@ -103,21 +105,25 @@ class _Part:
 
 
 def split_shards(path: str | Path, settings: SplitSettings, progress: Progress | None = None) -> list[SplitPart]:
-    """Copy every sample to one of several new directories of shards, chosen by a hash of its target's identity (or of its key) and of the seed.
+    """Copy every sample to one of several new directories of shards, chosen by a hash of its target's identity (or of
+    its key) and of the seed.
 
-    No two parts have a target (or key) in common, each has about its share of them, and samples keep their order. The same shards and settings give the
-    same bytes. One sample is held at a time, and eight bytes of each.
+    No two parts have a target (or key) in common, each has about its share of them, and samples keep their order. The
+    same shards and settings give the same bytes. One sample is held at a time, and eight bytes of each.
 
     Args:
         progress: called with (samples done, samples in all).
 
     Raises:
-        UserError: there are no complete shards, a sample is damaged or has ``candidates`` (which may fall to another part), a directory is not empty, or a
-            part would be. Nothing is left behind then.
+        UserError: there are no complete shards, a sample is damaged or has ``candidates`` (which may fall to another
+            part), a directory is not empty, or a part would be. Nothing is left behind then.
     """
     dataset = ShardedDataset(path)
     with new_directories([part.path for part in settings.parts]), ExitStack() as stack:
-        parts = [_Part(stack.enter_context(ShardSeries(part.path, settings.samples_per_shard, settings.shard_bytes))) for part in settings.parts]
+        parts = [
+            _Part(stack.enter_context(ShardSeries(part.path, settings.samples_per_shard, settings.shard_bytes)))
+            for part in settings.parts
+        ]
         for done, (key, record, members) in enumerate(_samples(dataset), start=1):
             part = parts[settings.part_of(record.target_id if settings.by == "target" else key)]
             part.series.add(key, record, members)
@@ -126,7 +132,10 @@ def split_shards(path: str | Path, settings: SplitSettings, progress: Progress |
                 progress(done, len(dataset))
         for part in parts:
             if not part.targets:
-                raise UserError(f"No sample of the {len(dataset)} in {path} falls to {part.series.path}; give it a larger share, or another seed.")
+                raise UserError(
+                    f"No sample of the {len(dataset)} in {path} falls to {part.series.path}; give it a larger share, "
+                    "or another seed."
+                )
             # All shards are whole before the first index says so.
             part.series.end_shard()
         return [SplitPart(part.series.finish(), distinct_and_sharing(part.targets)["distinct"]) for part in parts]
@@ -138,8 +147,13 @@ def _samples(dataset: ShardedDataset) -> Iterator[tuple[str, Record, dict[str, b
             try:
                 key, record, members = shard.raw(row)
             except SampleError as error:
-                raise UserError(f"{dataset.path} cannot be split. {error} Find all such samples with 'pdfx shards check --full'.") from None
+                raise UserError(
+                    f"{dataset.path} cannot be split. {error} Find all such samples with 'pdfx shards check --full'."
+                ) from None
             if record.candidates is not None:
-                raise UserError(f"{dataset.path} cannot be split: the sample '{key}' names candidates, which would fall to different parts.")
+                raise UserError(
+                    f"{dataset.path} cannot be split: the sample '{key}' names candidates, which would fall to "
+                    "different parts."
+                )
             yield key, record, members
         shard.close()

@@ -1,4 +1,5 @@
-"""What every importer gives the builder: an ordered sequence of records of the one schema, each with the place that it comes from."""
+"""What every importer gives the builder: an ordered sequence of records of the one schema, each with the place that it
+comes from."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ class SourceRecord:
 
     Attributes:
         origin: where it stands, for messages: "pairs.jsonl line 12", "train.parquet row 7".
-        record: None where ``problem`` says why. A record without a key is given one by the builder, from its number in the source.
+        record: None where ``problem`` says why. A record without a key is given one by the builder, from its number in
+            the source.
         problem: the part of a sentence that says why the record cannot be used; None where it can.
-        pictures: bytes of those images that the source itself holds, by the name that the record gives them. All other names are looked up by the builder
-            below the image folder: ``cats/1.png``, or ``pictures.tar/cats/1.png`` for a member of an uncompressed tar.
+        pictures: bytes of those images that the source itself holds, by the name that the record gives them. All other
+            names are looked up by the builder below the image folder: ``cats/1.png``, or ``pictures.tar/cats/1.png``
+            for a member of an uncompressed tar.
         raw: what a quarantine file shows of a record that cannot be used.
         kind: in a few words, what records with such a problem are counted by; ``BELOW_LABEL`` is not counted as bad.
     """
@@ -36,17 +39,20 @@ class SourceRecord:
 
 
 class Source(Protocol):
-    """An importer. Its sequence is a function of its files and settings alone, so that a build that was stopped can go on by number.
+    """An importer. Its sequence is a function of its files and settings alone, so that a build that was stopped can go
+    on by number.
 
-    A constructor raises UserError where the files as a whole cannot be read (missing file, missing column); what is wrong with one record is told by
-    ``SourceRecord.problem`` instead, so that it never stops or silently shrinks a build.
+    A constructor raises UserError where the files as a whole cannot be read (missing file, missing column); what is
+    wrong with one record is told by ``SourceRecord.problem`` instead, so that it never stops or silently shrinks a
+    build.
     """
 
     def identity(self) -> dict:
         """Plain values that decide the sequence: the format's settings, and name, size and time of each input file."""
 
     def total(self) -> int | None:
-        """How many records there are exactly, if that is cheap to know: a build that reads another number ends with an error."""
+        """How many records there are exactly, if that is cheap to know: a build that reads another number ends with an
+        error."""
 
     def notes(self) -> list[str]:
         """Sentences on what of the input is not used: columns, files."""
@@ -58,5 +64,3 @@ class Source(Protocol):
 def file_identity(paths: list[Path]) -> list[str]:
     """Name and stamp of each file, for ``Source.identity``."""
     return [f"{path.name}: {file_stamp(path)}" for path in paths]
-
-

@@ -1,4 +1,5 @@
-"""A corpus of documents, found by their ids: unpacked once into a temporary file, beside an index of 24 bytes per document in memory."""
+"""A corpus of documents, found by their ids: unpacked once into a temporary file, beside an index of 24 bytes per
+document in memory."""
 
 from __future__ import annotations
 
@@ -40,14 +41,17 @@ class Document:
 
 
 class Corpus:
-    """The documents of a table in their order. Reading them all into the temporary file is the first thing it does; the file needs as much room as they do.
+    """The documents of a table in their order. Reading them all into the temporary file is the first thing it does; the
+    file needs as much room as they do.
 
     Args:
         side_of_document: from a row's values to the document's text and pictures. May raise Problem.
         columns: those that it reads.
     """
 
-    def __init__(self, rows: Rows, side_of_document: Callable[[dict[str, Any], Pictures], dict[str, Any]], columns: list[str]):
+    def __init__(
+        self, rows: Rows, side_of_document: Callable[[dict[str, Any], Pictures], dict[str, Any]], columns: list[str]
+    ):
         self._file = tempfile.TemporaryFile(prefix="pdfx-corpus-")
         starts, numbers = array("q"), array("q")
         for row in rows.read(0, columns):

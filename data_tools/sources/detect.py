@@ -31,7 +31,9 @@ def guess_format(path: Path, formats: list[str]) -> str:
     if path.is_dir() and _is_folder_of_pictures(path):
         return "folder"
     if not path.is_dir() and not has_ending(path, TABLE_ENDINGS):
-        raise UserError(f"The format of {path} cannot be told from its name; give it with --format: {', '.join(formats)}.")
+        raise UserError(
+            f"The format of {path} cannot be told from its name; give it with --format: {', '.join(formats)}."
+        )
     rows = open_rows(path)
     columns = set(rows.columns)
     for name, alternatives in COLUMNS_OF_FORMATS.items():
@@ -41,7 +43,8 @@ def guess_format(path: Path, formats: list[str]) -> str:
     if has_ending(rows.files[0], JSONL_ENDINGS) and ("target" in columns or not columns):
         return "jsonl"
     raise UserError(
-        f"The format of {path} cannot be told from its columns ({listed(rows.columns)}); name them, as in --format table --option query.text=COLUMN "
+        f"The format of {path} cannot be told from its columns ({listed(rows.columns)}); name them, as in --format "
+        "table --option query.text=COLUMN "
         f"--option target.text=COLUMN, or give another one of {', '.join(formats)} with --format."
     )
 
@@ -52,4 +55,8 @@ def _is_folder_of_pictures(directory: Path) -> bool:
         return True
     if any(has_ending(Path(name), TABLE_ENDINGS) for name in names):
         return False
-    return any(is_picture(name) or name.lower().endswith(UNREAD_ENDINGS) or name in METADATA_NAMES for _, inner in listings(directory) for name in inner)
+    return any(
+        is_picture(name) or name.lower().endswith(UNREAD_ENDINGS) or name in METADATA_NAMES
+        for _, inner in listings(directory)
+        for name in inner
+    )

@@ -13,7 +13,8 @@ Paths = str | Path | Sequence[str | Path]
 
 
 def input_files(paths: Paths, endings: tuple[str, ...]) -> list[Path]:
-    """The files in the order given; a directory stands for its own files with one of the ``endings``, sorted by name, without those below it.
+    """The files in the order given; a directory stands for its own files with one of the ``endings``, sorted by name,
+    without those below it.
 
     Raises:
         UserError: a path does not exist or cannot be read, a directory has no such file, or no path is given.
@@ -47,9 +48,16 @@ def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
 
 
 def _files_of_directory(directory: Path, endings: tuple[str, ...]) -> list[Path]:
-    found = sorted(path for path in directory.iterdir() if path.is_file() and has_ending(path, endings) and not path.name.startswith("."))
+    found = sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and has_ending(path, endings) and not path.name.startswith(".")
+    )
     if not found:
-        raise UserError(f"There is no {_listed(endings)} file in the directory {directory}; name the files, or the directory that holds them itself.")
+        raise UserError(
+            f"There is no {_listed(endings)} file in the directory {directory}; name the files, or the directory "
+            "that holds them itself."
+        )
     return found
 
 

@@ -33,12 +33,19 @@ def left_out(folder: Path) -> list[str]:
     counts = Counter()
     for _, names, others in _walk(folder):
         counts.update(others)
-        counts.update(_kind(name) for name in names if not is_picture(name) and not is_caption(name) and name not in METADATA_NAMES)
+        counts.update(
+            _kind(name)
+            for name in names
+            if not is_picture(name) and not is_caption(name) and name not in METADATA_NAMES
+        )
     if not counts:
         return []
     drawn = [ending for ending in UNREAD_ENDINGS if ending in counts]
     cure = f" Pictures of the kind {', '.join(drawn)} are not read: convert them, to PNG for example." if drawn else ""
-    return [f"Not read in {folder}: {', '.join(f'{count} {kind}' for kind, count in counts.most_common(_NAMED_KINDS))}.{cure}"]
+    return [
+        f"Not read in {folder}: "
+        f"{', '.join(f'{count} {kind}' for kind, count in counts.most_common(_NAMED_KINDS))}.{cure}"
+    ]
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -51,7 +58,11 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     for directory, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         others = ["hidden"] * sum(name.startswith(".") for name in (*folders, *names))
         visible = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in visible if (inode := _inode(os.path.join(directory, name))) not in seen and not seen.add(inode)]
+        folders[:] = [
+            name
+            for name in visible
+            if (inode := _inode(os.path.join(directory, name))) not in seen and not seen.add(inode)
+        ]
         others += ["link to a folder that is read already"] * (len(visible) - len(folders))
         yield Path(directory), sorted(name for name in names if not name.startswith(".")), others
 

@@ -24,7 +24,8 @@ class MetadataCaptions:
     """Rows with the values ``picture`` (its name below the folder), ``caption`` and ``is_one_of_several``.
 
     Args:
-        folder: metadata files are looked for in it and in all folders in it; each names pictures relative to its own folder.
+        folder: metadata files are looked for in it and in all folders in it; each names pictures relative to its own
+            folder.
         text: the column of captions, each a text or a list of texts.
         is_first_only: take only the first caption of a list.
 
@@ -43,7 +44,11 @@ class MetadataCaptions:
                     self.files.append((place, rows, _caption_column(rows, text)))
 
     def identity(self) -> list[str]:
-        return [f"{path.relative_to(self.folder).as_posix()}: {file_stamp(path)}" for _, rows, _ in self.files for path in rows.files]
+        return [
+            f"{path.relative_to(self.folder).as_posix()}: {file_stamp(path)}"
+            for _, rows, _ in self.files
+            for path in rows.files
+        ]
 
     def total(self) -> int | None:
         """None of large files: they are not read beforehand, and any row may have a list of captions."""
@@ -52,9 +57,22 @@ class MetadataCaptions:
     def notes(self) -> list[str]:
         counts = Counter(is_picture(name) - is_caption(name) for _, names in listings(self.folder) for name in names)
         rows = sum(sum(1 for _ in rows.read(0, [text])) for _, rows, text in self.files)
-        more = [f"There are {counts[1]} pictures in {self.folder}, and its metadata files have {rows} rows."] if counts[1] > rows else []
-        texts = [f"{counts[-1]} text files beside them are not read, since the metadata files have the captions."] if counts[-1] else []
-        return [*more, *texts, *left_out(self.folder), *(part for _, rows, text in self.files for part in notes_on(rows, [_FILE_NAME, text]))]
+        more = (
+            [f"There are {counts[1]} pictures in {self.folder}, and its metadata files have {rows} rows."]
+            if counts[1] > rows
+            else []
+        )
+        texts = (
+            [f"{counts[-1]} text files beside them are not read, since the metadata files have the captions."]
+            if counts[-1]
+            else []
+        )
+        return [
+            *more,
+            *texts,
+            *left_out(self.folder),
+            *(part for _, rows, text in self.files for part in notes_on(rows, [_FILE_NAME, text])),
+        ]
 
     def read(self, start: int = 0) -> Iterator[Row]:
         return islice(self._read(), start, None)
@@ -70,7 +88,10 @@ class MetadataCaptions:
                 captions = captions[:1] if self.is_first_only else captions
                 for caption in captions:
                     try:
-                        values = {**self._pair(place, row.values, text, caption), "is_one_of_several": len(captions) > 1}
+                        values = {
+                            **self._pair(place, row.values, text, caption),
+                            "is_one_of_several": len(captions) > 1,
+                        }
                         yield Row(row.origin, values, raw=row.raw)
                     except Problem as error:
                         yield Row(row.origin, None, str(error), row.raw)
@@ -93,4 +114,7 @@ def _caption_column(rows: Rows, text: str | None) -> str:
     named = [name for name in _CAPTION_COLUMNS if name in candidates]
     if len(named) == 1 or len(candidates) == 1:
         return (named or candidates)[0]
-    raise UserError(f"Which column of {rows.files[0]} holds the captions is not clear; say it as in text=COLUMN. There are: {listed(candidates)}.")
+    raise UserError(
+        f"Which column of {rows.files[0]} holds the captions is not clear; say it as in text=COLUMN. There are: "
+        f"{listed(candidates)}."
+    )

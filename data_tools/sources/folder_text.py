@@ -8,7 +8,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.sources.folder_files import CAPTION_ENDING, PICTURE_ENDINGS, UNREAD_ENDINGS, is_caption, is_picture, left_out, listings
+from data_tools.sources.folder_files import (
+    CAPTION_ENDING,
+    PICTURE_ENDINGS,
+    UNREAD_ENDINGS,
+    is_caption,
+    is_picture,
+    left_out,
+    listings,
+)
 from data_tools.sources.lines import RAW_CHARACTERS
 from data_tools.sources.tables.base import Row
 from data_tools.sources.tables.values import Problem
@@ -35,7 +43,12 @@ class TextFileCaptions:
     def __init__(self, folder: Path, captions: str):
         self.folder, self.captions = folder, captions
         if not any(is_picture(name) for _, names in listings(folder) for name in names):
-            reason = " ".join([f"There is no picture ({', '.join(PICTURE_ENDINGS)}) in the folder {folder} or in folders in it.", *left_out(folder)])
+            reason = " ".join(
+                [
+                    f"There is no picture ({', '.join(PICTURE_ENDINGS)}) in the folder {folder} or in folders in it.",
+                    *left_out(folder),
+                ]
+            )
             raise UserError(reason)
 
     def identity(self) -> list[str]:
@@ -76,24 +89,42 @@ class TextFileCaptions:
             stem = os.path.splitext(text_file)[0]
             unread = next((stem + ending for ending in UNREAD_ENDINGS if (place / (stem + ending)).exists()), None)
             what = f"{unread} beside the text file is of a format that is not read; convert it, to PNG for example"
-            yield Row(str(place / text_file), None, what if unread else "there is no picture of the same name beside the text file")
+            yield Row(
+                str(place / text_file),
+                None,
+                what if unread else "there is no picture of the same name beside the text file",
+            )
             return
         path = place / picture
         if text_file is None:
-            yield Row(str(path), None, f"there is no text file {os.path.splitext(picture)[0]}{CAPTION_ENDING} beside the picture")
+            yield Row(
+                str(path),
+                None,
+                f"there is no text file {os.path.splitext(picture)[0]}{CAPTION_ENDING} beside the picture",
+            )
             return
         try:
             captions = self._captions(place / text_file)
             for caption in captions:
-                values = {"picture": self._name(place, picture), "caption": caption, "is_one_of_several": len(captions) > 1}
+                values = {
+                    "picture": self._name(place, picture),
+                    "caption": caption,
+                    "is_one_of_several": len(captions) > 1,
+                }
                 yield Row(str(path), values, raw=shortened(caption, RAW_CHARACTERS))
         except Problem as error:
             yield Row(str(path), None, str(error))
 
     def notes(self) -> list[str]:
         pairs = [(picture is None, text_file is None) for _, picture, text_file in self._pairs()]
-        alone = [f"{pairs.count((False, True))} pictures without a text file", f"{pairs.count((True, False))} text files without a picture"]
-        return [*([f"There are {' and '.join(alone)} in {self.folder}."] if any(map(any, pairs)) else []), *left_out(self.folder)]
+        alone = [
+            f"{pairs.count((False, True))} pictures without a text file",
+            f"{pairs.count((True, False))} text files without a picture",
+        ]
+        return [
+            *([f"There are {' and '.join(alone)} in {self.folder}."] if any(map(any, pairs)) else []),
+            *left_out(self.folder),
+        ]
 
     def _captions(self, path: Path) -> list[str]:
         if path.exists() and not path.is_file():

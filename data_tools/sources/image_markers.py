@@ -1,7 +1,7 @@
 """Taking the places of images out of texts that were written for one family of models.
 
-Our processor puts every image before the text in the way of the model's own family, so a marker in the text would only be noise. Where a sentence uses
-the marker as a word, it becomes words.
+Our processor puts every image before the text in the way of the model's own family, so a marker in the text would only
+be noise. Where a sentence uses the marker as a word, it becomes words.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def has_marker(text: str) -> bool:
 def without_markers(text: str) -> str:
     """The text without image markers and without white space around it.
 
-    A marker that stands alone, or before or after a sentence, is removed. One that is a word of a sentence becomes "the image", or "image" after an article.
+    A marker that stands alone, or before or after a sentence, is removed. One that is a word of a sentence becomes "the
+    image", or "image" after an article.
 
     >>> without_markers("<|image_1|>\\nRepresent the given image.")
     'Represent the given image.'

@@ -29,4 +29,6 @@ class Labels:
         if number is None or number != number:
             raise Problem(f"'{field}' is {shown(value)}: it must be a number")
         if number < self.least:
-            raise Problem(f"'{field}' is {number:g}, below min_label={self.least:g}, so it is no positive pair", BELOW_LABEL)
+            raise Problem(
+                f"'{field}' is {number:g}, below min_label={self.least:g}, so it is no positive pair", BELOW_LABEL
+            )

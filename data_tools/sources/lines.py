@@ -41,7 +41,8 @@ class Line(NamedTuple):
 
 
 def read_lines(files: list[Path], start: int = 0) -> Iterator[Line]:
-    """The lines of all files that are not blank, from number ``start`` on (blank ones are not counted). Files that end in .gz are unpacked.
+    """The lines of all files that are not blank, from number ``start`` on (blank ones are not counted). Files that end
+    in .gz are unpacked.
 
     Raises:
         UserError: a compressed file is damaged, so that what follows cannot be found.
@@ -72,7 +73,8 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a text file, after its UTF-8 byte order mark if it has one, and unpacked if its name ends in .gz.
 
     Raises:
-        UserError: it is UTF-16 (or begins with NUL bytes, as that does); or while it is read, a compressed file turns out to be damaged.
+        UserError: it is UTF-16 (or begins with NUL bytes, as that does); or while it is read, a compressed file turns
+            out to be damaged.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
@@ -86,7 +88,8 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
 
 
 def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """(line, True), or (the beginning of a line that is too long, False). Lines end with ``\\n``, ``\\r\\n`` or ``\\r``, also where a file mixes these."""
+    """(line, True), or (the beginning of a line that is too long, False). Lines end with ``\\n``, ``\\r\\n`` or
+    ``\\r``, also where a file mixes these."""
     rest, is_skipped = b"", False
     while data := stream.readline(LINE_LIMIT):
         *lines, rest = (rest + data).splitlines(keepends=True)

@@ -24,21 +24,24 @@ TRAINING = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "
 EVALUATION = ("qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path")
 """The newer files hold the instructions apart (``qry_inst``, ``tgt_inst``); the older ones within the texts."""
 _IDENTITY_BYTES = 8
-"""Lists of candidates are long, so identities are short: 11 letters. Where shards are read, they are hashed to as many bits."""
+"""Lists of candidates are long, so identities are short: 11 letters. Where shards are read, they are hashed to as many
+bits."""
 _PART_OF_SPLIT = re.compile(r"-[0-9]+-of-[0-9]+$")
 
 
 class MmebSource:
     """Records of one data set of MMEB; which of the two layouts it has is told from its columns.
 
-    Training: a query, its target, and a hard negative where there is one. Evaluation: a query and the list of its candidates, of which the first is right;
-    each query gives a record with ``candidates``, and after these each candidate that is no query's target gives one without a query. A candidate is known
-    by its text and the path of its image, so equal ones are one, whichever list they stand in. Markers such as ``<|image_1|>`` are taken out of all texts.
+    Training: a query, its target, and a hard negative where there is one. Evaluation: a query and the list of its
+    candidates, of which the first is right; each query gives a record with ``candidates``, and after these each
+    candidate that is no query's target gives one without a query. A candidate is known by its text and the path of its
+    image, so equal ones are one, whichever list they stand in. Markers such as ``<|image_1|>`` are taken out of all
+    texts.
 
     Args:
         paths: parquet or JSONL: a file, several files, or the directory of one data set.
-        split: which files of a directory are read, by the beginning of their names; needed where they have several, as MMEB's training data has
-            ``original`` and ``diverse_instruction``.
+        split: which files of a directory are read, by the beginning of their names; needed where they have several, as
+            MMEB's training data has ``original`` and ``diverse_instruction``.
 
     Raises:
         UserError: a file cannot be read, the split is missing or not said, or the columns are of neither layout.
@@ -54,7 +57,8 @@ class MmebSource:
             self.is_evaluation, columns = True, EVALUATION
         else:
             raise UserError(
-                f"{self.rows.files[0]} is no data set of MMEB: it has the columns {listed(self.rows.columns)}, and neither 'qry' and 'pos_text', as for "
+                f"{self.rows.files[0]} is no data set of MMEB: it has the columns {listed(self.rows.columns)}, and "
+                "neither 'qry' and 'pos_text', as for "
                 "training, nor 'qry_text' and 'tgt_text', as for evaluation."
             )
         self.columns = [name for name in columns if name in present]
@@ -96,14 +100,21 @@ class MmebSource:
             for identity, (place, side) in candidates.items():
                 if identity in wanted:
                     wanted.remove(identity)
-                    yield as_record(Row(f"{row.origin} candidate {place + 1}", {}, raw=raw_of(side)), partial(_alone, identity, side))
+                    yield as_record(
+                        Row(f"{row.origin} candidate {place + 1}", {}, raw=raw_of(side)),
+                        partial(_alone, identity, side),
+                    )
 
 
 def _training_fields(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
     query = _side(values.get("qry"), values.get("qry_image_path"), "qry", "qry_image_path", pictures)
     target = _side(values.get("pos_text"), values.get("pos_image_path"), "pos_text", "pos_image_path", pictures)
     negatives = _places(values, "neg_text", "neg_image_path")
-    return {"query": query, "target": target, "negatives": [_side(*place, "neg_text", "neg_image_path", pictures) for place in negatives if any(place)]}
+    return {
+        "query": query,
+        "target": target,
+        "negatives": [_side(*place, "neg_text", "neg_image_path", pictures) for place in negatives if any(place)],
+    }
 
 
 def _query_fields(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
@@ -146,10 +157,17 @@ def _candidate(text: str, image: str) -> tuple[str, dict[str, Any]]:
 
 
 def _places(values: dict[str, Any], text_field: str, image_field: str) -> list[tuple[Any, Any]]:
-    """(text, path of an image) at each place of two lists of one length; a plain value is a list of one, and an empty list fits any other."""
-    texts, images = (value if isinstance(value, list) else [] if is_missing(value) else [value] for value in (values.get(text_field), values.get(image_field)))
+    """(text, path of an image) at each place of two lists of one length; a plain value is a list of one, and an empty
+    list fits any other."""
+    texts, images = (
+        value if isinstance(value, list) else [] if is_missing(value) else [value]
+        for value in (values.get(text_field), values.get(image_field))
+    )
     if texts and images and len(texts) != len(images):
-        raise Problem(f"'{text_field}' has {len(texts)} texts and '{image_field}' {len(images)} paths; there must be as many of each, empty ones included")
+        raise Problem(
+            f"'{text_field}' has {len(texts)} texts and '{image_field}' {len(images)} paths; there must be as many "
+            "of each, empty ones included"
+        )
     return list(zip_longest(texts, images))
 
 
@@ -181,7 +199,10 @@ def _files_of_split(paths: Paths, split: str | None) -> list[Path]:
     for path in files:
         by_split.setdefault(_split_of(path), []).append(path)
     if split is None and len(by_split) > 1:
-        raise UserError(f"{files[0].parent} holds the splits {', '.join(by_split)}; say which one is wanted, as in split={next(iter(by_split))}.")
+        raise UserError(
+            f"{files[0].parent} holds the splits {', '.join(by_split)}; say which one is wanted, as in "
+            f"split={next(iter(by_split))}."
+        )
     if split is not None and split not in by_split:
         raise UserError(f"There is no split '{split}' in {files[0].parent}; there are {', '.join(by_split)}.")
     return files if split is None else by_split[split]
@@ -196,4 +217,7 @@ def _require_one_data_set(path: Path) -> None:
     if path.is_dir() and not any(has_ending(child, TABLE_ENDINGS) for child in path.iterdir()):
         known = sorted(child.name for child in path.iterdir() if child.is_dir() and find_set(child.name))
         if known:
-            raise UserError(f"{path} holds {len(known)} data sets of MMEB ({', '.join(known)}); build each by itself, as in {path / known[0]}.")
+            raise UserError(
+                f"{path} holds {len(known)} data sets of MMEB ({', '.join(known)}); build each by itself, as in "
+                f"{path / known[0]}."
+            )

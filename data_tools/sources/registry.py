@@ -1,4 +1,5 @@
-"""The formats that shards are built from, by name, with their options. A format's module is imported when it is used."""
+"""The formats that shards are built from, by name, with their options. A format's module is imported when it is
+used."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Option:
 
     Attributes:
         help: what it says.
-        parse: from its text to the argument of the importer. Raises ValueError with the part of a sentence that says what it must be.
+        parse: from its text to the argument of the importer. Raises ValueError with the part of a sentence that says
+            what it must be.
     """
 
     help: str
@@ -78,7 +80,10 @@ class Format:
 
 
 _MOST_NEGATIVES = Option("so many hard negatives of each record are kept; all by default", whole_number)
-_POSITIVES = Option("'first' (default): one record, with the first positive; 'each': one record for each positive", one_of("first", "each"))
+_POSITIVES = Option(
+    "'first' (default): one record, with the first positive; 'each': one record for each positive",
+    one_of("first", "each"),
+)
 _DELIMITER = Option("what separates the cells of CSV; a comma by default, a tab in .tsv files")
 _QUOTES = Option("'no' where quotation marks in CSV and TSV are part of the text", yes_or_no)
 
@@ -90,7 +95,8 @@ FORMATS: dict[str, Format] = {
         {
             "query": Option("which side is the query: 'text' (default) or 'image'", one_of("text", "image")),
             "captions": Option(
-                "'file' (default): a text file is one caption; 'lines': each of its lines is one; 'first': its first line is the only one",
+                "'file' (default): a text file is one caption; 'lines': each of its lines is one; 'first': its first "
+                "line is the only one",
                 one_of("file", "lines", "first"),
             ),
             "text": Option("column of captions in metadata files"),
@@ -101,7 +107,9 @@ FORMATS: dict[str, Format] = {
         "table:TableSource",
         {
             "query.text": Option("column of the query's text; several are separated by commas"),
-            "query.images": Option("column of the query's pictures: paths, bytes, or Hugging Face's {'bytes', 'path'}, or lists of them"),
+            "query.images": Option(
+                "column of the query's pictures: paths, bytes, or Hugging Face's {'bytes', 'path'}, or lists of them"
+            ),
             "target.text": Option("column of the target's text"),
             "target.images": Option("column of the target's pictures"),
             "negatives.text": Option("columns of the texts of hard negatives, one or a list in each"),
@@ -117,7 +125,10 @@ FORMATS: dict[str, Format] = {
         "parquet, CSV, TSV or JSONL with the columns of sentence-transformers: anchor, positive, negatives",
         "columns:ColumnsSource",
         {
-            "columns": Option("anchor, positive and negatives in this order, separated by commas, where the table's own columns are others"),
+            "columns": Option(
+                "anchor, positive and negatives in this order, separated by commas, where the table's own columns "
+                "are others"
+            ),
             "images": Option("those columns whose texts are paths of pictures, separated by commas"),
             "label": Option("column that says how similar a pair is; 'none': every row is a positive pair"),
             "min_label": Option("lowest label of a positive pair; needed where there are labels", number),
@@ -140,16 +151,25 @@ FORMATS: dict[str, Format] = {
         "tevatron:TevatronSource",
         {
             "corpus": Option("file or directory of the documents"),
-            "documents": Option("'named' (default), or 'all': the rest of the corpus too, to be searched in", one_of("named", "all")),
+            "documents": Option(
+                "'named' (default), or 'all': the rest of the corpus too, to be searched in", one_of("named", "all")
+            ),
             "positives": _POSITIVES,
             "negatives": _MOST_NEGATIVES,
-            "missing_negatives": Option("'problem' (default): a query that names one is not used; 'skip': it is, without it", one_of("problem", "skip")),
+            "missing_negatives": Option(
+                "'problem' (default): a query that names one is not used; 'skip': it is, without it",
+                one_of("problem", "skip"),
+            ),
         },
     ),
     "mmeb": Format(
         "one data set of MMEB's training or evaluation data, on which VLM2Vec is trained and evaluated",
         "mmeb:MmebSource",
-        {"split": Option("which of several splits in a directory is read, such as 'original' or 'diverse_instruction'")},
+        {
+            "split": Option(
+                "which of several splits in a directory is read, such as 'original' or 'diverse_instruction'"
+            )
+        },
     ),
 }
 
@@ -171,7 +191,11 @@ def open_source(name: str, path: Path, options: Mapping[str, str] | None = None)
     values = {}
     for option, text in (options or {}).items():
         if option not in format.options:
-            hint = f"did you mean '{_nearest(option, format.options)}'? It has {', '.join(format.options)}." if format.options else "it has none."
+            hint = (
+                f"did you mean '{_nearest(option, format.options)}'? It has {', '.join(format.options)}."
+                if format.options
+                else "it has none."
+            )
             raise UserError(f"The format {chosen} has no option '{option}'; {hint}")
         try:
             values[option] = format.options[option].parse(text)
@@ -183,7 +207,10 @@ def open_source(name: str, path: Path, options: Mapping[str, str] | None = None)
 def find_format(name: str) -> Format:
     """Raises UserError where there is none of this name."""
     if name not in FORMATS:
-        raise UserError(f"There is no format '{name}'; did you mean '{_nearest(name, FORMATS)}'? There are auto, {', '.join(FORMATS)}.")
+        raise UserError(
+            f"There is no format '{name}'; did you mean '{_nearest(name, FORMATS)}'? There are auto, "
+            f"{', '.join(FORMATS)}."
+        )
     return FORMATS[name]
 
 

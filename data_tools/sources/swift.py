@@ -1,4 +1,5 @@
-"""JSONL files of ms-swift for embedding models: conversations as anchor, positives and negatives, with a list of pictures for each."""
+"""JSONL files of ms-swift for embedding models: conversations as anchor, positives and negatives, with a list of
+pictures for each."""
 
 from __future__ import annotations
 
@@ -22,11 +23,12 @@ _FIELDS = (_LABEL, *(f"{side}{name}" for side in ("", "positive_", "negative_") 
 
 
 class SwiftSource:
-    """Records from ``messages``, ``positive_messages`` and ``negative_messages``, with ``images``, ``positive_images`` and ``negative_images``.
+    """Records from ``messages``, ``positive_messages`` and ``negative_messages``, with ``images``, ``positive_images``
+    and ``negative_images``.
 
-    The contents of a conversation's messages are joined by line breaks, a system message first. Each ``<image>`` in them stands for the next picture of the
-    conversation's list; the pictures become those of the side, and tags at the ends of the text are removed, and those
-    within it become words as ``image_markers`` says.
+    The contents of a conversation's messages are joined by line breaks, a system message first. Each ``<image>`` in
+    them stands for the next picture of the conversation's list; the pictures become those of the side, and tags at the
+    ends of the text are removed, and those within it become words as ``image_markers`` says.
 
     Args:
         paths: JSONL (or parquet): a file, several files, or a directory of them.
@@ -51,8 +53,14 @@ class SwiftSource:
         return self.rows.total() if self.positives == "first" else None
 
     def notes(self) -> list[str]:
-        hint = "ms-swift's own training of embeddings takes hard negatives from 'negative_messages', a list of conversations."
-        return [*notes_on(self.rows, _FIELDS), *([hint] if any(name.startswith("rejected_") for name in self.rows.all_columns) else [])]
+        hint = (
+            "ms-swift's own training of embeddings takes hard negatives from 'negative_messages', a list of "
+            "conversations."
+        )
+        return [
+            *notes_on(self.rows, _FIELDS),
+            *([hint] if any(name.startswith("rejected_") for name in self.rows.all_columns) else []),
+        ]
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         if self.positives == "first":
@@ -74,7 +82,9 @@ class SwiftSource:
         return {
             "query": _conversation(values.get("messages"), values.get("images"), ("messages", "images"), pictures),
             "target": targets[0],
-            "negatives": _conversations(values, "negative", pictures, range(self.negatives) if self.negatives is not None else None),
+            "negatives": _conversations(
+                values, "negative", pictures, range(self.negatives) if self.negatives is not None else None
+            ),
         }
 
 
@@ -84,15 +94,29 @@ def _count_positives(row: Row) -> int:
     return len(messages) if isinstance(messages, list) and messages else 1
 
 
-def _conversations(values: dict[str, Any], side: str, pictures: Pictures, wanted: Iterable[int] | None) -> list[dict[str, Any]]:
-    """The sides of ``positive_messages`` or ``negative_messages``, each with its list of pictures: those whose numbers are wanted, or all."""
+def _conversations(
+    values: dict[str, Any], side: str, pictures: Pictures, wanted: Iterable[int] | None
+) -> list[dict[str, Any]]:
+    """The sides of ``positive_messages`` or ``negative_messages``, each with its list of pictures: those whose numbers
+    are wanted, or all."""
     messages_field, images_field = f"{side}_messages", f"{side}_images"
-    conversations, images = list_of(values.get(messages_field), messages_field), list_of(values.get(images_field), images_field)
+    conversations = list_of(values.get(messages_field), messages_field)
+    images = list_of(values.get(images_field), images_field)
     if images and len(images) != len(conversations):
-        raise Problem(f"'{messages_field}' has {len(conversations)} conversations and '{images_field}' {len(images)} lists; there must be as many of each")
-    numbers = range(len(conversations)) if wanted is None else [number for number in wanted if number < len(conversations)]
+        raise Problem(
+            f"'{messages_field}' has {len(conversations)} conversations and '{images_field}' {len(images)} lists; "
+            "there must be as many of each"
+        )
+    numbers = (
+        range(len(conversations)) if wanted is None else [number for number in wanted if number < len(conversations)]
+    )
     return [
-        _conversation(conversations[number], images[number] if images else None, (f"{messages_field}.{number}", f"{images_field}.{number}"), pictures)
+        _conversation(
+            conversations[number],
+            images[number] if images else None,
+            (f"{messages_field}.{number}", f"{images_field}.{number}"),
+            pictures,
+        )
         for number in numbers
     ]
 
@@ -115,12 +139,16 @@ def _conversation(messages: Any, images: Any, fields: tuple[str, str], pictures:
     if inline and names:
         raise Problem(f"'{messages_field}' holds pictures itself, so '{images_field}' must be empty")
     if text.count(_TAG) != len(names):
-        raise Problem(f"'{messages_field}' has {text.count(_TAG)} tags {_TAG} and '{images_field}' {len(names)} pictures; there must be as many of each")
+        raise Problem(
+            f"'{messages_field}' has {text.count(_TAG)} tags {_TAG} and '{images_field}' {len(names)} pictures; "
+            "there must be as many of each"
+        )
     return side_of(without_markers(_OUTER_TAGS.sub("", text)), inline or names, messages_field)
 
 
 def _content(content: Any, field: str, pictures: Pictures) -> tuple[str, list[str]]:
-    """The text of a message and the pictures that it holds itself: content is a text, or a list of parts as chat interfaces take them."""
+    """The text of a message and the pictures that it holds itself: content is a text, or a list of parts as chat
+    interfaces take them."""
     if isinstance(content, str):
         return content, []
     text, names = "", []
@@ -130,7 +158,9 @@ def _content(content: Any, field: str, pictures: Pictures) -> tuple[str, list[st
             text += part["text"]
         elif kind in ("image", "image_url"):
             value = part.get(kind)
-            names += pictures.names(value.get("url") if isinstance(value, dict) and "url" in value else value, f"{field}.{number}")
+            names += pictures.names(
+                value.get("url") if isinstance(value, dict) and "url" in value else value, f"{field}.{number}"
+            )
         else:
             raise Problem(f"'{field}.{number}' is {shown(part)}: it must be a part of type 'text' or 'image'")
     return text, names

@@ -1,4 +1,5 @@
-"""Tables of any columns: parquet, CSV, TSV and JSONL, with a setting for each part of a record that says which columns hold it."""
+"""Tables of any columns: parquet, CSV, TSV and JSONL, with a setting for each part of a record that says which columns
+hold it."""
 
 from __future__ import annotations
 
@@ -9,24 +10,44 @@ from typing import Any
 from data_tools.sources.base import SourceRecord, file_identity
 from data_tools.sources.files import Paths
 from data_tools.sources.tables.rows import listed, notes_on, open_rows, others, require_columns
-from data_tools.sources.tables.values import Pictures, Problem, as_record, identity_of, is_missing, list_of, side_of, text_of
+from data_tools.sources.tables.values import (
+    Pictures,
+    Problem,
+    as_record,
+    identity_of,
+    is_missing,
+    list_of,
+    side_of,
+    text_of,
+)
 from pdfx.errors import UserError
 
-PARTS = ("query.text", "query.images", "target.text", "target.images", "negatives.text", "negatives.images", "key", "target_id", "candidates")
+PARTS = (
+    "query.text",
+    "query.images",
+    "target.text",
+    "target.images",
+    "negatives.text",
+    "negatives.images",
+    "key",
+    "target_id",
+    "candidates",
+)
 _SINGLE = ("key", "target_id", "candidates")
 
 
 class TableSource:
     """Records from the columns of tables.
 
-    A part of a record takes one column, or several that are separated by commas: texts are joined by a line break, pictures follow one another, and each
-    column of negatives holds one more negative, or a list of them. An empty cell adds nothing. Pictures are paths, bytes, or Hugging Face's
-    ``{"bytes", "path"}``, or lists of these.
+    A part of a record takes one column, or several that are separated by commas: texts are joined by a line break,
+    pictures follow one another, and each column of negatives holds one more negative, or a list of them. An empty cell
+    adds nothing. Pictures are paths, bytes, or Hugging Face's ``{"bytes", "path"}``, or lists of these.
 
     Args:
         paths: a file, several files of one kind, or a directory of them.
         delimiter, quotes: see ``rows.open_rows``.
-        columns: the columns of each of ``PARTS``, as in ``**{"query.text": "caption"}``. Query and target need one each.
+        columns: the columns of each of ``PARTS``, as in ``**{"query.text": "caption"}``. Query and target need one
+            each.
 
     Raises:
         UserError: a file cannot be read, or a column is missing.
@@ -41,7 +62,8 @@ class TableSource:
         for side in ("query", "target"):
             if not self.columns[f"{side}.text"] and not self.columns[f"{side}.images"]:
                 raise UserError(
-                    f"Which columns of {self.rows.files[0]}{others(self.rows.files)} hold the {side} is not said; say it as in {side}.text=COLUMN or "
+                    f"Which columns of {self.rows.files[0]}{others(self.rows.files)} hold the {side} is not said; "
+                    f"say it as in {side}.text=COLUMN or "
                     f"{side}.images=COLUMN. There are: {listed(self.rows.columns)}."
                 )
 
@@ -64,7 +86,9 @@ class TableSource:
     def _columns_of(self, part: str, given: str | None) -> list[str]:
         if not given:
             return []
-        names = [given] if part in _SINGLE or given in self.rows.columns else [name.strip() for name in given.split(",")]
+        names = (
+            [given] if part in _SINGLE or given in self.rows.columns else [name.strip() for name in given.split(",")]
+        )
         require_columns(self.rows, names, f"{part}={given}")
         return names
 
@@ -74,23 +98,34 @@ class TableSource:
         for part in _SINGLE:
             for name in self.columns[part]:
                 if not is_missing(values.get(name)):
-                    fields[part] = _identities(values[name], name) if part == "candidates" else identity_of(values[name], name)
+                    fields[part] = (
+                        _identities(values[name], name) if part == "candidates" else identity_of(values[name], name)
+                    )
         return fields
 
     def _side(self, side: str, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
         texts = [text_of(values.get(name), name) for name in self.columns[f"{side}.text"]]
         images = [image for name in self.columns[f"{side}.images"] for image in pictures.names(values.get(name), name)]
-        return side_of("\n".join(filter(None, texts)), images, "', '".join([*self.columns[f"{side}.text"], *self.columns[f"{side}.images"]]))
+        return side_of(
+            "\n".join(filter(None, texts)),
+            images,
+            "', '".join([*self.columns[f"{side}.text"], *self.columns[f"{side}.images"]]),
+        )
 
     def _negatives(self, values: dict[str, Any], pictures: Pictures) -> list[dict[str, Any]]:
         texts = [(name, cell) for name in self.columns["negatives.text"] for cell in _elements(values.get(name))]
         images = [(name, cell) for name in self.columns["negatives.images"] for cell in _elements(values.get(name))]
         if texts and images and len(texts) != len(images):
-            raise Problem(f"there are {len(texts)} texts and {len(images)} pictures of negatives; there must be as many of each, empty ones included")
+            raise Problem(
+                f"there are {len(texts)} texts and {len(images)} pictures of negatives; there must be as many of "
+                "each, empty ones included"
+            )
         negatives = []
         for (text_name, text), (image_name, image) in zip_longest(texts, images, fillvalue=("", None)):
             if not is_missing(text) or not is_missing(image):
-                negatives.append(side_of(text_of(text, text_name), pictures.names(image, image_name), image_name or text_name))
+                negatives.append(
+                    side_of(text_of(text, text_name), pictures.names(image, image_name), image_name or text_name)
+                )
         return negatives
 
 

@@ -14,7 +14,17 @@ from data_tools.sources.corpus import Corpus, Document
 from data_tools.sources.files import Paths
 from data_tools.sources.tables.base import Row
 from data_tools.sources.tables.rows import notes_on, open_rows, require_columns
-from data_tools.sources.tables.values import Pictures, Problem, as_record, identity_of, is_missing, list_of, shown, side_of, text_of
+from data_tools.sources.tables.values import (
+    Pictures,
+    Problem,
+    as_record,
+    identity_of,
+    is_missing,
+    list_of,
+    shown,
+    side_of,
+    text_of,
+)
 from pdfx.errors import UserError
 
 _DOCUMENT_COLUMNS = ("docid", "title", "document_text", "text", "document_image", "image")
@@ -26,18 +36,20 @@ _INLINE = ("positive_passages", "negative_passages")
 class TevatronSource:
     """Records from queries and a corpus. A target's identity is its ``docid``.
 
-    Queries have ``query_text`` and ``query_image``, and name their documents in ``positive_document_ids`` and ``negative_document_ids``; documents have
-    ``docid``, ``document_text`` and ``document_image``. The names ``query``, ``text`` and ``image`` are read too, and a ``title`` is put before the text.
-    Queries in the older layout, which hold ``positive_passages`` and ``negative_passages`` themselves, need no corpus.
+    Queries have ``query_text`` and ``query_image``, and name their documents in ``positive_document_ids`` and
+    ``negative_document_ids``; documents have ``docid``, ``document_text`` and ``document_image``. The names ``query``,
+    ``text`` and ``image`` are read too, and a ``title`` is put before the text. Queries in the older layout, which hold
+    ``positive_passages`` and ``negative_passages`` themselves, need no corpus.
 
     Args:
         queries: JSONL, parquet, CSV: a file, several files of one kind, or a directory of them.
         corpus: likewise. It is unpacked into a temporary file at first.
         positives: ``first``: a query gives one record, with its first positive. ``each``: one record for each positive.
         negatives: so many negatives of each query are kept.
-        missing_negatives: ``problem``: a query with a negative that the corpus lacks, or that is unusable, is not used. ``skip``: it is, without this negative.
-        documents: ``named``: only what queries name is read. ``all``: after the queries, each document that is the target of none gives a record without a
-            query, to be searched in.
+        missing_negatives: ``problem``: a query with a negative that the corpus lacks, or that is unusable, is not used.
+            ``skip``: it is, without this negative.
+        documents: ``named``: only what queries name is read. ``all``: after the queries, each document that is the
+            target of none gives a record without a query, to be searched in.
 
     Raises:
         UserError: a file cannot be read, a column is missing, or there is no corpus where queries name documents by id.
@@ -53,15 +65,25 @@ class TevatronSource:
         documents: str = "named",
     ):
         self.queries = open_rows(queries)
-        self.settings = {"positives": positives, "negatives": negatives, "missing_negatives": missing_negatives, "documents": documents}
+        self.settings = {
+            "positives": positives,
+            "negatives": negatives,
+            "missing_negatives": missing_negatives,
+            "documents": documents,
+        }
         is_inline = _NAMED[0] not in self.queries.columns and _INLINE[0] in self.queries.columns
         self.positive_field, self.negative_field = _INLINE if is_inline else _NAMED
         if not is_inline:
             require_columns(self.queries, _NAMED[:1], "the layout of Tevatron")
             if corpus is None:
-                raise UserError(f"{self.queries.files[0]} names documents by id; say where these are, as in corpus=corpus.jsonl.")
+                raise UserError(
+                    f"{self.queries.files[0]} names documents by id; say where these are, as in corpus=corpus.jsonl."
+                )
         elif corpus is not None and documents == "named":
-            raise UserError(f"corpus={corpus} has no effect, since {self.queries.files[0]} holds its documents itself; leave it out, or give documents=all.")
+            raise UserError(
+                f"corpus={corpus} has no effect, since {self.queries.files[0]} holds its documents itself; leave it "
+                "out, or give documents=all."
+            )
         elif documents == "all" and corpus is None:
             raise UserError("documents=all needs a corpus; say where it is, as in corpus=corpus.jsonl.")
         self.documents = open_rows(corpus) if corpus is not None else None
@@ -69,7 +91,10 @@ class TevatronSource:
             require_columns(self.documents, _DOCUMENT_COLUMNS[:1], "the layout of Tevatron")
 
     def identity(self) -> dict:
-        files = {"files": file_identity(self.queries.files), "corpus": file_identity(self.documents.files) if self.documents is not None else None}
+        files = {
+            "files": file_identity(self.queries.files),
+            "corpus": file_identity(self.documents.files) if self.documents is not None else None,
+        }
         return {"format": "tevatron", **files, **self.settings}
 
     def total(self) -> int | None:
@@ -82,20 +107,30 @@ class TevatronSource:
 
     @cached_property
     def corpus(self) -> Corpus:
-        return Corpus(self.documents, _document_side, [name for name in _DOCUMENT_COLUMNS if name in self.documents.columns])
+        return Corpus(
+            self.documents, _document_side, [name for name in _DOCUMENT_COLUMNS if name in self.documents.columns]
+        )
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
-        return self._of_queries(start) if self.settings["documents"] == "named" else islice(self._with_rest(), start, None)
+        return (
+            self._of_queries(start) if self.settings["documents"] == "named" else islice(self._with_rest(), start, None)
+        )
 
     def _of_queries(self, start: int = 0) -> Iterator[SourceRecord]:
         if self.settings["positives"] == "first":
             return (self._record(row, 0) for row in self.queries.read(start, self._columns))
-        places = ((row, positive) for row in self.queries.read(0, self._columns) for positive in range(self._count_positives(row)))
+        places = (
+            (row, positive)
+            for row in self.queries.read(0, self._columns)
+            for positive in range(self._count_positives(row))
+        )
         return (self._record(row, positive) for row, positive in islice(places, start, None))
 
     @property
     def _columns(self) -> list[str]:
-        return [name for name in (*_QUERY_COLUMNS, self.positive_field, self.negative_field) if name in self.queries.columns]
+        return [
+            name for name in (*_QUERY_COLUMNS, self.positive_field, self.negative_field) if name in self.queries.columns
+        ]
 
     def _with_rest(self) -> Iterator[SourceRecord]:
         is_target = np.zeros(len(self.corpus), dtype=bool)
@@ -121,7 +156,12 @@ class TevatronSource:
         if not positives:
             raise Problem(f"'{self.positive_field}' is empty: the query has no target")
         target = self._document(positives[positive], f"{self.positive_field}.{positive}", pictures)
-        return {"query": query, "target": target.side, "target_id": target.identity, "negatives": self._negatives(values, pictures)}
+        return {
+            "query": query,
+            "target": target.side,
+            "target_id": target.identity,
+            "negatives": self._negatives(values, pictures),
+        }
 
     def _negatives(self, values: dict[str, Any], pictures: Pictures) -> list[dict[str, Any]]:
         negatives, most = [], self.settings["negatives"]
@@ -147,10 +187,15 @@ class TevatronSource:
         identity = identity_of(given, field)
         number = self.corpus.find(identity)
         if number is None:
-            raise Problem(f"'{field}' names the document '{identity}', which is not in the corpus {self.documents.files[0]}")
+            raise Problem(
+                f"'{field}' names the document '{identity}', which is not in the corpus {self.documents.files[0]}"
+            )
         document = self.corpus[number]
         if document.problem is not None:
-            raise Problem(f"'{field}' names the document '{identity}' ({document.origin}), which cannot be used: {document.problem}")
+            raise Problem(
+                f"'{field}' names the document '{identity}' ({document.origin}), which cannot be used: "
+                f"{document.problem}"
+            )
         pictures.held |= document.pictures
         return document
 
@@ -172,7 +217,11 @@ def _alone(document: Document, values: dict[str, Any], pictures: Pictures) -> di
 def _document_side(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
     """Text and pictures of a document; a title is put before the text, as Tevatron does."""
     parts = (text_of(values.get("title"), "title"), text_of(_first(values, "document_text", "text"), "document_text"))
-    return side_of(" ".join(filter(None, parts)), pictures.names(_first(values, "document_image", "image"), "document_image"), "document_text")
+    return side_of(
+        " ".join(filter(None, parts)),
+        pictures.names(_first(values, "document_image", "image"), "document_image"),
+        "document_text",
+    )
 
 
 def _first(values: dict[str, Any], *names: str) -> Any:

@@ -1,8 +1,9 @@
-"""EfficientNet-Lite0 as a transformers vision tower for LLaVA-NeXT; importing this file registers it under ``efficientnet_lite``.
+"""EfficientNet-Lite0 as a transformers vision tower for LLaVA-NeXT; importing this file registers it under
+``efficientnet_lite``.
 
-The network is that of Tan & Le, "EfficientNet" (arXiv:1905.11946), in the variant published as EfficientNet-Lite: B0's stages without
-squeeze-and-excitation, with ReLU6 for the activation, and the same stem and head width at every size. The file needs torch and
-transformers alone, because it travels inside an export as remote code.
+The network is that of Tan & Le, "EfficientNet" (arXiv:1905.11946), in the variant published as EfficientNet-Lite: B0's
+stages without squeeze-and-excitation, with ReLU6 for the activation, and the same stem and head width at every size.
+The file needs torch and transformers alone, because it travels inside an export as remote code.
 """
 
 from __future__ import annotations
@@ -17,11 +18,20 @@ from transformers.modeling_outputs import BaseModelOutput
 
 STEM_WIDTH, HEAD_WIDTH, STRIDE = 32, 1280, 32
 # (kernel size, blocks, stride of the first block, expansion, width) of each stage.
-STAGES = ((3, 1, 1, 1, 16), (3, 2, 2, 6, 24), (5, 2, 2, 6, 40), (3, 3, 2, 6, 80), (5, 3, 1, 6, 112), (5, 4, 2, 6, 192), (3, 1, 1, 6, 320))
+STAGES = (
+    (3, 1, 1, 1, 16),
+    (3, 2, 2, 6, 24),
+    (5, 2, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (5, 3, 1, 6, 112),
+    (5, 4, 2, 6, 192),
+    (3, 1, 1, 6, 320),
+)
 
 
 class EfficientNetLiteConfig(PretrainedConfig):
-    """``image_size`` pixels a side, a multiple of 32; every ``patch_size`` pixels a side become one token, also a multiple of 32."""
+    """``image_size`` pixels a side, a multiple of 32; every ``patch_size`` pixels a side become one token, also a
+    multiple of 32."""
 
     model_type = "efficientnet_lite"
 
@@ -33,16 +43,20 @@ class EfficientNetLiteConfig(PretrainedConfig):
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation by the stored statistics, in train mode too: an image's features never depend on its batch."""
+    """Batch normalisation by the stored statistics, in train mode too: an image's features never depend on its
+    batch."""
 
     def train(self, mode: bool = True) -> FrozenBatchNorm:
         return super().train(False)
 
 
 class ConvNorm(nn.Module):
-    """Convolution with TensorFlow's "same" padding, which is uneven for strides, then normalisation, then ReLU6 unless ``linear``."""
+    """Convolution with TensorFlow's "same" padding, which is uneven for strides, then normalisation, then ReLU6 unless
+    ``linear``."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, linear: bool = False):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, linear: bool = False
+    ):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
         self.norm = FrozenBatchNorm(outputs, eps=1e-3)
@@ -50,7 +64,9 @@ class ConvNorm(nn.Module):
         self.norm.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        excess = self.conv.kernel_size[0] - self.conv.stride[0]  # exact for sides that the stride divides, as all sides here are
+        excess = (
+            self.conv.kernel_size[0] - self.conv.stride[0]
+        )  # exact for sides that the stride divides, as all sides here are
         if excess > 0:
             x = functional.pad(x, (excess // 2, excess - excess // 2) * 2)
         x = self.norm(self.conv(x))
@@ -74,7 +90,8 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLiteModel(PreTrainedModel):
-    """Pixels ``[B, 3, image_size, image_size]`` to ``hidden_states = ([B, T, 1280],)`` with ``T = (image_size / patch_size)^2``."""
+    """Pixels ``[B, 3, image_size, image_size]`` to ``hidden_states = ([B, T, 1280],)`` with ``T = (image_size /
+    patch_size)^2``."""
 
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
@@ -83,7 +100,10 @@ class EfficientNetLiteModel(PreTrainedModel):
     def __init__(self, config: EfficientNetLiteConfig):
         super().__init__(config)
         if config.image_size % config.patch_size or config.patch_size % STRIDE:
-            raise ValueError(f"image_size {config.image_size} must be a multiple of patch_size {config.patch_size}, and that one of {STRIDE}.")
+            raise ValueError(
+                f"image_size {config.image_size} must be a multiple of patch_size {config.patch_size}, and that one "
+                f"of {STRIDE}."
+            )
         self.stem = ConvNorm(3, STEM_WIDTH, 3, 2)
         blocks, inputs = [], STEM_WIDTH
         for kernel, repeats, stride, expansion, outputs in STAGES:
@@ -102,13 +122,19 @@ class EfficientNetLiteModel(PreTrainedModel):
         return self.head(x)
 
     def forward(self, pixel_values: Tensor, **kwargs) -> BaseModelOutput:
-        """Average the feature map over each token's square; further arguments of other towers (such as output switches) have no effect."""
-        tokens = functional.avg_pool2d(self.feature_map(pixel_values), self.config.patch_size // STRIDE).flatten(2).transpose(1, 2)
+        """Average the feature map over each token's square; further arguments of other towers (such as output switches)
+        have no effect."""
+        tokens = (
+            functional.avg_pool2d(self.feature_map(pixel_values), self.config.patch_size // STRIDE)
+            .flatten(2)
+            .transpose(1, 2)
+        )
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 
 
 def convert_weights(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of the published PyTorch file ``efficientnet-lite0`` to this module's names; the classifier is left out."""
+    """Rename the tensors of the published PyTorch file ``efficientnet-lite0`` to this module's names; the classifier is
+    left out."""
     parts = {
         "_expand_conv": "expand.conv",
         "_depthwise_conv": "depthwise.conv",

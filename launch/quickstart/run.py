@@ -1,7 +1,8 @@
-"""The quickstart from data to report: every step is announced and timed, and finished steps are skipped when it is started again.
+"""The quickstart from data to report: every step is announced and timed, and finished steps are skipped when it is
+started again.
 
-A step counts as finished while its command, the files it is made from and the steps before it are unchanged; training that was
-interrupted continues from its newest checkpoint.
+A step counts as finished while its command, the files it is made from and the steps before it are unchanged; training
+that was interrupted continues from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ GLOBAL_BATCH = 256
 MODEL_CODE = ("launch/quickstart/efficientnet_lite.py", "pdfx/model")
 # DeepSpeed calls functions that PyTorch has renamed, at every step.
 QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}
-# glibc gives large blocks back to the kernel after every use, and the page faults cost up to a third of a step; these keep them.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "1073741824"}
+# glibc gives large blocks back to the kernel after every use, and the page faults cost up to a third of a step; these
+# keep them.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "1073741824",
+}
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,24 @@ def steps() -> list[Step]:
     devices = torch.cuda.device_count()
     ranks = min(devices, 2) or 2
     host = () if devices else tuple({"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **KEEP_MEMORY}.items())
-    launcher = (_tool("deepspeed"), "--num_accelerators", str(ranks), "--master_port", "{port}", "launch/train.py", RECIPE)
+    launcher = (
+        _tool("deepspeed"),
+        "--num_accelerators",
+        str(ranks),
+        "--master_port",
+        "{port}",
+        "launch/train.py",
+        RECIPE,
+    )
     python, pdfx = sys.executable, _tool("pdfx")
     data, export = str(BUILD / "data"), str(BUILD / "export")
     return [
-        Step("Drawing OpenMoji and packing shards", (python, "launch/quickstart/make_data.py", data), "data", ("launch/quickstart/make_data.py", "data_tools")),
+        Step(
+            "Drawing OpenMoji and packing shards",
+            (python, "launch/quickstart/make_data.py", data),
+            "data",
+            ("launch/quickstart/make_data.py", "data_tools"),
+        ),
         Step(
             "Making the base model",
             (python, "launch/quickstart/make_model.py", str(BUILD / "model")),
@@ -72,7 +91,13 @@ def steps() -> list[Step]:
             (*launcher, f"train.per_device_train_batch_size={GLOBAL_BATCH // ranks}"),
             "run",
             (
-                *(RECIPE, "ds_configs/zero3.json", "launch/train.py", "pdfx/embedder/build.py", "pdfx/embedder/lora.py"),
+                *(
+                    RECIPE,
+                    "ds_configs/zero3.json",
+                    "launch/train.py",
+                    "pdfx/embedder/build.py",
+                    "pdfx/embedder/lora.py",
+                ),
                 *("pdfx/data", "pdfx/objective", "pdfx/checkpoint", "pdfx/train"),
                 *MODEL_CODE,
             ),
@@ -87,7 +112,15 @@ def steps() -> list[Step]:
         ),
         Step(
             "Embedding the unseen pictures",
-            (pdfx, "embed", export, str(BUILD / "data/test_pictures.jsonl"), "--out", str(BUILD / "pictures.safetensors"), "--trust-remote-code"),
+            (
+                pdfx,
+                "embed",
+                export,
+                str(BUILD / "data/test_pictures.jsonl"),
+                "--out",
+                str(BUILD / "pictures.safetensors"),
+                "--trust-remote-code",
+            ),
             "pictures.safetensors",
             ("pdfx/evaluate/embed.py", "pdfx/embedder/exports.py"),
         ),
@@ -99,7 +132,16 @@ def steps() -> list[Step]:
         ),
         Step(
             "Writing the report",
-            (pdfx, "report", str(BUILD / "run"), export, data + "/test", "--out", str(BUILD / "report.html"), "--trust-remote-code"),
+            (
+                pdfx,
+                "report",
+                str(BUILD / "run"),
+                export,
+                data + "/test",
+                "--out",
+                str(BUILD / "report.html"),
+                "--trust-remote-code",
+            ),
             "report.html",
             ("pdfx/evaluate",),
         ),
@@ -117,7 +159,8 @@ def fingerprint(step: Step, previous: str) -> str:
 
 
 def run(step: Step, mark: str) -> bool:
-    """Do a step unless it is finished. ``mark`` is its fingerprint. Returns whether its output is there now; a failed one leaves the reason on the console."""
+    """Do a step unless it is finished. ``mark`` is its fingerprint. Returns whether its output is there now; a failed
+    one leaves the reason on the console."""
     output = ROOT / BUILD / step.output
     started, finished = (ROOT / BUILD / "steps" / f"{step.output}.{state}" for state in ("started", "finished"))
     if output.exists() and _read(finished) == mark:
@@ -133,7 +176,11 @@ def run(step: Step, mark: str) -> bool:
     status = subprocess.run(command, cwd=ROOT, env={**os.environ, **dict(step.environment)}).returncode
     seconds = time.monotonic() - begin
     if status != 0 or not output.exists():
-        print(f"   failed after {seconds:.0f} s with exit status {status}: {' '.join(command)}", file=sys.stderr, flush=True)
+        print(
+            f"   failed after {seconds:.0f} s with exit status {status}: {' '.join(command)}",
+            file=sys.stderr,
+            flush=True,
+        )
         return False
     finished.write_text(mark)
     print(f"   {seconds:.0f} s", flush=True)

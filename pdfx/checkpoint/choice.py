@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, directory_name, newest_whole, open_checkpoint, open_verified
+from pdfx.checkpoint.directory import (
+    Checkpoint,
+    checkpoint_paths,
+    directory_name,
+    newest_whole,
+    open_checkpoint,
+    open_verified,
+)
 from pdfx.checkpoint.retention import Retention
 from pdfx.config import TrainSection
 from pdfx.config.run_files import CHECKPOINTS
@@ -49,6 +56,10 @@ def best_checkpoint(run: Path, rule: Retention) -> Checkpoint:
     """The best of the run's whole checkpoints. Raises UserError where none has the metric, or the best is damaged."""
     best = rule.best(whole_checkpoints(checkpoint_paths(run)))
     if best is None:
-        cure = f"none of them has the metric '{rule.metric}'" if rule.metric else "the run names no train.metric_for_best_model"
+        cure = (
+            f"none of them has the metric '{rule.metric}'"
+            if rule.metric
+            else "the run names no train.metric_for_best_model"
+        )
         raise UserError(f"No checkpoint of {run} is known to be the best: {cure}; choose one by its step.")
     return open_verified(best.path)

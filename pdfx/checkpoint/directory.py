@@ -1,6 +1,7 @@
 """The checkpoints of a run: where they lie, what belongs to one, and which is the newest whole one.
 
-A checkpoint is a transaction: it is written as ``step-00000100.partial``, synced, listed in a manifest, and made current by one rename.
+A checkpoint is a transaction: it is written as ``step-00000100.partial``, synced, listed in a manifest, and made
+current by one rename.
 """
 
 from __future__ import annotations
@@ -47,14 +48,18 @@ class Checkpoint:
         return self.manifest.step
 
     def state(self) -> dict:
-        """The trainer's plain values: step, loader counters, model identity, how it was sharded. Raises UserError if they cannot be read."""
+        """The trainer's plain values: step, loader counters, model identity, how it was sharded. Raises UserError if
+        they cannot be read."""
         try:
             return read_json(self.file(STATE))
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / STATE} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+            raise UserError(
+                f"{self.path / STATE} cannot be read: {getattr(error, 'strerror', None) or error}."
+            ) from None
 
     def file(self, name: str) -> Path:
-        """The path of one of its files. Raises DamagedError if the manifest does not list it: what was not verified is not read."""
+        """The path of one of its files. Raises DamagedError if the manifest does not list it: what was not verified is
+        not read."""
         if name not in self.manifest.files:
             raise DamagedError(not_whole(self.path, [f"{MANIFEST} does not list {name}"]))
         return self.path / name
@@ -67,7 +72,10 @@ class Checkpoint:
         """Raises UserError if a file is not the one that was verified; to be called when everything was read."""
         stamps = wrong_sizes(self.path, self.manifest)[1]
         if changed := [name for name, before in self.stamps.items() if stamps.get(name) != before]:
-            raise UserError(f"{self.path / changed[0]} changed while the checkpoint was read; leave it alone meanwhile, and start again.")
+            raise UserError(
+                f"{self.path / changed[0]} changed while the checkpoint was read; leave it alone meanwhile, and "
+                "start again."
+            )
 
 
 Verify = Callable[[Checkpoint], list[str]]
@@ -85,7 +93,15 @@ def directory_name(step: int) -> str:
 
 def checkpoint_paths(run: Path) -> list[Path]:
     """The run's checkpoint directories, newest first; unfinished ones are none."""
-    return sorted((path for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()), key=step_of, reverse=True)
+    return sorted(
+        (
+            path
+            for path in (run / CHECKPOINTS).glob("step-*")
+            if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()
+        ),
+        key=step_of,
+        reverse=True,
+    )
 
 
 def step_of(path: Path) -> int:
@@ -136,7 +152,8 @@ def newest_whole(run: Path, verify: Verify = verify_contents) -> tuple[Checkpoin
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint; of a link to one, the link alone. The manifest goes first, so that one half removed is not taken for a whole one."""
+    """Remove a checkpoint; of a link to one, the link alone. The manifest goes first, so that one half removed is not
+    taken for a whole one."""
     if path.is_symlink():
         path.unlink()
         return

@@ -1,4 +1,5 @@
-"""A fingerprint of the weights that are not trained, which a checkpoint does not hold: the same in whatever pieces they are read, on any number of ranks."""
+"""A fingerprint of the weights that are not trained, which a checkpoint does not hold: the same in whatever pieces they
+are read, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bit_sum(values: Tensor) -> int:
-    """The sum of the values' bits, read as integers: exact in any order, and changed by nearly any change of a weight."""
+    """The sum of the values' bits, read as integers: exact in any order, and changed by nearly any change of a
+    weight."""
     return int(values.detach().reshape(-1).view(INTEGERS[values.element_size()]).sum(dtype=torch.int64))
 
 
@@ -34,4 +36,7 @@ def check_same_frozen_weights(checkpoint: Checkpoint, frozen: str, model_path: s
     """Raises UserError if the weights that the checkpoint does not hold are not those it was trained on."""
     # Older checkpoints have no fingerprint.
     if checkpoint.state().get(FROZEN, frozen) != frozen:
-        raise UserError(f"The frozen weights of model.path '{model_path}' are not those that {checkpoint.path} was trained on; give the same backbone.")
+        raise UserError(
+            f"The frozen weights of model.path '{model_path}' are not those that {checkpoint.path} was trained on; "
+            "give the same backbone."
+        )

@@ -1,4 +1,5 @@
-"""A copy in host memory of what a rank keeps of parameters and optimiser, so that training can go on while the copy is written."""
+"""A copy in host memory of what a rank keeps of parameters and optimiser, so that training can go on while the copy is
+written."""
 
 from __future__ import annotations
 
@@ -12,14 +13,16 @@ from pdfx.distributed.world import World
 from pdfx.host.memory import available_bytes
 
 SHARE = 0.5
-"""Share of a machine's available memory that the copies of its ranks may take. The value is ours: data workers and the files' cache need the rest."""
+"""Share of a machine's available memory that the copies of its ranks may take. The value is ours: data workers and the
+files' cache need the rest."""
 
 Flats = dict[str, list[Tensor]]
 """Flat tensors by kind, see ``parts.flat_tensors``."""
 
 
 class HostCopy:
-    """Buffers that are made at the first copy and kept for the next one, because new memory costs more time than copying."""
+    """Buffers that are made at the first copy and kept for the next one, because new memory costs more time than
+    copying."""
 
     def __init__(self):
         self.buffers: Flats = {}
@@ -28,7 +31,10 @@ class HostCopy:
         """Copy the tensors as they are now; what the last call returned is overwritten."""
         pinned = any(tensor.is_cuda for tensors in flats.values() for tensor in tensors)
         if not self.buffers:
-            self.buffers = {kind: [torch.empty_like(tensor, device="cpu", pin_memory=pinned) for tensor in tensors] for kind, tensors in flats.items()}
+            self.buffers = {
+                kind: [torch.empty_like(tensor, device="cpu", pin_memory=pinned) for tensor in tensors]
+                for kind, tensors in flats.items()
+            }
         for kind, tensors in flats.items():
             for buffer, tensor in zip(self.buffers[kind], tensors, strict=True):
                 buffer.copy_(tensor, non_blocking=True)
@@ -53,17 +59,29 @@ def choose_background(setting: bool | str, flats: Flats, world: World) -> tuple[
         setting: ``train.save_in_background``.
     """
     if setting != "auto":
-        return bool(setting), f"Checkpoints are written {'in the background' if setting else 'while training waits'}, as train.save_in_background says."
+        return (
+            bool(setting),
+            f"Checkpoints are written {'in the background' if setting else 'while training waits'}, as "
+            "train.save_in_background says.",
+        )
     own = sum(tensor.nbytes for tensors in flats.values() for tensor in tensors)
     return by_memory(world.gather(Need(socket.gethostname(), own, available_bytes())))
 
 
 def by_memory(needs: list[Need]) -> tuple[bool, str]:
-    """The same by the ranks' needs: on no machine may the copies take more than ``SHARE`` of the memory that is available."""
+    """The same by the ranks' needs: on no machine may the copies take more than ``SHARE`` of the memory that is
+    available."""
     hosts = {need.host for need in needs}
     taken = {host: sum(need.bytes for need in needs if need.host == host) for host in hosts}
     available = {host: min(need.available for need in needs if need.host == host) for host in hosts}
     fullest = max(sorted(hosts), key=lambda host: taken[host] / max(available[host], 1))
     background = taken[fullest] <= SHARE * available[fullest]
-    sizes = f"{taken[fullest] / 2**30:.2f} GiB, {'at most' if background else 'more than'} {SHARE:.0%} of the {available[fullest] / 2**30:.1f} GiB free"
-    return background, f"Checkpoints are written {'in the background' if background else 'while training waits'}: copies take {sizes} on {fullest}."
+    sizes = (
+        f"{taken[fullest] / 2**30:.2f} GiB, {'at most' if background else 'more than'} {SHARE:.0%} of the "
+        f"{available[fullest] / 2**30:.1f} GiB free"
+    )
+    return (
+        background,
+        f"Checkpoints are written {'in the background' if background else 'while training waits'}: copies take "
+        f"{sizes} on {fullest}.",
+    )

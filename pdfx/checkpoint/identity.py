@@ -7,7 +7,17 @@ import json
 from pdfx.config import Config
 from pdfx.model import ParallelEmbedder
 
-IRRELEVANT = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "inputs", "attention", "_attn_implementation"}
+IRRELEVANT = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "auto_map",
+    "inputs",
+    "attention",
+    "_attn_implementation",
+}
 """Fields of a model's configuration that do not decide which parameters it has."""
 
 
@@ -29,4 +39,8 @@ def identity(embedder: ParallelEmbedder, config: Config) -> dict:
 
 def architecture(settings: dict) -> dict:
     """A model's configuration without what does not decide its parameters."""
-    return {str(name): architecture(value) if isinstance(value, dict) else value for name, value in settings.items() if name not in IRRELEVANT}
+    return {
+        str(name): architecture(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name not in IRRELEVANT
+    }

@@ -1,4 +1,5 @@
-"""Which checkpoints of a run are its own past, where it was started from a checkpoint's directory instead of its newest one."""
+"""Which checkpoints of a run are its own past, where it was started from a checkpoint's directory instead of its newest
+one."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pdfx.config.run_files import CHECKPOINTS
 from pdfx.errors import UserError
 
 ORIGIN = "started_from"
-"""Key of ``Checkpoint.state``: the directory that ``train.resume`` named in the run that wrote it, or in one that it goes back to; None where none did."""
+"""Key of ``Checkpoint.state``: the directory that ``train.resume`` named in the run that wrote it, or in one that it
+goes back to; None where none did."""
 
 ASIDE = ".aside"
 
@@ -20,7 +22,8 @@ def origin(resume: str, state: dict) -> str | None:
 
 
 def descendants(run: Path, start: Path) -> list[Path]:
-    """The run's checkpoints that were written after it was started from ``start``, newest first; what cannot be opened is none."""
+    """The run's checkpoints that were written after it was started from ``start``, newest first; what cannot be opened
+    is none."""
 
     def descends(path: Path) -> bool:
         try:
@@ -32,7 +35,8 @@ def descendants(run: Path, start: Path) -> list[Path]:
 
 
 def set_aside(run: Path, start: Checkpoint) -> list[str]:
-    """Rename the run's checkpoints that are not the past of one that is started from ``start``, which no state of the run may go back to.
+    """Rename the run's checkpoints that are not the past of one that is started from ``start``, which no state of the
+    run may go back to.
 
     Returns:
         What there is to tell.
@@ -46,9 +50,18 @@ def set_aside(run: Path, start: Checkpoint) -> list[str]:
         try:
             path.rename(free_name(path))
         except OSError as error:
-            raise UserError(f"{path} cannot be set aside for a run that goes on from {start.path}: {error.strerror}.") from None
+            raise UserError(
+                f"{path} cannot be set aside for a run that goes on from {start.path}: {error.strerror}."
+            ) from None
     names = ", ".join(path.name for path in reversed(foreign))
-    return [f"Set aside as '*{ASIDE}', because this run does not go on from them: {names}. Remove them when they are not needed."] if foreign else []
+    return (
+        [
+            f"Set aside as '*{ASIDE}', because this run does not go on from them: {names}. Remove them when they are "
+            "not needed."
+        ]
+        if foreign
+        else []
+    )
 
 
 def free_name(path: Path) -> Path:

@@ -54,7 +54,9 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progres
         UserError: ``run`` is no run's directory.
     """
     if not (run / CHECKPOINTS).is_dir():
-        raise UserError(f"{run} is no run directory: it has no folder '{CHECKPOINTS}'; give the train.output_dir of a run.")
+        raise UserError(
+            f"{run} is no run directory: it has no folder '{CHECKPOINTS}'; give the train.output_dir of a run."
+        )
     paths, found = checkpoint_paths(run), {}
     for number, path in enumerate(paths, 1):
         try:
@@ -67,7 +69,9 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progres
     found = {path: checkpoint for path, checkpoint in found.items() if path.is_dir()}
     best = rule.best([checkpoint for checkpoint in found.values() if isinstance(checkpoint, Checkpoint)])
     partial = sorted((run / CHECKPOINTS).glob(f"step-*{PARTIAL}"), reverse=True)
-    unfinished = [Row(step_of(path.with_suffix("")), disk_bytes(path), age_of(path), finished=False) for path in partial]
+    unfinished = [
+        Row(step_of(path.with_suffix("")), disk_bytes(path), age_of(path), finished=False) for path in partial
+    ]
     return unfinished + [row_of(path, checkpoint, rule, best, verify) for path, checkpoint in found.items()]
 
 
@@ -92,9 +96,19 @@ def table_of(rows: list[Row], rule: Retention, verified: bool) -> Table:
     """The rows for the console."""
     table = Table("step", "size", "age", *([rule.metric] if rule.metric else []), "state", title="Checkpoints")
     for row in rows:
-        state = "unfinished" if not row.finished else "not whole" if row.problem else "whole, contents verified" if verified else "whole"
+        state = (
+            "unfinished"
+            if not row.finished
+            else "not whole"
+            if row.problem
+            else "whole, contents verified"
+            if verified
+            else "whole"
+        )
         metric = [] if not rule.metric else ["" if row.metric is None else f"{row.metric:.4g}"]
-        table.add_row(f"{row.step:,}", size_text(row.bytes), age_text(row.age), *metric, state + (", best" if row.best else ""))
+        table.add_row(
+            f"{row.step:,}", size_text(row.bytes), age_text(row.age), *metric, state + (", best" if row.best else "")
+        )
     return table
 
 

@@ -1,4 +1,5 @@
-"""The manifest of a checkpoint: every file's size and checksum, written last, and what a comparison with the files tells."""
+"""The manifest of a checkpoint: every file's size and checksum, written last, and what a comparison with the files
+tells."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ THREADS = 4
 
 
 class DamagedError(UserError):
-    """A checkpoint that is not whole and never will be; one that merely cannot be read now, or by this pdfx, is none."""
+    """A checkpoint that is not whole and never will be; one that merely cannot be read now, or by this pdfx, is
+    none."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,25 @@ def read_manifest(directory: Path) -> Manifest:
         expected = content.pop("sha256", None)
         version = content.pop("version")
         if version != VERSION:
-            raise UserError(f"{directory} cannot be read: its format is version {version} and this pdfx reads version {VERSION}; use the pdfx that wrote it.")
+            raise UserError(
+                f"{directory} cannot be read: its format is version {version} and this pdfx reads version {VERSION}; "
+                "use the pdfx that wrote it."
+            )
         if expected != digest({"version": version, **content}):
-            raise DamagedError(f"{directory} is no whole checkpoint: {MANIFEST} is damaged, because its content does not match its own checksum.")
+            raise DamagedError(
+                f"{directory} is no whole checkpoint: {MANIFEST} is damaged, because its content does not match its "
+                "own checksum."
+            )
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
-        if strange := [name for name in files if ".." in name.split("/") or str(PurePosixPath("x", name)) != f"x/{name}" or name == MANIFEST]:
-            raise DamagedError(f"{directory} is no whole checkpoint: {MANIFEST} lists {strange[0]!r}, which is not the name of a file within it.")
+        if strange := [
+            name
+            for name in files
+            if ".." in name.split("/") or str(PurePosixPath("x", name)) != f"x/{name}" or name == MANIFEST
+        ]:
+            raise DamagedError(
+                f"{directory} is no whole checkpoint: {MANIFEST} lists {strange[0]!r}, which is not the name of a "
+                "file within it."
+            )
         return Manifest(int(content["step"]), files, Metric(**content["metric"]) if content["metric"] else None)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         raise DamagedError(f"{directory} is no whole checkpoint: it has no readable {MANIFEST}.") from None
@@ -87,7 +102,8 @@ def digest(content: dict) -> str:
 
 
 def wrong_sizes(directory: Path, manifest: Manifest) -> tuple[list[str], dict[str, tuple]]:
-    """What is missing or cut short, each as the end of a sentence, and the stamps of the files. Reads no file. Raises OSError if one cannot be examined."""
+    """What is missing or cut short, each as the end of a sentence, and the stamps of the files. Reads no file. Raises
+    OSError if one cannot be examined."""
     problems, stamps = [], {}
     for name, record in manifest.files.items():
         try:

@@ -1,7 +1,8 @@
-"""The trained parameters of a checkpoint and their optimiser states, in any slices, whatever number of ranks wrote them and however they were sharded.
+"""The trained parameters of a checkpoint and their optimiser states, in any slices, whatever number of ranks wrote them
+and however they were sharded.
 
-Each rank writes one safetensors file with its parts: flat tensors named ``KIND/PARAMETER``, and in the header's metadata where in the flattened parameter each
-part begins and what shape the parameter has.
+Each rank writes one safetensors file with its parts: flat tensors named ``KIND/PARAMETER``, and in the header's
+metadata where in the flattened parameter each part begins and what shape the parameter has.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def part_file_name(rank: int, ranks: int) -> str:
 
 def parts_metadata(starts: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
     """The metadata of one rank's file, which ``SavedParameters`` reads."""
-    return {PARTS: json.dumps({name: [start, list(shapes[name])] for name, start in starts.items()}, separators=(",", ":"))}
+    return {
+        PARTS: json.dumps({name: [start, list(shapes[name])] for name, start in starts.items()}, separators=(",", ":"))
+    }
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,10 @@ class SavedParameters:
                 count = file.entries[f"{MASTER}/{name}"].elements
                 self._pieces.setdefault(name, []).append(Piece(whole_size(start), start + count, file))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{file.path} does not say which parts of which parameters it holds; it was not written by this version of pdfx.") from None
+            raise UserError(
+                f"{file.path} does not say which parts of which parameters it holds; it was not written by this "
+                "version of pdfx."
+            ) from None
 
     def _check(self, name: str, pieces: list[Piece]) -> None:
         reached = 0
@@ -80,7 +86,10 @@ class SavedParameters:
             if piece.start > reached:
                 break
             if piece.start < reached or piece.end < piece.start:
-                raise UserError(f"{before.file.path if before else self.directory} and {piece.file.path} both hold element {piece.start} of {name}.")
+                raise UserError(
+                    f"{before.file.path if before else self.directory} and {piece.file.path} both hold element "
+                    f"{piece.start} of {name}."
+                )
             reached = piece.end
         if reached != math.prod(self.shapes[name]):
             raise UserError(f"No file in {self.directory} holds element {reached} of {name}; a rank's file is missing.")

@@ -1,4 +1,5 @@
-"""Taking up a checkpoint: which one, whether it fits, and loading it into the engine, on any number of ranks under any stage of ZeRO."""
+"""Taking up a checkpoint: which one, whether it fits, and loading it into the engine, on any number of ranks under any
+stage of ZeRO."""
 
 from __future__ import annotations
 
@@ -8,7 +9,16 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from pdfx.checkpoint.directory import BUFFERS, OBJECTIVE, OPTIMIZER_STEPS, PARAMETERS, Checkpoint, checkpoint_paths, not_whole, open_checkpoint
+from pdfx.checkpoint.directory import (
+    BUFFERS,
+    OBJECTIVE,
+    OPTIMIZER_STEPS,
+    PARAMETERS,
+    Checkpoint,
+    checkpoint_paths,
+    not_whole,
+    open_checkpoint,
+)
 from pdfx.checkpoint.lineage import descendants
 from pdfx.checkpoint.manifest import share_out, wrong_contents
 from pdfx.checkpoint.parameters import SavedParameters
@@ -23,10 +33,11 @@ _LARGEST_OBJECTIVE = 1 << 32
 
 
 def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoint | None, list[str]]:
-    """What ``train.resume`` asks for, the same on all ranks: the checkpoint, if any, and sentences about those that were passed over.
+    """What ``train.resume`` asks for, the same on all ranks: the checkpoint, if any, and sentences about those that
+    were passed over.
 
-    Rank 0 looks for it; all ranks together read its files and compare their checksums. A run that was started from a checkpoint's directory goes on from the
-    newest of the checkpoints that it has written since.
+    Rank 0 looks for it; all ranks together read its files and compare their checksums. A run that was started from a
+    checkpoint's directory goes on from the newest of the checkpoints that it has written since.
 
     Raises:
         UserError: a checkpoint named by its directory is not whole, or none of those that the run has is.
@@ -45,7 +56,8 @@ def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoin
             raise UserError(passed_over[-1])
         if passed_over and world.rank == 0:
             raise UserError(
-                f"None of the {len(passed_over)} checkpoints in {run} can be taken up, and a new run there would write over this one. {passed_over[0]} "
+                f"None of the {len(passed_over)} checkpoints in {run} can be taken up, and a new run there would "
+                f"write over this one. {passed_over[0]} "
                 "Mend them, or choose another train.output_dir."
             )
     return None, passed_over
@@ -57,7 +69,8 @@ def candidates(run: Path, resume: str) -> list[Path]:
 
 
 def open_together(path: Path, world: World) -> tuple[Checkpoint | None, str | None]:
-    """A checkpoint whose contents all ranks found right, each its share of the files; or the sentence about what is wrong."""
+    """A checkpoint whose contents all ranks found right, each its share of the files; or the sentence about what is
+    wrong."""
     found = None, None
     if world.rank == 0:
         try:
@@ -82,13 +95,15 @@ def check_same_model(checkpoint: Checkpoint, identity: dict) -> None:
         there, own = saved.get(name, "absent"), here.get(name, "absent")
         if there != own:
             raise UserError(
-                f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there!r} there and {own!r} in this run; "
+                f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there!r} there and "
+                f"{own!r} in this run; "
                 "restore the setting, or start anew in another train.output_dir."
             )
 
 
 def load_checkpoint(checkpoint: Checkpoint, engine: deepspeed.DeepSpeedEngine, world: World) -> dict:
-    """Give the engine the checkpoint's parameters, buffers and optimiser; returns the objective's state. Hyper-parameters stay those of the recipe.
+    """Give the engine the checkpoint's parameters, buffers and optimiser; returns the objective's state.
+    Hyper-parameters stay those of the recipe.
 
     Every rank calls this at the same time. The engine may have made steps of its own; nothing of them stays.
 
@@ -109,22 +124,33 @@ def load_checkpoint(checkpoint: Checkpoint, engine: deepspeed.DeepSpeedEngine, w
 
 
 def read_objective(path: Path) -> dict:
-    """The objective's state in a file. Raises UserError where it is damaged or holds more than tensors and plain values, which might run code."""
+    """The objective's state in a file. Raises UserError where it is damaged or holds more than tensors and plain
+    values, which might run code."""
     try:
         return torch.load(io.BytesIO(read_bounded(path, _LARGEST_OBJECTIVE)), map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read safely: {error.strerror}.") from None
-    except Exception as error:  # torch meets damaged files with many exception types (OSError, RuntimeError, UnpicklingError, KeyError, ...)
+    # Torch meets damaged files with many types of exception (OSError, RuntimeError, UnpicklingError, KeyError, ...).
+    except Exception as error:
         raise UserError(f"{path} cannot be read safely: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_same_parameters(checkpoint: Checkpoint, saved: SavedParameters, engine: deepspeed.DeepSpeedEngine) -> None:
     """Raises UserError where the checkpoint has other trained parameters than the engine, or of other shapes."""
-    own = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in engine.module.named_parameters() if value.requires_grad and numel(value)}
+    own = {
+        name: tuple(getattr(value, "ds_shape", value.shape))
+        for name, value in engine.module.named_parameters()
+        if value.requires_grad and numel(value)
+    }
     for name in sorted(own.keys() | saved.shapes.keys()):
         if own.get(name) != saved.shapes.get(name):
-            there, here = (str(list(shapes[name])) if name in shapes else "not trained" for shapes in (saved.shapes, own))
-            raise UserError(f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there} there and {here} in this run.")
+            there, here = (
+                str(list(shapes[name])) if name in shapes else "not trained" for shapes in (saved.shapes, own)
+            )
+            raise UserError(
+                f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there} there and "
+                f"{here} in this run."
+            )
 
 
 def numel(parameter: torch.nn.Parameter) -> int:

@@ -18,7 +18,8 @@ class Retention:
     Attributes:
         newest: so many newest checkpoints stay.
         every: those of steps that are multiples of it stay; none for that reason where None.
-        metric: name of the evaluation's figure by which the best one is known, which stays; none for that reason where None.
+        metric: name of the evaluation's figure by which the best one is known, which stays; none for that reason where
+            None.
         greater_is_better: of the metric.
     """
 
@@ -31,7 +32,9 @@ class Retention:
         """The one with the best value of the metric, the earliest of equals; None where none has any."""
         rated = [checkpoint for checkpoint in checkpoints if self.rates(checkpoint)]
         sign = -1 if self.greater_is_better else 1
-        return min(rated, key=lambda checkpoint: (sign * checkpoint.manifest.metric.value, checkpoint.step), default=None)
+        return min(
+            rated, key=lambda checkpoint: (sign * checkpoint.manifest.metric.value, checkpoint.step), default=None
+        )
 
     def rates(self, checkpoint: Checkpoint) -> bool:
         metric = checkpoint.manifest.metric
@@ -46,9 +49,11 @@ class Retention:
 
 
 def prune(run: Path, retention: Retention, step: int) -> list[str]:
-    """Remove what need not stay after the checkpoint of ``step``; returns sentences about what stays although it could not be read or removed.
+    """Remove what need not stay after the checkpoint of ``step``; returns sentences about what stays although it could
+    not be read or removed.
 
-    Damaged ones from before it are removed as well; later ones, which only a run has that went on from an older checkpoint, are left alone.
+    Damaged ones from before it are removed as well; later ones, which only a run has that went on from an older
+    checkpoint, are left alone.
     """
     whole, damaged, told = [], [], []
     for path in checkpoint_paths(run):
@@ -63,7 +68,9 @@ def prune(run: Path, retention: Retention, step: int) -> list[str]:
     stays = retention.stays(whole)
     for path in (*damaged, *(checkpoint.path for checkpoint in whole if checkpoint.path not in stays)):
         if path.is_symlink():
-            told.append(f"The older checkpoint {path} was a link: the link is removed, and {path.resolve()} stays as it is.")
+            told.append(
+                f"The older checkpoint {path} was a link: the link is removed, and {path.resolve()} stays as it is."
+            )
         try:
             remove_checkpoint(path)
         except OSError as error:

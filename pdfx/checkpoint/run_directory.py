@@ -27,9 +27,14 @@ def open_run_directory(train: TrainSection) -> Path:
         raise UserError(f"train.output_dir '{run}' cannot be made a run's directory: {error.strerror}.") from None
     strangers = sorted(path.name for path in run.iterdir() if path.name not in OURS)
     if strangers and not (run / CONFIG).exists():
-        raise UserError(f"train.output_dir '{run}' holds '{strangers[0]}' but no run; choose a new directory or an earlier run's.")
+        raise UserError(
+            f"train.output_dir '{run}' holds '{strangers[0]}' but no run; choose a new directory or an earlier run's."
+        )
     if train.resume == "never" and (checkpoint_paths(run) or (run / METRICS).exists()):
-        raise UserError(f"train.output_dir '{run}' already holds a run and train.resume is 'never'; choose another directory, or set train.resume to 'auto'.")
+        raise UserError(
+            f"train.output_dir '{run}' already holds a run and train.resume is 'never'; choose another directory, or "
+            "set train.resume to 'auto'."
+        )
     return run
 
 

@@ -1,7 +1,8 @@
-"""Writing checkpoints, in the background where memory allows: training goes on as soon as the state is copied to host memory.
+"""Writing checkpoints, in the background where memory allows: training goes on as soon as the state is copied to host
+memory.
 
-Each rank writes its own file in a thread. When all ranks are done, which they tell one another after a later step, rank 0 seals the checkpoint and removes old
-ones, also in a thread. No thread uses a collective.
+Each rank writes its own file in a thread. When all ranks are done, which they tell one another after a later step, rank
+0 seals the checkpoint and removes old ones, also in a thread. No thread uses a collective.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Content:
 
 @dataclass
 class Save:
-    """A checkpoint on its way: ``job`` writes this rank's files and then, on rank 0 and when ``sealing``, makes the checkpoint current."""
+    """A checkpoint on its way: ``job`` writes this rank's files and then, on rank 0 and when ``sealing``, makes the
+    checkpoint current."""
 
     content: Content
     job: Job
@@ -84,7 +86,8 @@ class Save:
 
 
 class CheckpointSaver:
-    """Saves checkpoints of a run, one at a time. Every rank calls every method at the same time; the run's directory must be seen by all of them.
+    """Saves checkpoints of a run, one at a time. Every rank calls every method at the same time; the run's directory
+    must be seen by all of them.
 
     Args:
         run: the run's directory.
@@ -94,9 +97,12 @@ class CheckpointSaver:
         retention: which older checkpoints stay.
     """
 
-    def __init__(self, run: Path, engine: deepspeed.DeepSpeedEngine, world: World, background: bool | str, retention: Retention):
+    def __init__(
+        self, run: Path, engine: deepspeed.DeepSpeedEngine, world: World, background: bool | str, retention: Retention
+    ):
         self.run, self.engine, self.setting, self.retention = run, engine, background, retention
-        # A group of its own, so that a rank that waits here after a failure meets no rank that waits for something else.
+        # A group of its own, so that a rank that waits here after a failure meets no rank that waits for something
+        # else.
         self.world = replace(world, control=dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
         self.background: bool | None = None
         self.copy = HostCopy()
@@ -137,10 +143,13 @@ class CheckpointSaver:
         if self.world.rank == 0:
             state = {**content.state, OPTIMIZER_STEPS: optimizer_steps(self.engine)}
             work.append(first_part(partial, replace(content, state=state), persistent_buffers(self.engine.module)))
-        self.current = Save(content, Job(lambda: {name: record for part in work for name, record in part().items()}, self.background))
+        self.current = Save(
+            content, Job(lambda: {name: record for part in work for name, record in part().items()}, self.background)
+        )
 
     def advance(self) -> list[str]:
-        """Take the save that is on its way a step further if it is ready; to be called after each step. Returns and raises as ``save`` does."""
+        """Take the save that is on its way a step further if it is ready; to be called after each step. Returns and
+        raises as ``save`` does."""
         with self._waiting():
             return self._advance() if self.current else []
 
@@ -154,7 +163,8 @@ class CheckpointSaver:
         return told
 
     def rescue(self) -> None:
-        """Finish a save where the run ends by an error that all ranks share, unless a rank does not come here within ``PATIENCE``."""
+        """Finish a save where the run ends by an error that all ranks share, unless a rank does not come here within
+        ``PATIENCE``."""
         if self.current is None:
             return
         with suppress(RuntimeError, UserError, SystemExit):
@@ -201,7 +211,8 @@ class CheckpointSaver:
         return lambda: {name: write_parts(partial / name, parts, flats)}
 
     def _seal(self, content: Content, records: Records) -> list[str]:
-        """On rank 0: write the manifest, make the checkpoint current, and remove what need not stay. Returns what there is to tell."""
+        """On rank 0: write the manifest, make the checkpoint current, and remove what need not stay. Returns what there
+        is to tell."""
         if self.world.rank != 0:
             return []
         partial, final = self.partial(content.step), self.final(content.step)
@@ -238,9 +249,15 @@ def make_partial(run: Path, partial: Path) -> None:
 def write_parts(path: Path, parts: list[Part], flats: Flats) -> FileRecord:
     """This rank's parts of parameters and states as one safetensors file, kind by kind."""
     entries = [
-        (Entry(f"{kind}/{part.name}", tensors[part.flat].dtype, (part.count,)), on_host(part, tensors)) for kind, tensors in flats.items() for part in parts
+        (Entry(f"{kind}/{part.name}", tensors[part.flat].dtype, (part.count,)), on_host(part, tensors))
+        for kind, tensors in flats.items()
+        for part in parts
     ]
-    return write_tensors(path, entries, parts_metadata({part.name: part.start for part in parts}, {part.name: part.shape for part in parts}))
+    return write_tensors(
+        path,
+        entries,
+        parts_metadata({part.name: part.start for part in parts}, {part.name: part.shape for part in parts}),
+    )
 
 
 def on_host(part: Part, tensors: list[Tensor]) -> Iterator[Tensor]:
@@ -252,7 +269,11 @@ def first_part(partial: Path, content: Content, buffers: dict[str, Tensor]) -> C
     """What rank 0 writes beside its parameters, taken now."""
     stream = io.BytesIO()
     torch.save(content.objective, stream)
-    files = {STATE: json.dumps(content.state, indent=1).encode(), CONFIG: content.config.encode(), OBJECTIVE: stream.getvalue()}
+    files = {
+        STATE: json.dumps(content.state, indent=1).encode(),
+        CONFIG: content.config.encode(),
+        OBJECTIVE: stream.getvalue(),
+    }
     kept = {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()}
 
     def write() -> Records:
@@ -268,6 +289,14 @@ def first_part(partial: Path, content: Content, buffers: dict[str, Tensor]) -> C
 
 
 def told_failure(path: Path, error: Exception) -> str:
-    """The sentence about a checkpoint that could not be written, which ends the run: what it would train from here on could be lost."""
-    reason = f"{os.strerror(error.errno)} ({error.filename or path})" if isinstance(error, OSError) and error.errno else f"{type(error).__name__}: {error}"
-    return f"The checkpoint {path} could not be written: {reason}; free or mend that disk, then the same command goes on from the newest whole checkpoint."
+    """The sentence about a checkpoint that could not be written, which ends the run: what it would train from here on
+    could be lost."""
+    reason = (
+        f"{os.strerror(error.errno)} ({error.filename or path})"
+        if isinstance(error, OSError) and error.errno
+        else f"{type(error).__name__}: {error}"
+    )
+    return (
+        f"The checkpoint {path} could not be written: {reason}; free or mend that disk, then the same command "
+        "goes on from the newest whole checkpoint."
+    )

@@ -1,4 +1,5 @@
-"""What changed in the settings between a checkpoint and whatever takes it up: nothing that decides an embedding may change, and each other change is told."""
+"""What changed in the settings between a checkpoint and whatever takes it up: nothing that decides an embedding may
+change, and each other change is told."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ FREE = {
     *("model.attention", "model.cache_vision", "model.cache_vision_gigabytes", "model.gradient_checkpointing"),
     *("model.prefix.init", "model.prefix.init_std", "model.prefix.learning_rate", "model.lora.dropout"),
 }
-"""Their exceptions: places, whose content is compared instead; how something is computed; and what only training needs."""
+"""Their exceptions: places, whose content is compared instead; how something is computed; and what only training
+needs."""
 EVIDENT = {"train.output_dir", "train.resume", "train.resume_elastic"}
 """Not told: they say that a checkpoint is taken up, and which."""
 

@@ -1,7 +1,9 @@
-"""Where a rank keeps its part of each trained parameter, its float32 master and its optimiser states; alike for ZeRO 1, 2 and 3.
+"""Where a rank keeps its part of each trained parameter, its float32 master and its optimiser states; alike for ZeRO 1,
+2 and 3.
 
-DeepSpeed keeps masters and states in flat tensors, each of which holds the parts of several parameters one after another. Under ZeRO 1 and 2 a group's
-parameters are laid end to end and the whole is cut by ranks; under ZeRO-3 each parameter is cut by ranks.
+DeepSpeed keeps masters and states in flat tensors, each of which holds the parts of several parameters one after
+another. Under ZeRO 1 and 2 a group's parameters are laid end to end and the whole is cut by ranks; under ZeRO-3 each
+parameter is cut by ranks.
 """
 
 from __future__ import annotations
@@ -47,8 +49,13 @@ class Part:
 
 
 def parts_of(engine: deepspeed.DeepSpeedEngine) -> list[Part]:
-    """This rank's parts in the order of the module's parameters; without the padding that makes parts of ranks equally long."""
-    parts = (part_of(engine, name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
+    """This rank's parts in the order of the module's parameters; without the padding that makes parts of ranks equally
+    long."""
+    parts = (
+        part_of(engine, name, parameter)
+        for name, parameter in engine.module.named_parameters()
+        if parameter.requires_grad
+    )
     return [part for part in parts if part is not None]
 
 
@@ -91,18 +98,27 @@ def flat_tensors(engine: deepspeed.DeepSpeedEngine) -> dict[str, list[Tensor]]:
     if STEP not in states[flats[0]]:
         # No step was made yet, or all were skipped.
         make_states(engine, 0)
-    kinds = [kind for kind, value in states[flats[0]].items() if torch.is_tensor(value) and value.shape == flats[0].shape]
-    return {MASTER: [flat.detach() for flat in flats], **{kind: [states[flat][kind] for flat in flats] for kind in kinds}}
+    kinds = [
+        kind for kind, value in states[flats[0]].items() if torch.is_tensor(value) and value.shape == flats[0].shape
+    ]
+    return {
+        MASTER: [flat.detach() for flat in flats],
+        **{kind: [states[flat][kind] for flat in flats] for kind in kinds},
+    }
 
 
 def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
-    """How many steps the base optimiser counts, which its bias correction depends on; the same for all flat tensors and ranks."""
+    """How many steps the base optimiser counts, which its bias correction depends on; the same for all flat tensors and
+    ranks."""
     return int(engine.optimizer.optimizer.state[masters(engine)[0]][STEP])
 
 
 def frozen_sums(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
-    """``bit_sum`` of this rank's part of each frozen parameter, by name; of those that every rank keeps whole, on rank 0."""
-    towers = [(prefix, module.tower) for prefix, module in engine.module.named_modules() if isinstance(module, CachedTower)]
+    """``bit_sum`` of this rank's part of each frozen parameter, by name; of those that every rank keeps whole, on rank
+    0."""
+    towers = [
+        (prefix, module.tower) for prefix, module in engine.module.named_modules() if isinstance(module, CachedTower)
+    ]
     owned = {f"{prefix}.{name}": parameter for prefix, tower in towers for name, parameter in tower.named_parameters()}
     sums = {}
     for name, parameter in {**dict(engine.module.named_parameters()), **owned}.items():
@@ -110,7 +126,9 @@ def frozen_sums(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
             continue
         if hasattr(parameter, "ds_tensor"):
             shard, rank = parameter.ds_tensor, dist.get_rank(parameter.ds_process_group)
-            sums[name] = bit_sum(shard.narrow(0, 0, max(0, min(shard.numel(), parameter.ds_numel - rank * shard.numel()))))
+            sums[name] = bit_sum(
+                shard.narrow(0, 0, max(0, min(shard.numel(), parameter.ds_numel - rank * shard.numel())))
+            )
         elif dist.get_rank() == 0:
             sums[name] = bit_sum(parameter)
     return sums
@@ -134,7 +152,8 @@ def restore_parts(engine: deepspeed.DeepSpeedEngine, saved: SavedParameters, ste
 
 
 def make_states(engine: deepspeed.DeepSpeedEngine, steps: int) -> None:
-    """The states that the optimiser makes in its first step, where it made none yet, and the number of steps in all of them."""
+    """The states that the optimiser makes in its first step, where it made none yet, and the number of steps in all of
+    them."""
     base = engine.optimizer.optimizer
     for flat in masters(engine):
         state = base.state[flat]

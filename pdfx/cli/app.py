@@ -1,4 +1,5 @@
-"""The command line ``pdfx``. Whatever is slow to import is imported inside the command that needs it, so that ``--help`` answers at once."""
+"""The command line ``pdfx``. Whatever is slow to import is imported inside the command that needs it, so that
+``--help`` answers at once."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from pdfx.host.system_errors import sentence_of
 
 app = typer.Typer(
     name="pdfx",
-    help="Parallel multimodal embeddings: K learnable prefixes on one multimodal language model give K embeddings per input.",
+    help="Parallel multimodal embeddings: K learnable prefixes on one multimodal language model give K embeddings "
+    "per input.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -31,11 +33,16 @@ app.add_typer(shards_app, name="shards")
 
 INTERRUPTED = 130
 MODEL_HELP = "Directory that 'pdfx convert' wrote."
-TRUST_HELP = "Run the model code inside MODEL; needed where its backbone brings classes of its own. Only for models whose source you trust."
+TRUST_HELP = (
+    "Run the model code inside MODEL; needed where its backbone brings classes of its own. Only for models "
+    "whose source you trust."
+)
 BATCH_HELP = "Items of one forward pass."
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)]
 BatchOption = Annotated[int, typer.Option(min=1, help=BATCH_HELP)]
-CorruptOption = Annotated[float, typer.Option(min=0, max=1, help="Stop if more of the samples cannot be used; one is forgiven, unless 0.")]
+CorruptOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Stop if more of the samples cannot be used; one is forgiven, unless 0.")
+]
 
 
 class Side(str, Enum):
@@ -45,7 +52,12 @@ class Side(str, Enum):
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=lambda value: show_version(value), help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=lambda value: show_version(value), help="Print the version and stop."
+        ),
+    ] = False,
 ) -> None:
     pass
 
@@ -56,13 +68,21 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.command(epilog=example("pdfx train launch/recipes/quickstart.yaml train.max_steps=20", "deepspeed launch/train.py launch/recipes/quickstart.yaml"))
+@app.command(
+    epilog=example(
+        "pdfx train launch/recipes/quickstart.yaml train.max_steps=20",
+        "deepspeed launch/train.py launch/recipes/quickstart.yaml",
+    )
+)
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as section.key=value.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, the parameters and the steps, then stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved settings, the parameters and the steps, then stop.")
+    ] = False,
 ) -> None:
-    """Train in this one process. For several GPUs or machines start [bold]deepspeed launch/train.py RECIPE[/bold] instead (torchrun and srun work too)."""
+    """Train in this one process. For several GPUs or machines start [bold]deepspeed launch/train.py RECIPE[/bold]
+    instead (torchrun and srun work too)."""
     from pdfx.faults.stopping import StopRequest
 
     stop = StopRequest(attended=False)
@@ -87,7 +107,9 @@ app.command(
         "pdfx convert runs/quickstart --out adapter --adapter",
     )
 )(convert)
-app.command(epilog=example("pdfx checkpoints runs/quickstart", "pdfx checkpoints runs/quickstart --verify --json -"))(checkpoints)
+app.command(epilog=example("pdfx checkpoints runs/quickstart", "pdfx checkpoints runs/quickstart --verify --json -"))(
+    checkpoints
+)
 
 
 @app.command(
@@ -99,14 +121,37 @@ app.command(epilog=example("pdfx checkpoints runs/quickstart", "pdfx checkpoints
 )
 def embed(
     model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
-    input: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", help="One item per line: text, images (a list of paths), or both.")],
-    out: Annotated[Path, typer.Option(help="File to write: .safetensors (one tensor named 'embeddings') or .npy, float32, one row per line.")],
+    input: Annotated[
+        Path, typer.Argument(metavar="INPUT.jsonl", help="One item per line: text, images (a list of paths), or both.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File to write: .safetensors (one tensor named 'embeddings') or .npy, float32, one row per line."
+        ),
+    ],
     side: Annotated[Side, typer.Option(help="Chooses the instruction that the model was trained with.")] = Side.query,
-    paths: Annotated[str, typer.Option(help="'all': every path, (n, K, D). 'fused': (n, F). A number: that path alone, (n, D), at the cost of one.")] = "all",
+    paths: Annotated[
+        str,
+        typer.Option(
+            help="'all': every path, (n, K, D). 'fused': (n, F). A number: that path alone, (n, D), at the cost of one."
+        ),
+    ] = "all",
     batch_size: BatchOption = 32,
-    processes: Annotated[int, typer.Option(min=1, help="Processes to share the work; each takes a GPU where there are any. Under torchrun leave it at 1.")] = 1,
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; the input file's own by default.")] = None,
-    truncate_dim: Annotated[int | None, typer.Option(min=1, help="Keep so many leading dimensions (for models trained with matryoshka_dims).")] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes to share the work; each takes a GPU where there are any. Under torchrun leave it at 1.",
+        ),
+    ] = 1,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image paths start from; the input file's own by default.")
+    ] = None,
+    truncate_dim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep so many leading dimensions (for models trained with matryoshka_dims)."),
+    ] = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Embed the items of a JSONL file."""
@@ -119,20 +164,31 @@ def embed(
         print(f"{out}: {' x '.join(str(size) for size in shape)}")
 
 
-@app.command(epilog=example("pdfx evaluate exported shards/evaluation --json metrics.json", "pdfx evaluate exported shards/mmeb/* --json mmeb.json"))
+@app.command(
+    epilog=example(
+        "pdfx evaluate exported shards/evaluation --json metrics.json",
+        "pdfx evaluate exported shards/mmeb/* --json mmeb.json",
+    )
+)
 def evaluate(
     model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
-    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Directories that 'pdfx shards build' wrote, each evaluated by itself.")],
+    shards: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SHARDS...", help="Directories that 'pdfx shards build' wrote, each evaluated by itself."
+        ),
+    ],
     json_file: JsonOption = None,
     batch_size: BatchOption = 32,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
     max_corrupt_share: CorruptOption = 0.01,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of MMEB's table among them.
+    """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of
+    MMEB's table among them.
 
-    Each distinct query searches in all distinct targets of its data set, or in its own candidates; all targets with its target_id are right. Samples that
-    cannot be used are named, counted and left out.
+    Each distinct query searches in all distinct targets of its data set, or in its own candidates; all targets with its
+    target_id are right. Samples that cannot be used are named, counted and left out.
     """
     from pdfx.config import EvaluateSection
     from pdfx.evaluate.data_set_tables import notes, print_tables, result_tables
@@ -163,20 +219,28 @@ def report(
     max_corrupt_share: CorruptOption = 0.01,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Write one HTML page about a run: metrics, loss curves, similarity of the paths, and examples with their pictures."""
+    """Write one HTML page about a run: metrics, loss curves, similarity of the paths, and examples with their
+    pictures."""
     from pdfx.config import EvaluateSection
     from pdfx.evaluate.report import write_report
 
     with progress_bar() as bar:
         settings = EvaluateSection(batch_size=batch_size, max_corrupt_share=max_corrupt_share)
-        write_report(run, model, shards, out, settings, num_workers, trust_remote_code, bar.counter("embedding"), bar.say)
+        write_report(
+            run, model, shards, out, settings, num_workers, trust_remote_code, bar.counter("embedding"), bar.say
+        )
     print(out)
 
 
 def with_home(word: str) -> str:
-    """An option's value with the home directory in place of ``~``: shells fill it in only at the start of a word, not in ``--out=~/x``."""
+    """An option's value with the home directory in place of ``~``: shells fill it in only at the start of a word, not
+    in ``--out=~/x``."""
     option, equals, value = word.partition("=")
-    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") and value.startswith("~") else word
+    return (
+        f"{option}={os.path.expanduser(value)}"
+        if equals and option.startswith("--") and value.startswith("~")
+        else word
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -199,5 +263,3 @@ def main(arguments: list[str] | None = None) -> None:
         if sentence is None:
             raise
         fail(sentence)
-
-

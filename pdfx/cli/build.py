@@ -18,9 +18,11 @@ from pdfx.errors import UserError
 
 EXAMPLES = (
     "pdfx shards build records.jsonl --images pictures --out shards/train",
-    "pdfx shards build captions.parquet --format table --option query.text=caption --option target.images=image --out shards/train",
+    "pdfx shards build captions.parquet --format table --option query.text=caption --option target.images=image "
+    "--out shards/train",
     "pdfx shards build queries.jsonl --option corpus=corpus.jsonl --out shards/train",
-    "pdfx shards build records.jsonl --out shards/train --resize 768 --image-format jpeg --quality 90 --shard-bytes 500MB --workers 16",
+    "pdfx shards build records.jsonl --out shards/train --resize 768 --image-format jpeg --quality 90 --shard-bytes "
+    "500MB --workers 16",
     "pdfx shards build records.jsonl --out shards/train --deduplicate --evaluation shards/test --drop-leaked",
 )
 TOO_MANY_BAD_RECORDS, INTERRUPTED = 1, 75
@@ -64,7 +66,8 @@ def parse_options(texts: list[str]) -> dict[str, str]:
 
 @contextmanager
 def one_sentence_when_interrupted(what_now: str) -> Iterator[None]:
-    """Ctrl-C and the signal by which batch systems end a job leave through the same door. ``what_now`` is the sentence's end."""
+    """Ctrl-C and the signal by which batch systems end a job leave through the same door. ``what_now`` is the
+    sentence's end."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -79,31 +82,76 @@ def one_sentence_when_interrupted(what_now: str) -> Iterator[None]:
 
 
 def build(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File or directory of records, in one of the formats that 'pdfx shards formats' lists.")],
-    out: Annotated[Path, typer.Option(help="Directory to write; new, empty, or that of the same build, which then goes on.")],
-    format: Annotated[str, typer.Option(help="Format of SOURCE: jsonl (the project's own) or another one; 'auto' tells it from what SOURCE holds.")] = "auto",
-    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the format that 'pdfx shards formats FORMAT' lists.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder, or tar, that image paths start from; SOURCE's own folder by default.")] = None,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="File or directory of records, in one of the formats that 'pdfx shards formats' lists.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Directory to write; new, empty, or that of the same build, which then goes on.")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="Format of SOURCE: jsonl (the project's own) or another one; 'auto' tells it from what SOURCE holds."
+        ),
+    ] = "auto",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the format that 'pdfx shards formats FORMAT' lists."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder, or tar, that image paths start from; SOURCE's own folder by default.")
+    ] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples of one tar file.")] = 10_000,
-    shard_bytes: Annotated[int, typer.Option(parser=parse_bytes, metavar="SIZE", help="Most bytes of samples of one tar file, as in 500MB or 1GiB.")] = "1GB",
-    resize: Annotated[int | None, typer.Option(min=1, help="Shrink pictures whose longer side has more pixels to so many.")] = None,
-    image_format: Annotated[ImageFormat | None, typer.Option(help="Encode every picture anew; by default only those that are shrunk are.")] = None,
+    shard_bytes: Annotated[
+        int,
+        typer.Option(
+            parser=parse_bytes, metavar="SIZE", help="Most bytes of samples of one tar file, as in 500MB or 1GiB."
+        ),
+    ] = "1GB",
+    resize: Annotated[
+        int | None, typer.Option(min=1, help="Shrink pictures whose longer side has more pixels to so many.")
+    ] = None,
+    image_format: Annotated[
+        ImageFormat | None, typer.Option(help="Encode every picture anew; by default only those that are shrunk are.")
+    ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP pictures that are encoded anew.")] = 90,
-    deduplicate: Annotated[bool, typer.Option("--deduplicate", help="Leave out records whose query and target are those of an earlier one.")] = False,
-    evaluation: Annotated[list[str] | None, typer.Option(metavar="SHARDS", help="Shards to report leakage against; can be given several times.")] = None,
-    leak: Annotated[list[Leak] | None, typer.Option(help="What is compared; all three by default. Leave 'target' out where targets are labels.")] = None,
-    drop_leaked: Annotated[bool, typer.Option("--drop-leaked", help="Leave out the records that share something with them.")] = False,
-    max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="Stop where more of the records cannot be used; one is forgiven, unless 0.")] = 0.01,
+    deduplicate: Annotated[
+        bool,
+        typer.Option("--deduplicate", help="Leave out records whose query and target are those of an earlier one."),
+    ] = False,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SHARDS", help="Shards to report leakage against; can be given several times."),
+    ] = None,
+    leak: Annotated[
+        list[Leak] | None,
+        typer.Option(help="What is compared; all three by default. Leave 'target' out where targets are labels."),
+    ] = None,
+    drop_leaked: Annotated[
+        bool, typer.Option("--drop-leaked", help="Leave out the records that share something with them.")
+    ] = False,
+    max_bad_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Stop where more of the records cannot be used; one is forgiven, unless 0."),
+    ] = 0.01,
     max_image_pixels: Annotated[int, typer.Option(min=1, help="Refuse pictures of more pixels.")] = 89_478_485,
     workers: WorkersOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier build in the directory and start over.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete an earlier build in the directory and start over.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Pack records and their pictures into tar shards with an index and checksums.
 
-    Stopped at any moment, the same command goes on where it stopped, to the same bytes. Records that cannot be used go to quarantine.jsonl with the reason.
+    Stopped at any moment, the same command goes on where it stopped, to the same bytes. Records that cannot be used go
+    to quarantine.jsonl with the reason.
 
-    Ends with 0 where the shards are built, 1 where too many records cannot be used, 2 on a mistake of the user, and 75 where it was interrupted.
+    Ends with 0 where the shards are built, 1 where too many records cannot be used, 2 on a mistake of the user, and 75
+    where it was interrupted.
     """
     from data_tools.build.builder import build as build_shards
     from data_tools.build.encode import Encoding
@@ -131,7 +179,9 @@ def build(
             raise UserError(f"There is no image folder {images}; name it with --images.")
         folder = images if images is not None else source if source.is_dir() else source.parent
         try:
-            summary = build_shards(records, folder, out, settings, bar.counter("packing"), bar.counter("reading evaluation sets"))
+            summary = build_shards(
+                records, folder, out, settings, bar.counter("packing"), bar.counter("reading evaluation sets")
+            )
         except TooManyBadRecords as error:
             fail(str(error), TOO_MANY_BAD_RECORDS)
     give_json({"shards": str(out), **asdict(summary)}, json_file)
@@ -143,17 +193,29 @@ def _summary_lines(out: Path, summary, drop_leaked: bool) -> Iterator[str]:
     from data_tools.build.quarantine import LEFT_OUT
 
     state = " was complete already" if summary.was_finished else ""
-    yield f"{out}{state}: {summary.samples} samples in {summary.shards} shards, {summary.bytes} bytes, fingerprint {summary.fingerprint[:12]}"
+    yield (
+        f"{out}{state}: {summary.samples} samples in {summary.shards} shards, {summary.bytes} bytes, fingerprint "
+        f"{summary.fingerprint[:12]}"
+    )
     bad = {kind: count for kind, count in summary.rejected.items() if kind not in LEFT_OUT}
     left_out = {kind: count for kind, count in summary.rejected.items() if kind in LEFT_OUT}
-    parts = [(summary.samples, "samples", {}), (sum(bad.values()), "that cannot be used", bad), (sum(left_out.values()), "left out on purpose", left_out)]
+    parts = [
+        (summary.samples, "samples", {}),
+        (sum(bad.values()), "that cannot be used", bad),
+        (sum(left_out.values()), "left out on purpose", left_out),
+    ]
     told = [f"{count} {what}" + (f" ({_counts(kinds)})" if kinds else "") for count, what, kinds in parts]
-    yield f"{summary.records} records: {', '.join(told)}." + (f" {out / 'quarantine.jsonl'} lists those that are no samples." if summary.rejected else "")
+    yield f"{summary.records} records: {', '.join(told)}." + (
+        f" {out / 'quarantine.jsonl'} lists those that are no samples." if summary.rejected else ""
+    )
     yield from summary.notes
     if summary.leaks:
         kinds = {kind: count for kind, count in summary.leaks.items() if kind != "records"}
         fate = "they are left out" if drop_leaked else "they are kept, leave them out with --drop-leaked"
-        yield f"{summary.leaks['records']} records share something with an evaluation set ({_counts(kinds)}); {out / 'leakage.jsonl'} lists them; {fate}."
+        yield (
+            f"{summary.leaks['records']} records share something with an evaluation set ({_counts(kinds)}); "
+            f"{out / 'leakage.jsonl'} lists them; {fate}."
+        )
 
 
 def _counts(counts: dict[str, int]) -> str:

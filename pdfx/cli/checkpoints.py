@@ -28,7 +28,8 @@ def checkpoints(
     verify: Annotated[bool, typer.Option("--verify", help="Also read every file and compare its checksum.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """List a run's checkpoints: step, size, age, whether each is whole and which is best. Ends with 1 if one is not whole."""
+    """List a run's checkpoints: step, size, age, whether each is whole and which is best. Ends with 1 if one is not
+    whole."""
     from pdfx.checkpoint.choice import retention_of
     from pdfx.checkpoint.listing import list_checkpoints, table_of
     from pdfx.checkpoint.retention import Retention
@@ -46,7 +47,10 @@ def checkpoints(
             if row.problem:
                 print(row.problem)
             if row.strays:
-                print(f"Step {row.step:,} holds {len(row.strays)} files that its manifest does not list, and that nothing reads: {', '.join(row.strays[:3])}.")
+                print(
+                    f"Step {row.step:,} holds {len(row.strays)} files that its manifest does not list, and that "
+                    f"nothing reads: {', '.join(row.strays[:3])}."
+                )
     give_json([asdict(row) for row in rows], json_file)
     if any(row.problem for row in rows):
         raise typer.Exit(1)
@@ -55,18 +59,44 @@ def checkpoints(
 def convert(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="Directory to write the model to.")],
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's step, 'newest' (whole one) or 'best' (by train.metric_for_best_model).")] = "newest",
-    dtype: Annotated[Dtype | None, typer.Option(help="Type of the written weights; the trained one by default.")] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="A checkpoint's step, 'newest' (whole one) or 'best' (by train.metric_for_best_model).")
+    ] = "newest",
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Type of the written weights; the trained one by default.")
+    ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights, as 5GB, 500MB or 2GiB.")] = "5GB",
-    adapter: Annotated[bool, typer.Option("--adapter", help="Write LoRA as a PEFT adapter and what else was trained, and not the backbone.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python files of model.modules. Only for runs you trust.")] = False,
-    skip_check: Annotated[bool, typer.Option("--skip-check", help="Do not re-embed with the result, for machines that cannot hold the whole model.")] = False,
+    adapter: Annotated[
+        bool,
+        typer.Option("--adapter", help="Write LoRA as a PEFT adapter and what else was trained, and not the backbone."),
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run the Python files of model.modules. Only for runs you trust."),
+    ] = False,
+    skip_check: Annotated[
+        bool,
+        typer.Option(
+            "--skip-check", help="Do not re-embed with the result, for machines that cannot hold the whole model."
+        ),
+    ] = False,
 ) -> None:
-    """Turn a run's checkpoint into a Hugging Face model directory (LoRA merged, no GPU needed), and check that it embeds as the trainer did."""
+    """Turn a run's checkpoint into a Hugging Face model directory (LoRA merged, no GPU needed), and check that it
+    embeds as the trainer did."""
     from pdfx.convert import convert as run_conversion
 
     # So that what is half written goes when the job's time is up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tell = console(sys.stderr, soft_wrap=True).print
-    run_conversion(run, out, checkpoint, dtype.value if dtype else None, max_shard_size, adapter, not skip_check, tell, trust_remote_code)
+    run_conversion(
+        run,
+        out,
+        checkpoint,
+        dtype.value if dtype else None,
+        max_shard_size,
+        adapter,
+        not skip_check,
+        tell,
+        trust_remote_code,
+    )
     print(out)

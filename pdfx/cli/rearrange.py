@@ -30,16 +30,30 @@ class By(str, Enum):
 
 def split(
     shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
-    out: Annotated[list[str], typer.Option(metavar="DIRECTORY=SHARE", help="A part to write, new or empty, and its share; the shares sum to 1.")],
-    by: Annotated[By, typer.Option(help="'target': samples with the same target_id stay together. 'key': each sample goes its own way.")] = By.target,
+    out: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DIRECTORY=SHARE", help="A part to write, new or empty, and its share; the shares sum to 1."
+        ),
+    ],
+    by: Annotated[
+        By,
+        typer.Option(
+            help="'target': samples with the same target_id stay together. 'key': each sample goes its own way."
+        ),
+    ] = By.target,
     seed: Annotated[int, typer.Option(help="Another seed gives other parts.")] = 0,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples of one tar file.")] = 10_000,
-    shard_bytes: Annotated[int, typer.Option(parser=parse_bytes, metavar="SIZE", help="Most bytes of one tar file, such as 500MB or 1GiB.")] = "1GB",
+    shard_bytes: Annotated[
+        int, typer.Option(parser=parse_bytes, metavar="SIZE", help="Most bytes of one tar file, such as 500MB or 1GiB.")
+    ] = "1GB",
     json_file: JsonOption = None,
 ) -> None:
-    """Split shards into parts, for training and test say, that have no target in common. The same shards, shares and seed give the same parts.
+    """Split shards into parts, for training and test say, that have no target in common. The same shards, shares and
+    seed give the same parts.
 
-    Ends with 0 where the parts are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing is left behind.
+    Ends with 0 where the parts are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing
+    is left behind.
     """
     from data_tools.rearrange.split import Share, SplitSettings, split_shards
 
@@ -51,19 +65,35 @@ def split(
     if not quiet:
         samples = sum(part.written.samples for part in parts)
         for part in parts:
-            print(f"{_line(part.written)}; {part.written.samples / samples:.2%} of all samples, with {part.targets} targets")
+            print(
+                f"{_line(part.written)}; {part.written.samples / samples:.2%} of all samples, with "
+                f"{part.targets} targets"
+            )
 
 
 def merge(
-    shards: Annotated[list[str], typer.Argument(help="Directories of shards, in the order that their samples will have.")],
+    shards: Annotated[
+        list[str], typer.Argument(help="Directories of shards, in the order that their samples will have.")
+    ],
     out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
-    link: Annotated[bool, typer.Option("--link", help="Hard links in place of copies: they take no room, but both directories share the files.")] = False,
-    prefix_keys: Annotated[bool, typer.Option("--prefix-keys", help="Write '0-', '1-', ... before the keys, by directory, where they are not unique.")] = False,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link", help="Hard links in place of copies: they take no room, but both directories share the files."
+        ),
+    ] = False,
+    prefix_keys: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-keys", help="Write '0-', '1-', ... before the keys, by directory, where they are not unique."
+        ),
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Make one directory of shards of several. Keys must be unique over all of them.
 
-    Ends with 0 where the shards are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing is left behind.
+    Ends with 0 where the shards are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing
+    is left behind.
     """
     from data_tools.rearrange.merge import merge_shards
 
@@ -80,4 +110,7 @@ def _plain(written) -> dict:
 
 
 def _line(written) -> str:
-    return f"{written.path}: {written.samples} samples in {written.shards} shards, {written.bytes} bytes, fingerprint {written.fingerprint[:12]}"
+    return (
+        f"{written.path}: {written.samples} samples in {written.shards} shards, {written.bytes} bytes, "
+        f"fingerprint {written.fingerprint[:12]}"
+    )

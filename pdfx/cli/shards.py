@@ -1,4 +1,5 @@
-"""The commands ``pdfx shards``. Whatever is slow to import is imported inside the command that needs it, so that ``--help`` answers at once."""
+"""The commands ``pdfx shards``. Whatever is slow to import is imported inside the command that needs it, so that
+``--help`` answers at once."""
 
 from __future__ import annotations
 
@@ -10,14 +11,25 @@ from rich.table import Table
 
 from pdfx.cli.build import EXAMPLES, build
 from pdfx.cli.rearrange import MERGE_EXAMPLES, SPLIT_EXAMPLES, merge, split
-from pdfx.cli.shared import SHARDS_HELP, JsonOption, WorkersOption, example, give_json, prints_json, progress_bar, worker_count
+from pdfx.cli.shared import (
+    SHARDS_HELP,
+    JsonOption,
+    WorkersOption,
+    example,
+    give_json,
+    prints_json,
+    progress_bar,
+    worker_count,
+)
 from pdfx.errors import UserError
 from pdfx.host.console import console
 
 FORMATS_EXAMPLES = ("pdfx shards formats", "pdfx shards formats tevatron")
 
 
-def formats(name: Annotated[str | None, typer.Argument(metavar="[FORMAT]", help="Show the options of this one.")] = None) -> None:
+def formats(
+    name: Annotated[str | None, typer.Argument(metavar="[FORMAT]", help="Show the options of this one.")] = None,
+) -> None:
     """List the formats that shards can be built from, or the options of one."""
     from data_tools.sources.registry import FORMATS, find_format
 
@@ -52,12 +64,17 @@ shards_app.command(epilog=example(*FORMATS_EXAMPLES))(formats)
 )
 def check(
     shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
-    full: Annotated[bool, typer.Option("--full", help="Also read everything: checksums, offsets, keys, every record and picture.")] = False,
-    processor: Annotated[Path | None, typer.Option(metavar="MODEL", help="With --full: also run this model's processor on every sample.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also read everything: checksums, offsets, keys, every record and picture.")
+    ] = False,
+    processor: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="With --full: also run this model's processor on every sample.")
+    ] = None,
     workers: WorkersOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Look for damage and print one sentence per problem. Quick by default: index, sizes of files, offsets, statistics, remains of unfinished builds.
+    """Look for damage and print one sentence per problem. Quick by default: index, sizes of files, offsets, statistics,
+    remains of unfinished builds.
 
     What a model's processor refuses (such as pictures of a ratio over 200:1) is found with --processor.
 
@@ -73,7 +90,9 @@ def check(
             raise UserError("--processor looks at every sample, so it needs --full as well.")
         of_model = load_processor(processor)
     with progress_bar() as bar:
-        problems = check_shards(shards, full, bar.counter("checking"), workers=worker_count(workers), processor=of_model)
+        problems = check_shards(
+            shards, full, bar.counter("checking"), workers=worker_count(workers), processor=of_model
+        )
     give_json({"shards": shards, "full": full, "sound": not problems, "problems": problems}, json_file)
     if not quiet:
         print("\n".join(problems) or f"{shards} is sound.")
@@ -91,8 +110,13 @@ def describe(
     shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
     workers: WorkersOption = None,
     json_file: JsonOption = None,
-    contact_sheet: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page with some of the pairs: their pictures and texts.")] = None,
-    pairs: Annotated[int, typer.Option(min=1, max=500, help="Pairs on the contact sheet, drawn evenly over the shards.")] = 24,
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Also write a page with some of the pairs: their pictures and texts."),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=1, max=500, help="Pairs on the contact sheet, drawn evenly over the shards.")
+    ] = 24,
 ) -> None:
     """Print what the shards hold: counts, lengths, sizes of pictures, languages, and what is equal by content."""
     from data_tools.inspect.contact_sheet import write_contact_sheet

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from pdfx.host.console import console
@@ -24,15 +33,25 @@ class RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s", style="progress.data.speed")
+        return Text(
+            "" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s", style="progress.data.speed"
+        )
 
 
 class ProgressBar(Progress):
-    """rich's progress display, silent where stderr is no terminal; ``counter`` gives what the library's long functions call."""
+    """rich's progress display, silent where stderr is no terminal; ``counter`` gives what the library's long functions
+    call."""
 
     def __init__(self):
         screen = console(stderr=True)
-        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         super().__init__(*columns, console=screen, transient=True, disable=not screen.is_terminal)
 
     def say(self, sentence: str) -> None:
@@ -40,7 +59,8 @@ class ProgressBar(Progress):
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def counter(self, description: str) -> Callable[[int, int | None], None]:
-        """A function of (items done, items in all or None). What its first call says to be done was done before, and enters no rate."""
+        """A function of (items done, items in all or None). What its first call says to be done was done before, and
+        enters no rate."""
         task = None
         shown_at = 0.0
 
@@ -57,8 +77,15 @@ class ProgressBar(Progress):
 
 
 SHARDS_HELP = "Directory that 'pdfx shards build' wrote, or the URL of one (s3://..., https://...)."
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file; '-' prints it instead of the rest.")]
-WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that share the work; one per core by default, at most 8.")]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Also write the result to this file; '-' prints it instead of the rest."
+    ),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Processes that share the work; one per core by default, at most 8.")
+]
 
 
 def worker_count(wanted: int | None) -> int:
@@ -78,7 +105,8 @@ def progress_bar():
 
 
 def prints_json(file: Path | None) -> bool:
-    """Whether ``--json -`` asks for the result on stdout. Raises UserError where ``file`` could not be written, for before the work."""
+    """Whether ``--json -`` asks for the result on stdout. Raises UserError where ``file`` could not be written, for
+    before the work."""
     from pdfx.host.files import require_folder
 
     if file is None or str(file) == "-":

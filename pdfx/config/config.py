@@ -1,7 +1,7 @@
 """The configuration of a run: one YAML file, strict, one nested section per component.
 
-An unknown key is an error that names the nearest known one; a value of the wrong kind is an error that names the file, the key and what
-was expected. Values can be overridden on the command line as ``section.key=value``.
+An unknown key is an error that names the nearest known one; a value of the wrong kind is an error that names the file,
+the key and what was expected. Values can be overridden on the command line as ``section.key=value``.
 """
 
 from __future__ import annotations
@@ -47,13 +47,17 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a recipe and apply ``section.key=value`` overrides, whose values are read as ``overrides.value_of`` says.
 
-    In a run's or a checkpoint's own ``config.yaml``, ``model.trust_remote_code`` does not count; as an override it does.
+    In a run's or a checkpoint's own ``config.yaml``, ``model.trust_remote_code`` does not count; as an override it
+    does.
 
     Raises:
-        ConfigError: the file is missing or no mapping, a key is unknown (the nearest is named) or given twice, or a value does not fit.
+        ConfigError: the file is missing or no mapping, a key is unknown (the nearest is named) or given twice, or a
+            value does not fit.
     """
     tree = read_recipe(path := Path(path))
-    if isinstance(tree.get("model"), dict) and ((path.parent / CHECKPOINTS).is_dir() or (path.parent / MANIFEST).is_file()):
+    if isinstance(tree.get("model"), dict) and (
+        (path.parent / CHECKPOINTS).is_dir() or (path.parent / MANIFEST).is_file()
+    ):
         # What a run left is data, which gives no consent; whoever gives the command does.
         tree["model"]["trust_remote_code"] = False
     apply_overrides(tree, overrides, Config)
@@ -61,21 +65,26 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def parse_config(tree: dict, source: str = "the configuration") -> Config:
-    """Validate a tree of plain values. Raises ConfigError in one sentence per mistake, naming ``source`` and the key."""
+    """Validate a tree of plain values. Raises ConfigError in one sentence per mistake, naming ``source`` and the
+    key."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         items = error.errors(include_url=False)[:20]
-        raise ConfigError(" ".join(_sentence(item, source) for item in items if not any(_explains(other, item) for other in items))) from None
+        raise ConfigError(
+            " ".join(_sentence(item, source) for item in items if not any(_explains(other, item) for other in items))
+        ) from None
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that ``load_config`` reads back to an equal one, but for secrets in the URLs of data."""
+    """The resolved configuration as YAML that ``load_config`` reads back to an equal one, but for secrets in the URLs
+    of data."""
     return yaml.safe_dump(shown_settings(config), sort_keys=False, allow_unicode=True)
 
 
 def shown_settings(config: Config) -> dict:
-    """The resolved configuration as plain values that may be shown and kept: URLs of data are without passwords and signatures."""
+    """The resolved configuration as plain values that may be shown and kept: URLs of data are without passwords and
+    signatures."""
     tree = config.model_dump(mode="json")
     return {**tree, "data": scrubbed(tree["data"])}
 
@@ -96,9 +105,13 @@ def _sentence(item: dict, source: str) -> str:
 
 
 def _explains(other: dict, item: dict) -> bool:
-    """Whether ``item`` only says that a value is not of one of several types, and ``other`` what is wrong with it as one of another type."""
+    """Whether ``item`` only says that a value is not of one of several types, and ``other`` what is wrong with it as
+    one of another type."""
     key = _key(item)
-    return _key(other)[: len(key)] == key and (len(_key(other)), other["type"] == "value_error") > (len(key), item["type"] == "value_error")
+    return _key(other)[: len(key)] == key and (len(_key(other)), other["type"] == "value_error") > (
+        len(key),
+        item["type"] == "value_error",
+    )
 
 
 def _key(item: dict) -> tuple[str, ...]:

@@ -27,13 +27,15 @@ class DataSection(Section):
     train: PathText | list[PathText | DataSetSection] = Field(min_length=1)
     """Directory of shards made by ``pdfx shards build``, or a URL of one, or a list of such data sets."""
     mixture_temperature: float | None = Field(None, gt=0)
-    """Where no weights are set, data sets share an epoch by their sizes to the power of 1 over this; 1 where null: each gives all its samples once."""
+    """Where no weights are set, data sets share an epoch by their sizes to the power of 1 over this; 1 where null: each
+    gives all its samples once."""
     sub_batch_pairs: int = Field(32, ge=1)
     """Pairs that come from one data set at a stretch, before another one is drawn."""
     evaluation: PathText | list[PathText] | None = Field(None, min_length=1)
     """Directory of shards to evaluate on, or a URL of one, or a list of them; each is evaluated by itself."""
     hard_negatives: int | None = Field(None, ge=0)
-    """Hard negatives used per pair; samples that have fewer are filled and masked. None where null, which is said at the start if the shards hold some."""
+    """Hard negatives used per pair; samples that have fewer are filled and masked. None where null, which is said at
+    the start if the shards hold some."""
     num_workers: int = Field(2, ge=0)
     prefetch_batches: int = Field(4, ge=1)
     span_samples: int = Field(64, ge=1)
@@ -45,7 +47,8 @@ class DataSection(Section):
     max_image_pixels: int = Field(89_478_485, ge=1)
     """Larger pictures are refused as decompression bombs."""
     read_threads: int = Field(8, ge=1)
-    """Requests that one process has under way at once, where data is behind a URL; so for the settings that follow. Local folders are read directly."""
+    """Requests that one process has under way at once, where data is behind a URL; so for the settings that follow.
+    Local folders are read directly."""
     read_retries: int = Field(5, ge=0)
     """Repetitions of a request after a time-out, a broken connection or a failure of the server."""
     read_retry_seconds: float = Field(1.0, ge=0)
@@ -53,7 +56,8 @@ class DataSection(Section):
     read_timeout_seconds: float = Field(60.0, gt=0)
     """An answer that takes longer is given up and asked for again."""
     cache_dir: LocalPath | None = None
-    """Folder on a local disk that keeps what was fetched, for all processes of the machine and for later runs. None is kept where null."""
+    """Folder on a local disk that keeps what was fetched, for all processes of the machine and for later runs. None is
+    kept where null."""
     cache_gigabytes: float = Field(100.0, gt=0)
     """What the cache takes at most; what was not read for longest goes first."""
 

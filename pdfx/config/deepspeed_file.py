@@ -14,10 +14,44 @@ from pdfx.config.recipe_file import read_small
 from pdfx.errors import UserError
 
 READ = {
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "zero_optimization", "bf16", "fp16", "amp"),
-    *("torch_autocast", "data_types", "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "gradient_allreduce_op"),
-    *("optimizer", "scheduler", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "disable_allgather", "disable_python_gc", "aio", "compile"),
-    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "log_level", "timers", "flops_profiler", "comms_logger"),
+    *(
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "zero_optimization",
+        "bf16",
+        "fp16",
+        "amp",
+    ),
+    *(
+        "torch_autocast",
+        "data_types",
+        "communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "gradient_allreduce_op",
+    ),
+    *(
+        "optimizer",
+        "scheduler",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "disable_allgather",
+        "disable_python_gc",
+        "aio",
+        "compile",
+    ),
+    *(
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "dump_state",
+        "log_level",
+        "timers",
+        "flops_profiler",
+        "comms_logger",
+    ),
     *("tensorboard", "wandb", "csv_monitor", "comet"),
 }
 """Keys of the file that have an effect here, or that the recipe decides."""
@@ -34,24 +68,32 @@ SCHEDULERS = {"WarmupDecayLR": "linear", "WarmupLR": "constant", "WarmupCosineLR
 """DeepSpeed's names of ``train.lr_scheduler_type``."""
 
 
-def load_deepspeed_config(path: str | Path, train: TrainSection, world_size: int, hidden_size: Callable[[], int] | None = None) -> dict:
+def load_deepspeed_config(
+    path: str | Path, train: TrainSection, world_size: int, hidden_size: Callable[[], int] | None = None
+) -> dict:
     """The settings for ``deepspeed.initialize``.
 
-    The recipe owns optimiser, schedule, precision, clipping and batch sizes. Where the file has ``auto`` there, or what the recipe says, it is right; sizes of
-    ZeRO-3's buckets that are ``auto`` follow from the model's hidden size, as transformers' Trainer has it.
+    The recipe owns optimiser, schedule, precision, clipping and batch sizes. Where the file has ``auto`` there, or what
+    the recipe says, it is right; sizes of ZeRO-3's buckets that are ``auto`` follow from the model's hidden size, as
+    transformers' Trainer has it.
 
     Args:
         hidden_size: of the model; only asked where the file needs it.
 
     Raises:
-        UserError: the file is missing, is not a JSON object, or is at odds with the recipe; one sentence names all the keys.
+        UserError: the file is missing, is not a JSON object, or is at odds with the recipe; one sentence names all the
+            keys.
     """
     settings = read_json(path)
-    problems = [f"'{key}' has no effect in pdfx; remove it" for key in settings if key not in READ and key not in UNUSED]
+    problems = [
+        f"'{key}' has no effect in pdfx; remove it" for key in settings if key not in READ and key not in UNUSED
+    ]
     zero = settings.get("zero_optimization")
     zero = zero if isinstance(zero, dict) else {}
     if zero.get("stage", 0) not in (1, 2, 3):
-        raise UserError(f"{path}: 'zero_optimization.stage' is {zero.get('stage', 0)}; pdfx needs ZeRO stage 1, 2 or 3.")
+        raise UserError(
+            f"{path}: 'zero_optimization.stage' is {zero.get('stage', 0)}; pdfx needs ZeRO stage 1, 2 or 3."
+        )
     problems += offload_problems(zero)
     problems += drop_update_rule(settings, train)
     for key in ("fp16", "amp", "torch_autocast"):
@@ -61,7 +103,9 @@ def load_deepspeed_config(path: str | Path, train: TrainSection, world_size: int
 
     def own(section: dict, key: str, value, owner: str, also: tuple = (), prefix: str = "") -> None:
         if section.get(key, "auto") not in ("auto", value, *also):
-            problems.append(f"'{prefix}{key}' is {section[key]!r}, but {owner} sets it to {value!r}; remove it from the file")
+            problems.append(
+                f"'{prefix}{key}' is {section[key]!r}, but {owner} sets it to {value!r}; remove it from the file"
+            )
         section[key] = value
 
     bf16 = settings.setdefault("bf16", {})
@@ -69,12 +113,24 @@ def load_deepspeed_config(path: str | Path, train: TrainSection, world_size: int
     # Otherwise ZeRO 1 and 2 would apply gradients that are not finite.
     own(bf16, "check_grad_overflow", True, "pdfx, which skips such updates,", prefix="bf16.")
     own(settings, "gradient_clipping", train.max_grad_norm, "train.max_grad_norm")
-    # The chunks of an accumulated batch are contrasted with one another, which the engine's own accumulation would not do.
+    # The chunks of an accumulated batch are contrasted with one another, which the engine's own accumulation would not
+    # do.
     accumulates = "pdfx, which accumulates by itself (train.gradient_accumulation_steps),"
     own(settings, "gradient_accumulation_steps", 1, accumulates, (train.gradient_accumulation_steps,))
-    own(settings, "train_batch_size", world_size * train.per_device_train_batch_size, "ranks x train.per_device_train_batch_size")
+    own(
+        settings,
+        "train_batch_size",
+        world_size * train.per_device_train_batch_size,
+        "ranks x train.per_device_train_batch_size",
+    )
     # DeepSpeed wants some number, so a shipped file's value of 1 is not a contradiction.
-    own(settings, "train_micro_batch_size_per_gpu", train.per_device_train_batch_size, "train.per_device_train_batch_size", (1,))
+    own(
+        settings,
+        "train_micro_batch_size_per_gpu",
+        train.per_device_train_batch_size,
+        "train.per_device_train_batch_size",
+        (1,),
+    )
     settings.setdefault("steps_per_print", 2**31 - 1)
     if train.bf16:
         settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
@@ -92,11 +148,16 @@ def load_deepspeed_config(path: str | Path, train: TrainSection, world_size: int
 
 def unused_keys(path: str | Path) -> list[str]:
     """A sentence about each key of the file that changes nothing."""
-    return [f"Warning: {path}: '{key}' has no effect: {UNUSED[key]}." for key in {**read_json(path), **flatten(read_json(path))} if key in UNUSED]
+    return [
+        f"Warning: {path}: '{key}' has no effect: {UNUSED[key]}."
+        for key in {**read_json(path), **flatten(read_json(path))}
+        if key in UNUSED
+    ]
 
 
 def drop_update_rule(settings: dict, train: TrainSection) -> list[str]:
-    """Take optimiser and schedule out of the settings; returns what is wrong where they are not what the recipe sets."""
+    """Take optimiser and schedule out of the settings; returns what is wrong where they are not what the recipe
+    sets."""
     expected = {
         "lr": train.learning_rate,
         "betas": [train.adam_beta1, train.adam_beta2],
@@ -131,12 +192,16 @@ def offload_problems(zero: dict) -> list[str]:
         if isinstance(offload, dict) and offload.get("device") == "nvme":
             problems.append(f"'zero_optimization.{key}.device' is 'nvme', which checkpoints cannot read; use 'cpu'")
         if isinstance(offload, dict) and offload.get("ratio", 1) != 1:
-            problems.append(f"'zero_optimization.{key}.ratio' is {offload['ratio']}, which checkpoints cannot read; remove it to offload all")
+            problems.append(
+                f"'zero_optimization.{key}.ratio' is {offload['ratio']}, which checkpoints cannot read; remove it to "
+                "offload all"
+            )
     return problems
 
 
 def fill_bucket_sizes(zero: dict, hidden_size: Callable[[], int] | None) -> None:
-    """The sizes that transformers' Trainer derives from a model of hidden size h: buckets of h^2 and 0.9 h^2, and parameters below 10 h kept whole."""
+    """The sizes that transformers' Trainer derives from a model of hidden size h: buckets of h^2 and 0.9 h^2, and
+    parameters below 10 h kept whole."""
     sizes = {
         "reduce_bucket_size": lambda width: width * width,
         "stage3_prefetch_bucket_size": lambda width: int(0.9 * width * width),
@@ -152,7 +217,9 @@ def read_json(path: str | Path) -> dict:
     try:
         settings = json.loads(read_small(Path(path)), object_pairs_hook=dict_raise_error_on_duplicate_keys)
     except OSError as error:
-        raise UserError(f"train.deepspeed names {path}, which is not a file that can be read ({error.strerror}).") from None
+        raise UserError(
+            f"train.deepspeed names {path}, which is not a file that can be read ({error.strerror})."
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(settings, dict):

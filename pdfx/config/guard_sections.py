@@ -1,4 +1,5 @@
-"""The recipe's section ``guards``: what a run watches itself for, and what it does then. All default values are ours."""
+"""The recipe's section ``guards``: what a run watches itself for, and what it does then. All default values are
+ours."""
 
 from __future__ import annotations
 
@@ -57,14 +58,17 @@ class GuardsSection(Section):
     collapsed_paths: CollapsedPathsSection = CollapsedPathsSection()
     variational: VariationalSection = VariationalSection()
     agreement_steps: int | None = Field(50, ge=1)
-    """Steps between two comparisons of all ranks: step, position in the data, settings, metrics, samples of the weights. Null: only at the start."""
+    """Steps between two comparisons of all ranks: step, position in the data, settings, metrics, samples of the
+    weights. Null: only at the start."""
     stall_seconds: float | None = Field(40.0, gt=0)
-    """Within a step or an evaluation, longest time without any progress on a rank (a batch, a pass, an update). A run that was ever slower gets five times
-    its longest such time. Where data is behind a URL, a batch may also take as long as the ``data.read_`` settings allow one request with its repetitions.
-    Null: never stops for any of these."""
+    """Within a step or an evaluation, longest time without any progress on a rank (a batch, a pass, an update). A run
+    that was ever slower gets five times its longest such time. Where data is behind a URL, a batch may also take as
+    long as the ``data.read_`` settings allow one request with its repetitions. Null: never stops for any of these."""
     first_seconds: float = Field(300.0, gt=0, le=86_400)
-    """The same for what happens for the first time, in which libraries compile and measure: the first step, and the first batch of an evaluation."""
+    """The same for what happens for the first time, in which libraries compile and measure: the first step, and the
+    first batch of an evaluation."""
     pause_seconds: float = Field(1800.0, gt=0, le=86_400)
-    """The same outside of steps: loading at the start, writing a checkpoint, listing and scoring the items of an evaluation."""
+    """The same outside of steps: loading at the start, writing a checkpoint, listing and scoring the items of an
+    evaluation."""
     lost_seconds: float = Field(20.0, gt=0)
     """Longest time without a sign of life from a rank's process."""

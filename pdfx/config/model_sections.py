@@ -20,13 +20,15 @@ class LoraSection(Section):
 
 
 class PrefixSection(Section):
-    """Deep prefixes: P key/value pairs per path in each chosen decoder layer. The values are ours; the paper does not give them."""
+    """Deep prefixes: P key/value pairs per path in each chosen decoder layer. The values are ours; the paper does not
+    give them."""
 
     length: int = Field(48, ge=0)
     layers: Literal["all"] | int | list[int] = "all"
     """``all``, a number m (layers m and up), or a list of layer numbers."""
     init: Literal["normal", "tokens"] = "tokens"
-    """``tokens``: the layer's own keys and values of random vocabulary tokens, so that paths start apart; ``normal``: independent draws of ``init_std``."""
+    """``tokens``: the layer's own keys and values of random vocabulary tokens, so that paths start apart; ``normal``:
+    independent draws of ``init_std``."""
     init_std: float = Field(0.02, gt=0)
     learning_rate: float | None = Field(None, gt=0)
     """Own learning rate; the run's ``train.learning_rate`` where null."""
@@ -52,16 +54,23 @@ class ModelSection(Section):
     train_projector: bool | None = None
     """Null: trained under full fine-tuning, frozen under LoRA."""
     cache_vision: bool = False
-    """Keep a frozen vision tower's outputs by the pixels' hash; exact, and useless where augmentation changes the pictures."""
+    """Keep a frozen vision tower's outputs by the pixels' hash; exact, and useless where augmentation changes the
+    pictures."""
     cache_vision_gigabytes: float = Field(4.0, gt=0)
     gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
     def check(self):
         if self.paths > 1 and self.prefix.length == 0:
-            raise ValueError("prefix.length is 0 with more than one path, so all paths would be the same function; set a length of 1 or more")
+            raise ValueError(
+                "prefix.length is 0 with more than one path, so all paths would be the same function; set a length "
+                "of 1 or more"
+            )
         if self.matryoshka_dims and self.fusion == "concat":
-            raise ValueError("matryoshka_dims cannot go with fusion 'concat', whose leading dimensions are the first path's; use 'mean' or 'softmax'")
+            raise ValueError(
+                "matryoshka_dims cannot go with fusion 'concat', whose leading dimensions are the first path's; use "
+                "'mean' or 'softmax'"
+            )
         if self.cache_vision and self.train_vision:
             raise ValueError("cache_vision needs a frozen vision tower; set train_vision or cache_vision to false")
         return self
@@ -82,6 +91,13 @@ class InputsSection(Section):
 
     @model_validator(mode="after")
     def check(self):
-        if self.image_min_pixels is not None and self.image_max_pixels is not None and self.image_min_pixels > self.image_max_pixels:
-            raise ValueError(f"image_min_pixels ({self.image_min_pixels}) is larger than image_max_pixels ({self.image_max_pixels}); lower it")
+        if (
+            self.image_min_pixels is not None
+            and self.image_max_pixels is not None
+            and self.image_min_pixels > self.image_max_pixels
+        ):
+            raise ValueError(
+                f"image_min_pixels ({self.image_min_pixels}) is larger than image_max_pixels "
+                f"({self.image_max_pixels}); lower it"
+            )
         return self

@@ -22,7 +22,8 @@ class MutualInformationSection(Section):
 
 
 TEMPERATURE_BOUNDS = (0.01, 1.0)
-"""Of a learned temperature; those of CLIP (Radford et al., arXiv 2103.00020), whose logit scale lies between 1 and 100."""
+"""Of a learned temperature; those of CLIP (Radford et al., arXiv 2103.00020), whose logit scale lies between 1 and
+100."""
 
 
 class ObjectiveSection(Section):
@@ -42,7 +43,10 @@ class ObjectiveSection(Section):
     def check(self):
         lowest, highest = TEMPERATURE_BOUNDS
         if self.learn_temperature and not lowest <= self.temperature <= highest:
-            raise ValueError(f"temperature must be from {lowest:g} to {highest:g} where it is learned; choose one, or set learn_temperature to false")
+            raise ValueError(
+                f"temperature must be from {lowest:g} to {highest:g} where it is learned; choose one, or set "
+                "learn_temperature to false"
+            )
         if self.path_weight == 0 and self.fused_weight == 0:
             raise ValueError("path_weight and fused_weight are both 0, so nothing would be learned by contrast")
         return self

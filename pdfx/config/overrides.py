@@ -17,7 +17,8 @@ def apply_overrides(tree: dict, overrides: Sequence[str], config: type[BaseModel
     """Write the overrides' values into a recipe's tree, in place.
 
     Raises:
-        ConfigError: one has not the form ``section.key=value``, goes through a value, is not YAML where it must be, or sets what another one sets too.
+        ConfigError: one has not the form ``section.key=value``, goes through a value, is not YAML where it must be, or
+            sets what another one sets too.
     """
     given: dict[str, str] = {}
     for override in overrides:
@@ -35,15 +36,18 @@ def apply_overrides(tree: dict, overrides: Sequence[str], config: type[BaseModel
                 node[parent] = {}
             node = node[parent]
             if not isinstance(node, dict):
-                raise ConfigError(f"The override '{override}' goes through '{parent}', which is a value and not a section.")
+                raise ConfigError(
+                    f"The override '{override}' goes through '{parent}', which is a value and not a section."
+                )
         node[last] = value_of(key, text, annotation_of(config, key.split(".")))
 
 
 def value_of(key: str, text: str, annotation: Any) -> Any:
     """What an override's text says for a setting of that type.
 
-    ``null``, or nothing, is null if the setting may be null; ``[...]`` and ``{...}`` are YAML if it may be a list or a section. Everything else is the text as
-    it stands, from which the section makes a number or a truth value if that is what it wants.
+    ``null``, or nothing, is null if the setting may be null; ``[...]`` and ``{...}`` are YAML if it may be a list or a
+    section. Everything else is the text as it stands, from which the section makes a number or a truth value if that is
+    what it wants.
 
     Raises:
         ConfigError: a list or a section is not YAML.
@@ -57,4 +61,6 @@ def value_of(key: str, text: str, annotation: Any) -> Any:
     try:
         return parse_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"The value of the override of '{key}' is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(
+            f"The value of the override of '{key}' is not valid YAML: {' '.join(str(error).split())}."
+        ) from None

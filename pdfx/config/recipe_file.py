@@ -1,4 +1,5 @@
-"""Reading a recipe's YAML: bounded, without a key given twice, and with each value as the text that was written, so that its setting's type decides."""
+"""Reading a recipe's YAML: bounded, without a key given twice, and with each value as the text that was written, so
+that its setting's type decides."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pdfx.host.urls import scrubbed
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
-"""Keys and values of a recipe, those counted again that an alias repeats; a long text counts as one per 100 characters."""
+"""Keys and values of a recipe, those counted again that an alias repeats; a long text counts as one per 100
+characters."""
 MAX_DEPTH = 30
 
 
@@ -24,7 +26,8 @@ class ConfigError(ValueError):
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """Plain values stay text, apart from ``null``. YAML 1.1 would read ``010`` as 8, ``1:30`` as 90, ``no`` as false and ``1e-4`` as text, also as names."""
+    """Plain values stay text, apart from ``null``. YAML 1.1 would read ``010`` as 8, ``1:30`` as 90, ``no`` as false
+    and ``1e-4`` as text, also as names."""
 
     yaml_implicit_resolvers: dict = {}
 
@@ -34,7 +37,8 @@ class RecipeLoader(yaml.SafeLoader):
         self.sizes: dict[int, int] = {}
 
     def compose_node(self, parent, index):
-        """Raises a ComposerError where the document nests too deeply or its aliases make it too large, before any of it is built."""
+        """Raises a ComposerError where the document nests too deeply or its aliases make it too large, before any of it
+        is built."""
         event, before = self.peek_event(), self.values
         self.depth += 1
         if self.depth > MAX_DEPTH:
@@ -58,7 +62,11 @@ class RecipeLoader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and key.value in lines:
-                raise yaml.composer.ComposerError(None, None, f"the key '{key.value}' is given twice, in line {lines[key.value]} and in line {line}; keep one")
+                raise yaml.composer.ComposerError(
+                    None,
+                    None,
+                    f"the key '{key.value}' is given twice, in line {lines[key.value]} and in line {line}; keep one",
+                )
             lines[key.value if isinstance(key, yaml.ScalarNode) else id(key)] = line
         return node
 
@@ -66,7 +74,9 @@ class RecipeLoader(yaml.SafeLoader):
         raise yaml.composer.ComposerError(None, None, f"{why} (line {event.start_mark.line + 1})")
 
 
-RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
 RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
 
 
@@ -80,7 +90,8 @@ def parse_yaml(text: str):
 
 
 def read_small(path: Path) -> str:
-    """The text of a regular file of at most ``MAX_BYTES``. Raises OSError or, where it is something else, ValueError."""
+    """The text of a regular file of at most ``MAX_BYTES``. Raises OSError or, where it is something else,
+    ValueError."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a regular file")
     with open(path, "rb") as stream:
@@ -94,7 +105,8 @@ def read_recipe(path: Path) -> dict:
     """The sections of a recipe's file.
 
     Raises:
-        ConfigError: it is missing, is not a regular file of at most ``MAX_BYTES``, is not YAML, repeats a key, or holds no sections.
+        ConfigError: it is missing, is not a regular file of at most ``MAX_BYTES``, is not YAML, repeats a key, or holds
+            no sections.
     """
     try:
         tree = parse_yaml(read_small(path))
@@ -105,5 +117,8 @@ def read_recipe(path: Path) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a valid recipe: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold sections such as 'model:' and 'train:', not {'nothing' if tree is None else type(tree).__name__}.")
+        raise ConfigError(
+            f"{path} must hold sections such as 'model:' and 'train:', not "
+            f"{'nothing' if tree is None else type(tree).__name__}."
+        )
     return tree

@@ -20,7 +20,8 @@ class Section(BaseModel):
 
 
 def expanded(path: str) -> str:
-    """A path with the home directory in place of ``~`` and with the values of variables (``$NAME``, ``${NAME}``); a URL as it is.
+    """A path with the home directory in place of ``~`` and with the values of variables (``$NAME``, ``${NAME}``); a URL
+    as it is.
 
     Raises:
         ValueError: it is empty, a variable is not set, or a user is not known.
@@ -35,7 +36,9 @@ def expanded(path: str) -> str:
     try:
         return str(Path(found).expanduser()) if (found := os.path.expandvars(path)).startswith("~") else found
     except RuntimeError:
-        raise ValueError(f"'{found.partition('/')[0]}' names no user; write './{found}' for a folder that is called so") from None
+        raise ValueError(
+            f"'{found.partition('/')[0]}' names no user; write './{found}' for a folder that is called so"
+        ) from None
 
 
 PathText = Annotated[str, AfterValidator(expanded)]

@@ -18,21 +18,26 @@ class SavingSection(Section):
     keep_steps: int | None = Field(None, ge=1)
     """Checkpoints of steps that are multiples of it stay for good."""
     metric_for_best_model: str | None = None
-    """A figure of the evaluation, such as ``query_to_target/fused/recall@1``: the checkpoint with its best value stays."""
+    """A figure of the evaluation, such as ``query_to_target/fused/recall@1``: the checkpoint with its best value
+    stays."""
     greater_is_better: bool = True
     """Whether a greater ``metric_for_best_model`` is better."""
     save_in_background: Literal["auto"] | bool = "auto"
-    """Copy the state to host memory and write it while training goes on; ``auto``: where the copies take at most half of the memory that is free."""
+    """Copy the state to host memory and write it while training goes on; ``auto``: where the copies take at most half
+    of the memory that is free."""
     resume: PathText = "auto"
     """``auto`` (the newest whole checkpoint of output_dir, if any), ``never``, or a checkpoint's directory."""
     resume_elastic: bool = False
-    """Let a checkpoint be taken up by another number of ranks or under another stage of ZeRO. The global batch stays the checkpoint's:
-    gradient_accumulation_steps follows."""
+    """Let a checkpoint be taken up by another number of ranks or under another stage of ZeRO. The global batch stays
+    the checkpoint's: gradient_accumulation_steps follows."""
 
     @model_validator(mode="after")
     def check_steps(self):
         if self.keep_steps is not None and self.keep_steps % self.save_steps:
-            raise ValueError(f"keep_steps is {self.keep_steps}, at which nothing is saved; set it to a multiple of save_steps, which is {self.save_steps}")
+            raise ValueError(
+                f"keep_steps is {self.keep_steps}, at which nothing is saved; set it to a multiple of save_steps, "
+                f"which is {self.save_steps}"
+            )
         return self
 
 
@@ -45,15 +50,17 @@ class TrainSection(SavingSection):
     per_device_train_batch_size: int = Field(ge=1)
     """Pairs that one rank embeds at once, where ``chunk_tokens`` does not say otherwise."""
     gradient_accumulation_steps: int = Field(1, ge=1)
-    """Chunks of that many pairs whose pairs are all negatives of one another: the update is that of a batch so many times larger."""
+    """Chunks of that many pairs whose pairs are all negatives of one another: the update is that of a batch so many
+    times larger."""
     chunk_tokens: int | None = Field(None, ge=1)
-    """Tokens of one forward pass at most, padding not counted, each path counted. A rank's batch (the product of the two settings above) is then
-    cut by length, not by pairs."""
+    """Tokens of one forward pass at most, padding not counted, each path counted. A rank's batch (the product of the
+    two settings above) is then cut by length, not by pairs."""
     chunk_paths: int | None = Field(None, ge=1)
-    """Paths that one forward pass runs at most; all where null. The vision tower runs again for each group of paths, unless ``model.cache_vision`` is set."""
+    """Paths that one forward pass runs at most; all where null. The vision tower runs again for each group of paths,
+    unless ``model.cache_vision`` is set."""
     gradient_reduction: Literal["auto", "step", "chunk"] = "auto"
-    """Sum gradients over ranks once per ``step`` (less communication) or after each ``chunk`` (less memory under ZeRO 2 and 3, where a rank then never holds
-    all gradients whole). ``auto``: by the memory they take."""
+    """Sum gradients over ranks once per ``step`` (less communication) or after each ``chunk`` (less memory under ZeRO 2
+    and 3, where a rank then never holds all gradients whole). ``auto``: by the memory they take."""
     learning_rate: float = Field(2e-5, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int | None = Field(None, ge=0)
@@ -71,8 +78,9 @@ class TrainSection(SavingSection):
     """Steps between evaluations on ``data.evaluation``; where null, there is one after the last step."""
     tensorboard: bool = True
     peak_tflops: float | Literal["measure"] = "measure"
-    """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM), for the share of it that training uses (MFU); ``measure``:
-    that of a large matrix product at the start of the run on GPUs. On CPUs MFU is shown only if a number is given."""
+    """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM), for the share of it that
+    training uses (MFU); ``measure``: that of a large matrix product at the start of the run on GPUs. On CPUs MFU is
+    shown only if a number is given."""
     profile_steps: int | None = Field(None, ge=1)
     """Write a torch profiler trace of that many steps on rank 0 into output_dir (``profile.json``)."""
 
@@ -83,5 +91,8 @@ class TrainSection(SavingSection):
         if (self.max_steps is None) == (self.num_train_epochs is None):
             raise ValueError("set exactly one of max_steps and num_train_epochs")
         if self.metric_for_best_model is not None and (self.eval_steps is None or self.save_steps % self.eval_steps):
-            raise ValueError("metric_for_best_model needs an evaluation at each checkpoint; set eval_steps to a number that divides save_steps")
+            raise ValueError(
+                "metric_for_best_model needs an evaluation at each checkpoint; set eval_steps to a number that "
+                "divides save_steps"
+            )
         return self

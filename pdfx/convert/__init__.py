@@ -1,4 +1,5 @@
-"""From a run's checkpoint to a Hugging Face directory that proves itself, in pieces: no step holds more than one weight in memory."""
+"""From a run's checkpoint to a Hugging Face directory that proves itself, in pieces: no step holds more than one weight
+in memory."""
 
 from pdfx.convert.conversion import convert
 

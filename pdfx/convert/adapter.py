@@ -1,4 +1,5 @@
-"""LoRA as a PEFT adapter, for backbones that stay where they are: the export holds what was trained, and the backbone's name."""
+"""LoRA as a PEFT adapter, for backbones that stay where they are: the export holds what was trained, and the backbone's
+name."""
 
 from __future__ import annotations
 
@@ -22,9 +23,11 @@ from pdfx.host.tensor_files import Entry
 from pdfx.model.adapter_export import ADAPTER_FOLDER, TRAINED_WEIGHTS
 
 
-def write_adapter(weights: WeightSource, directory: Path, config: Config, source: Checkpoint, dtype: torch.dtype) -> dict[str, FileRecord]:
-    """Write an export whose backbone's weights are those of ``model.path``: prefixes, fusion and whatever else was trained, and in a folder of its own the
-    adapter as PEFT reads it.
+def write_adapter(
+    weights: WeightSource, directory: Path, config: Config, source: Checkpoint, dtype: torch.dtype
+) -> dict[str, FileRecord]:
+    """Write an export whose backbone's weights are those of ``model.path``: prefixes, fusion and whatever else was
+    trained, and in a folder of its own the adapter as PEFT reads it.
 
     Returns:
         What each file of weights is, by its name.
@@ -34,17 +37,26 @@ def write_adapter(weights: WeightSource, directory: Path, config: Config, source
     """
     lora = config.model.lora
     if lora is None:
-        raise UserError("The run trained without LoRA (model.lora is null), so there is no adapter; convert it without --adapter.")
+        raise UserError(
+            "The run trained without LoRA (model.lora is null), so there is no adapter; convert it without --adapter."
+        )
     embedder = remove_adapters(copy.deepcopy(weights.embedder))
     embedder.config.base_model = {"path": base_path(config), "revision": config.model.revision}
     write_documents(embedder, directory, config, source, dtype)
     trained = [name for name in weights.shapes if name in weights.trained]
-    records = {TRAINED_WEIGHTS: write_shard(directory / TRAINED_WEIGHTS, [weight_of(weights, name, name, dtype) for name in trained if "lora_" not in name])}
+    records = {
+        TRAINED_WEIGHTS: write_shard(
+            directory / TRAINED_WEIGHTS,
+            [weight_of(weights, name, name, dtype) for name in trained if "lora_" not in name],
+        )
+    }
     folder = directory / ADAPTER_FOLDER
     folder.mkdir()
     names = [(name, exported) for name in trained if "lora_" in name for exported in peft_names(name)]
     of_adapter = [weight_of(weights, name, exported, dtype) for name, exported in names]
-    records[f"{ADAPTER_FOLDER}/adapter_model.safetensors"] = write_shard(folder / "adapter_model.safetensors", of_adapter)
+    records[f"{ADAPTER_FOLDER}/adapter_model.safetensors"] = write_shard(
+        folder / "adapter_model.safetensors", of_adapter
+    )
     peft_config(lora, embedder.family.decoder, config).save_pretrained(folder)
     return records
 
@@ -60,16 +72,22 @@ def weight_of(weights: WeightSource, name: str, exported: str, dtype: torch.dtyp
 
 
 def peft_names(name: str) -> tuple[str, str]:
-    """What PEFT calls a weight of the adapter ``default`` in a file: on the backbone, and on the class with a head for text around it.
+    """What PEFT calls a weight of the adapter ``default`` in a file: on the backbone, and on the class with a head for
+    text around it.
 
     PEFT looks for its own name and leaves others alone, so a file with both serves both classes.
     """
-    relative = name.removeprefix("backbone.").replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+    relative = (
+        name.removeprefix("backbone.")
+        .replace(".default", "")
+        .replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+    )
     return f"base_model.model.{relative}", f"base_model.model.model.{relative}"
 
 
 def peft_config(lora: LoraSection, decoder: str, config: Config) -> LoraConfig:
-    """The adapter's own configuration; its targets are those of the decoder only, because a vision tower may have modules of the same names."""
+    """The adapter's own configuration; its targets are those of the decoder only, because a vision tower may have
+    modules of the same names."""
     targets = "|".join(re.escape(target) for target in lora.targets)
     return LoraConfig(
         base_model_name_or_path=base_path(config),

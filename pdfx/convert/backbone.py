@@ -48,7 +48,8 @@ class BackboneFiles:
 
 
 class LoadedBackbone:
-    """Weights of a backbone that transformers loaded as a whole, for files that must be converted while they are read."""
+    """Weights of a backbone that transformers loaded as a whole, for files that must be converted while they are
+    read."""
 
     def __init__(self, backbone: PreTrainedModel):
         self.weights = {name: weight.detach().reshape(-1) for name, weight in backbone.state_dict().items()}
@@ -95,7 +96,8 @@ def safetensors_files(model: ModelSection) -> list[Path]:
 
 
 def weight_places(files: list[TensorFile], backbone: PreTrainedModel) -> dict[str, tuple[TensorFile, str]] | None:
-    """Where each weight lies, by transformers' own rules for older names; None where these rules change a weight itself."""
+    """Where each weight lies, by transformers' own rules for older names; None where these rules change a weight
+    itself."""
     rules = get_model_conversion_mapping(backbone)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]

@@ -1,4 +1,5 @@
-"""The check that every export passes before it appears: it gives the trainer's own embeddings, in a process that cannot import pdfx."""
+"""The check that every export passes before it appears: it gives the trainer's own embeddings, in a process that cannot
+import pdfx."""
 
 from __future__ import annotations
 
@@ -22,10 +23,12 @@ NARROW_TOLERANCE = 5e-3
 
 
 def verify_export(export: Path, probe: Path, narrow: bool = False) -> float:
-    """Re-embed the trainer's probe with the export, in a process that cannot import pdfx, and return the largest difference.
+    """Re-embed the trainer's probe with the export, in a process that cannot import pdfx, and return the largest
+    difference.
 
     Args:
-        narrow: whether trainer or export compute in less than float32; the difference is then the cosine distance, otherwise that of single entries.
+        narrow: whether trainer or export compute in less than float32; the difference is then the cosine distance,
+            otherwise that of single entries.
 
     Raises:
         UserError: the export does not load there, or its embeddings differ from the trainer's.
@@ -39,9 +42,14 @@ def verify_export(export: Path, probe: Path, narrow: bool = False) -> float:
         process = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True)
         if process.returncode < 0:
             name = signal.Signals(-process.returncode).name
-            raise UserError(f"The process that re-embeds with the export was ended by {name}, most often because memory ran out; free some, or --skip-check.")
+            raise UserError(
+                f"The process that re-embeds with the export was ended by {name}, most often because memory ran out; "
+                "free some, or --skip-check."
+            )
         if process.returncode:
-            raise UserError(f"The export does not load without pdfx; its process ended with: {process.stderr.strip()[-2000:]}")
+            raise UserError(
+                f"The export does not load without pdfx; its process ended with: {process.stderr.strip()[-2000:]}"
+            )
         ours, expected = load_file(result), load_file(probe / "embeddings.safetensors")
     differences = {name: embedding_difference(ours[name], expected[name], narrow) for name in expected}
     name, worst = max(differences.items(), key=lambda pair: pair[1])
@@ -49,16 +57,21 @@ def verify_export(export: Path, probe: Path, narrow: bool = False) -> float:
     # Written so that a NaN fails too.
     if not worst <= limit:
         raise UserError(
-            f"The export's {name} embeddings differ from the trainer's by {worst:.2g}, more than {limit:g}: a weight is wrong or missing. Nothing was written."
+            f"The export's {name} embeddings differ from the trainer's by {worst:.2g}, more than {limit:g}: a weight "
+            "is wrong or missing. Nothing was written."
         )
     return worst
 
 
 def check_words(worst: float, probe: Path, narrow: bool) -> str:
     """What ``verify_export`` found, in a sentence."""
-    count, limit = len(json.loads((probe / "items.json").read_text(encoding="utf-8"))), NARROW_TOLERANCE if narrow else TOLERANCE
+    count = len(json.loads((probe / "items.json").read_text(encoding="utf-8")))
+    limit = NARROW_TOLERANCE if narrow else TOLERANCE
     measure = "cosine distance" if narrow else "difference of an entry"
-    return f"Checked: loaded without pdfx, the export embeds {count} inputs of the run as the trainer did; largest {measure} {worst:.1e}, allowed {limit:g}."
+    return (
+        f"Checked: loaded without pdfx, the export embeds {count} inputs of the run as the trainer did; largest "
+        f"{measure} {worst:.1e}, allowed {limit:g}."
+    )
 
 
 def embedding_difference(ours: torch.Tensor, expected: torch.Tensor, narrow: bool) -> float:

@@ -40,10 +40,12 @@ def convert(
     say: Callable[[str], None] = lambda sentence: None,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Write a run's embedder as a Hugging Face model directory: LoRA merged, remote code and processor beside the weights. No GPU is needed.
+    """Write a run's embedder as a Hugging Face model directory: LoRA merged, remote code and processor beside the
+    weights. No GPU is needed.
 
-    Weights go from the checkpoint and the backbone's files to the export in pieces. The directory appears only after it gave the trainer's own embeddings
-    again, loaded by a process that cannot import pdfx; only that process holds the whole model.
+    Weights go from the checkpoint and the backbone's files to the export in pieces. The directory appears only after it
+    gave the trainer's own embeddings again, loaded by a process that cannot import pdfx; only that process holds the
+    whole model.
 
     Args:
         run: ``train.output_dir`` of the run.
@@ -54,7 +56,8 @@ def convert(
         adapter: leave the backbone's weights where they are: write LoRA as a PEFT adapter, and what else was trained.
         check: whether to re-embed.
         say: is given a sentence about the check.
-        trust_remote_code: run the Python files that the run names in ``model.modules``, and code that its backbone brings.
+        trust_remote_code: run the Python files that the run names in ``model.modules``, and code that its backbone
+            brings.
 
     Raises:
         UserError: there is no such whole checkpoint, weights are missing, ``out`` is in use, or the embeddings differ.

@@ -1,4 +1,5 @@
-"""Everything of an export but its weights: configuration, remote code, processor, the model card, the record of what it is."""
+"""Everything of an export but its weights: configuration, remote code, processor, the model card, the record of what it
+is."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from pdfx.host.checksums import FileRecord, read_record
 from pdfx.model import ParallelEmbedder
 
 
-def write_documents(embedder: ParallelEmbedder, directory: Path, config: Config, source: Checkpoint, dtype: torch.dtype) -> None:
+def write_documents(
+    embedder: ParallelEmbedder, directory: Path, config: Config, source: Checkpoint, dtype: torch.dtype
+) -> None:
     """Write them into a new directory.
 
     Args:
@@ -32,7 +35,11 @@ def write_documents(embedder: ParallelEmbedder, directory: Path, config: Config,
     """
     model = config.model
     try:
-        embedder.attach_processor(AutoProcessor.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code))
+        embedder.attach_processor(
+            AutoProcessor.from_pretrained(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"The processor of model.path '{model.path}' cannot be loaded: {in_short(error)}") from error
     embedder.to(dtype)
@@ -45,7 +52,9 @@ def write_documents(embedder: ParallelEmbedder, directory: Path, config: Config,
     (directory / "README.md").write_text(model_card(embedder, directory.name, config, source, dtype), encoding="utf-8")
 
 
-def write_record(directory: Path, config: Config, source: Checkpoint, of_weights: dict[str, FileRecord], base: Path | None = None) -> None:
+def write_record(
+    directory: Path, config: Config, source: Checkpoint, of_weights: dict[str, FileRecord], base: Path | None = None
+) -> None:
     """Write down what a whole export was made from, and what each of its files is, so that a later change of one shows.
 
     Args:
@@ -54,7 +63,11 @@ def write_record(directory: Path, config: Config, source: Checkpoint, of_weights
     """
     names = {*files_of(directory)} - of_weights.keys()
     # A name on the hub is no folder.
-    names |= {str(path) for path in base.resolve().iterdir() if path.suffix in (".safetensors", ".bin")} if base and base.is_dir() else set()
+    names |= (
+        {str(path) for path in base.resolve().iterdir() if path.suffix in (".safetensors", ".bin")}
+        if base and base.is_dir()
+        else set()
+    )
     others = {name: read_record(directory / name) for name in names}
     files = {name: asdict(record) for name, record in sorted({**others, **of_weights}.items())}
     record = {"pdfx": pdfx.__version__, "step": source.step, "config": shown_settings(config), "files": files}
@@ -63,7 +76,9 @@ def write_record(directory: Path, config: Config, source: Checkpoint, of_weights
 
 def model_card(embedder: ParallelEmbedder, name: str, config: Config, source: Checkpoint, dtype: torch.dtype) -> str:
     """The export's README."""
-    template = Environment(loader=PackageLoader("pdfx.convert", "."), autoescape=False, trim_blocks=True, lstrip_blocks=True).get_template("model_card.md.j2")
+    template = Environment(
+        loader=PackageLoader("pdfx.convert", "."), autoescape=False, trim_blocks=True, lstrip_blocks=True
+    ).get_template("model_card.md.j2")
     dims = config.model.matryoshka_dims
     return template.render(
         name=name,

@@ -1,6 +1,7 @@
 """Proof that an export stands alone: re-embed a run's probe with it in a process where pdfx cannot be imported.
 
-This file is run as a script by that process, so it imports torch and transformers only. Usage: ``export_check.py EXPORT PROBE RESULT.safetensors``.
+This file is run as a script by that process, so it imports torch and transformers only. Usage: ``export_check.py EXPORT
+PROBE RESULT.safetensors``.
 """
 
 import json

@@ -18,7 +18,8 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``5GB``, ``500MB`` or ``2GiB``. Raises UserError for anything else, and for less than a byte."""
+    """Bytes of a size such as ``5GB``, ``500MB`` or ``2GiB``. Raises UserError for anything else, and for less than a
+    byte."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
     size = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
     if size < 1:
@@ -27,7 +28,8 @@ def parse_size(text: str) -> int:
 
 
 def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> dict[str, FileRecord]:
-    """Write all weights, each when its turn comes, in files of at most ``largest`` bytes of weights (more where a single weight is larger).
+    """Write all weights, each when its turn comes, in files of at most ``largest`` bytes of weights (more where a
+    single weight is larger).
 
     Returns:
         What each file of weights is, by its name.
@@ -38,7 +40,10 @@ def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> di
     stem, suffix = SAFE_WEIGHTS_NAME.split(".")
     names = [f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}" for number in range(1, len(shards) + 1)]
     records = {name: write_shard(directory / name, shard) for name, shard in zip(names, shards, strict=True)}
-    totals = {"total_size": sum(weight.entry.bytes for weight in weights), "total_parameters": sum(weight.entry.elements for weight in weights)}
+    totals = {
+        "total_size": sum(weight.entry.bytes for weight in weights),
+        "total_parameters": sum(weight.entry.elements for weight in weights),
+    }
     places = {weight.entry.name: name for name, shard in zip(names, shards, strict=True) for weight in shard}
     index = json.dumps({"metadata": totals, "weight_map": dict(sorted(places.items()))}, indent=2)
     (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(index + "\n", encoding="utf-8")

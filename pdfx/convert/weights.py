@@ -1,4 +1,5 @@
-"""Every weight of an export and where its values come from: the checkpoint, the backbone's files, or both where LoRA is merged."""
+"""Every weight of an export and where its values come from: the checkpoint, the backbone's files, or both where LoRA is
+merged."""
 
 from __future__ import annotations
 
@@ -51,11 +52,20 @@ class WeightSource:
         UserError: a trained weight is missing, unknown or of another shape, or the backbone's weights cannot be read.
     """
 
-    def __init__(self, embedder: ParallelEmbedder, model: ModelSection, checkpoint: Checkpoint, trained_as: torch.dtype = torch.float32):
-        self.embedder, self.shapes = embedder, {name: tuple(weight.shape) for name, weight in embedder.state_dict().items()}
+    def __init__(
+        self,
+        embedder: ParallelEmbedder,
+        model: ModelSection,
+        checkpoint: Checkpoint,
+        trained_as: torch.dtype = torch.float32,
+    ):
+        self.embedder = embedder
+        self.shapes = {name: tuple(weight.shape) for name, weight in embedder.state_dict().items()}
         self.saved = SavedParameters(checkpoint.files(PARAMETERS))
         self.buffers = TensorFile(checkpoint.file(BUFFERS))
-        self.trained = {name.removeprefix(MODULE_PREFIX) for name in self.saved.shapes if name.startswith(MODULE_PREFIX)}
+        self.trained = {
+            name.removeprefix(MODULE_PREFIX) for name in self.saved.shapes if name.startswith(MODULE_PREFIX)
+        }
         self.check(checkpoint)
         self.backbone = self.open_backbone(model)
         self.frozen = {name for name, parameter in embedder.named_parameters() if not parameter.requires_grad}
@@ -63,12 +73,25 @@ class WeightSource:
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raises UserError where the checkpoint's trained parameters are not the embedder's."""
-        wanted = {name for name, parameter in self.embedder.named_parameters() if parameter.requires_grad and parameter.numel()}
-        misfit = {name for name in wanted & self.trained if self.saved.shapes[MODULE_PREFIX + name] != self.shapes[name]}
-        for problem, names in {"lacks": wanted - self.trained, "has unknown": self.trained - wanted, "has wrongly shaped": misfit}.items():
+        wanted = {
+            name
+            for name, parameter in self.embedder.named_parameters()
+            if parameter.requires_grad and parameter.numel()
+        }
+        misfit = {
+            name for name in wanted & self.trained if self.saved.shapes[MODULE_PREFIX + name] != self.shapes[name]
+        }
+        for problem, names in {
+            "lacks": wanted - self.trained,
+            "has unknown": self.trained - wanted,
+            "has wrongly shaped": misfit,
+        }.items():
             if names:
                 first = sorted(names)[0]
-                raise UserError(f"{checkpoint.path} {problem} {len(names)} weights, {first} among them; it does not belong to the configuration of this run.")
+                raise UserError(
+                    f"{checkpoint.path} {problem} {len(names)} weights, {first} among them; it does not belong to "
+                    "the configuration of this run."
+                )
 
     def open_backbone(self, model: ModelSection) -> BackboneWeights | None:
         """The backbone's weights, where some were not trained. Raises UserError where one is missing."""
@@ -78,7 +101,9 @@ class WeightSource:
         backbone = open_backbone(model, remove_adapters(copy.deepcopy(self.embedder)).backbone)
         missing = sorted(frozen - backbone.names())
         if missing:
-            raise UserError(f"The files of model.path '{model.path}' lack {len(missing)} weights, {missing[0]} among them.")
+            raise UserError(
+                f"The files of model.path '{model.path}' lack {len(missing)} weights, {missing[0]} among them."
+            )
         return backbone
 
     def is_known(self, name: str) -> bool:
@@ -90,7 +115,8 @@ class WeightSource:
         return name.removeprefix("backbone.").replace(BASE, "")
 
     def read(self, name: str, start: int, count: int) -> Tensor:
-        """``count`` elements from ``start`` on of a flattened weight, by its name in the embedder with adapters, in the type it is stored in."""
+        """``count`` elements from ``start`` on of a flattened weight, by its name in the embedder with adapters, in the
+        type it is stored in."""
         if name in self.trained:
             return self.saved.read(MASTER, MODULE_PREFIX + name, start, count)
         if MODULE_PREFIX + name in self.buffers.entries:
@@ -101,7 +127,8 @@ class WeightSource:
         return values
 
     def check_frozen(self, checkpoint: Checkpoint, model: ModelSection) -> None:
-        """Raises UserError if the backbone's weights are not those that the run was trained on; to be called once, when all that is needed was read."""
+        """Raises UserError if the backbone's weights are not those that the run was trained on; to be called once, when
+        all that is needed was read."""
         for name in self.frozen - self.sums.keys():
             for _ in self.pieces(name, self.trained_as):
                 pass
@@ -115,7 +142,8 @@ class WeightSource:
             yield narrowed(name, self.read(name, start, min(BLOCK, elements - start)), dtype)
 
     def merged(self, name: str, module: BaseTunerLayer, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The flattened weight of the adapted module ``name`` with its adapter folded in, in one piece. Raises UserError where it is not finite."""
+        """The flattened weight of the adapted module ``name`` with its adapter folded in, in one piece. Raises
+        UserError where it is not finite."""
         # In the masters' type: the backbone's own may be too narrow for the adapter's part of a sum.
         real = copy.deepcopy(module).to(torch.float32).to_empty(device="cpu")
         with torch.no_grad():
@@ -146,5 +174,8 @@ def narrowed(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
     """The values in another type. Raises UserError where that has no room for one of them."""
     result = values.to(dtype)
     if dtype == torch.float16 and not torch.isfinite(result).all() and torch.isfinite(values).all():
-        raise UserError(f"{name} holds a value of {values.abs().max():.3g}, which float16 has no room for; export in bfloat16 or float32.")
+        raise UserError(
+            f"{name} holds a value of {values.abs().max():.3g}, which float16 has no room for; export in bfloat16 or "
+            "float32."
+        )
     return result

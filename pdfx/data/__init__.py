@@ -1,6 +1,7 @@
 """From shards to batches: samples, their canonical order, decoding and collation.
 
-A name's file is imported when the name is first asked for: what only reads or writes shards then does without torch (0.3 s instead of 4 s to start a process).
+A name's file is imported when the name is first asked for: what only reads or writes shards then does without torch
+(0.3 s instead of 4 s to start a process).
 """
 
 from importlib import import_module

@@ -16,7 +16,8 @@ class Chunk:
     inputs: dict[str, Tensor]
     """The processor's output for n items."""
     slots: Tensor
-    """int64 [n], where each item's embedding goes: query b at b, target b at B + b, negative m of pair b at 2B + b*M + m."""
+    """int64 [n], where each item's embedding goes: query b at b, target b at B + b, negative m of pair b at 2B + b*M +
+    m."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Chunk:
         inputs = {name: function(value) if isinstance(value, Tensor) else value for name, value in self.inputs.items()}
@@ -36,7 +37,8 @@ class Problem:
 
 @dataclass
 class Batch:
-    """One rank's share of one optimiser step. All ranks have the same B and M at every step; the number of chunks may differ."""
+    """One rank's share of one optimiser step. All ranks have the same B and M at every step; the number of chunks may
+    differ."""
 
     chunks: list[Chunk]
     pairs: int
@@ -74,5 +76,6 @@ class Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Page-locked copies, from which copies to a GPU can overlap with work; torch's DataLoader calls this where it is asked to pin."""
+        """Page-locked copies, from which copies to a GPU can overlap with work; torch's DataLoader calls this where it
+        is asked to pin."""
         return self.map(lambda tensor: tensor.pin_memory())

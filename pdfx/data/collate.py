@@ -12,7 +12,8 @@ from pdfx.data.batch import Batch, Chunk, Problem
 from pdfx.data.shards import Sample, SampleError
 
 Processor = Callable[[list[dict], list[str]], tuple[dict[str, Tensor], int]]
-"""``processor(items, sides) -> (inputs, truncated)``; an item is ``{"text": str, "images": [PIL.Image, ...]}``, a side "query" or "target"."""
+"""``processor(items, sides) -> (inputs, truncated)``; an item is ``{"text": str, "images": [PIL.Image, ...]}``, a side
+"query" or "target"."""
 
 
 def filler() -> dict:
@@ -23,9 +24,9 @@ def filler() -> dict:
 def collate(samples: list[Sample | SampleError], processor: Processor, chunk_pairs: int, negatives: int) -> Batch:
     """One Batch of ``len(samples)`` pairs in chunks of ``chunk_pairs``.
 
-    A chunk holds its pairs' queries, then their targets, then their negatives, through one call of the processor. Of each sample the first
-    ``negatives`` hard negatives are used. A SampleError in a sample's place, or a sample that the processor refuses, becomes a masked filler with
-    its sentence in ``problems``.
+    A chunk holds its pairs' queries, then their targets, then their negatives, through one call of the processor. Of
+    each sample the first ``negatives`` hard negatives are used. A SampleError in a sample's place, or a sample that the
+    processor refuses, becomes a masked filler with its sentence in ``problems``.
 
     Raises:
         ValueError: the pairs do not divide into chunks.
@@ -44,17 +45,24 @@ def collate(samples: list[Sample | SampleError], processor: Processor, chunk_pai
     return _assemble(usable, chunks, truncated, negatives)
 
 
-def collate_by_tokens(samples: list[Sample | SampleError], processor: Processor, chunk_tokens: int, negatives: int) -> Batch:
-    """One Batch of ``len(samples)`` pairs in chunks of at most ``chunk_tokens`` tokens without padding, whatever pair an item belongs to.
+def collate_by_tokens(
+    samples: list[Sample | SampleError], processor: Processor, chunk_tokens: int, negatives: int
+) -> Batch:
+    """One Batch of ``len(samples)`` pairs in chunks of at most ``chunk_tokens`` tokens without padding, whatever pair
+    an item belongs to.
 
-    Items are ordered by length, longest first, so that a chunk's items are about equally long and the largest chunks come first on every rank. An item of
-    more tokens is a chunk of its own, counted in ``oversized``. The processor sees all items in one call, and its ``select_items`` makes the chunks.
+    Items are ordered by length, longest first, so that a chunk's items are about equally long and the largest chunks
+    come first on every rank. An item of more tokens is a chunk of its own, counted in ``oversized``. The processor sees
+    all items in one call, and its ``select_items`` makes the chunks.
     """
     usable, inputs, truncated = _process(samples, processor, negatives)
     images = [len(item["images"]) for item in _items(usable, negatives)[0]]
     slots = _slots(0, len(samples), len(samples), negatives)
     lengths = inputs["attention_mask"].sum(1).tolist()
-    chunks = [Chunk(processor.select_items(inputs, group, images), slots[group]) for group in cut_by_tokens(lengths, chunk_tokens)]
+    chunks = [
+        Chunk(processor.select_items(inputs, group, images), slots[group])
+        for group in cut_by_tokens(lengths, chunk_tokens)
+    ]
     batch = _assemble(usable, chunks, truncated, negatives)
     batch.oversized = sum(length > chunk_tokens for length in lengths)
     return batch
@@ -73,7 +81,9 @@ def cut_by_tokens(lengths: list[int], limit: int) -> list[list[int]]:
     return groups
 
 
-def process_usable(parts: list[Any], process: Callable[[list[Any]], Any], blame: Callable[[Any, str], SampleError]) -> tuple[list[Any], Any]:
+def process_usable(
+    parts: list[Any], process: Callable[[list[Any]], Any], blame: Callable[[Any, str], SampleError]
+) -> tuple[list[Any], Any]:
     """``parts``, with an error in the place of each that the processor refuses, and what ``process`` makes of them all.
 
     Args:
@@ -106,11 +116,15 @@ def refusal(error: Exception) -> str:
     return f"the processor refuses it ({' '.join(str(error).split())[:300] or type(error).__name__})"
 
 
-def _process(part: list[Sample | SampleError], processor: Processor, negatives: int) -> tuple[list[Sample | SampleError], dict[str, Tensor], int]:
+def _process(
+    part: list[Sample | SampleError], processor: Processor, negatives: int
+) -> tuple[list[Sample | SampleError], dict[str, Tensor], int]:
     """The processor's output for these samples; those that it refuses come back as errors."""
 
     def blame(sample: Sample, reason: str) -> SampleError:
-        return SampleError(f"In shard {sample.shard}, sample '{sample.key}' cannot be used: {reason}.", sample.key, "processor")
+        return SampleError(
+            f"In shard {sample.shard}, sample '{sample.key}' cannot be used: {reason}.", sample.key, "processor"
+        )
 
     usable, (inputs, truncated) = process_usable(part, lambda samples: processor(*_items(samples, negatives)), blame)
     return usable, inputs, truncated

@@ -34,8 +34,9 @@ class Coverage:
             self.unusable[number // len(KINDS)][number % len(KINDS)] += count
 
     def report(self, consumed: list[int]) -> dict[str, dict]:
-        """By data set, for the run so far: ``samples`` that it holds; ``seen``, how many were handed out, which are ``unique`` and ``repeated`` ones, and
-        ``used`` and ``unusable`` ones; and ``not_yet_seen``. A data set is read to its end before a sample of it is repeated.
+        """By data set, for the run so far: ``samples`` that it holds; ``seen``, how many were handed out, which are
+        ``unique`` and ``repeated`` ones, and ``used`` and ``unusable`` ones; and ``not_yet_seen``. A data set is read
+        to its end before a sample of it is repeated.
 
         Args:
             consumed: samples handed out of each data set.
@@ -44,7 +45,13 @@ class Coverage:
         for name, size, seen, kinds in zip(self.names, self.sizes, consumed, self.unusable, strict=True):
             unique = min(seen, size)
             unusable = {kind: count for kind, count in zip(KINDS, kinds, strict=True) if count}
-            counts = {"samples": size, "seen": seen, "unique": unique, "repeated": seen - unique, "used": seen - sum(kinds)}
+            counts = {
+                "samples": size,
+                "seen": seen,
+                "unique": unique,
+                "repeated": seen - unique,
+                "used": seen - sum(kinds),
+            }
             report[name] = {**counts, "unusable": unusable, "not_yet_seen": size - unique}
         return report
 

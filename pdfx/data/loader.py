@@ -1,4 +1,5 @@
-"""The training loader: batches cut from the canonical order, the same for any number of workers, resumable by counters at any world size."""
+"""The training loader: batches cut from the canonical order, the same for any number of workers, resumable by counters
+at any world size."""
 
 from __future__ import annotations
 
@@ -22,8 +23,19 @@ from pdfx.data.workers import run_ahead
 class BatchReader:
     """From the places of one batch's samples to the batch; what workers run."""
 
-    def __init__(self, datasets: list[ShardedDataset], processor: Processor, chunk_pairs: int, negatives: int, chunk_tokens: int | None):
-        self.datasets, self.processor, self.chunk_pairs, self.negatives, self.chunk_tokens = datasets, processor, chunk_pairs, negatives, chunk_tokens
+    def __init__(
+        self,
+        datasets: list[ShardedDataset],
+        processor: Processor,
+        chunk_pairs: int,
+        negatives: int,
+        chunk_tokens: int | None,
+    ):
+        self.datasets = datasets
+        self.processor = processor
+        self.chunk_pairs = chunk_pairs
+        self.negatives = negatives
+        self.chunk_tokens = chunk_tokens
 
     def __call__(self, places: list[tuple[int, int]]) -> Batch:
         samples = self._read(places)
@@ -32,15 +44,20 @@ class BatchReader:
         else:
             batch = collate_by_tokens(samples, self.processor, self.chunk_tokens, self.negatives)
         unusable = [source for (source, _), valid in zip(places, batch.valid.tolist(), strict=True) if not valid]
-        batch.problems = [replace(problem, data_set=source) for problem, source in zip(batch.problems, unusable, strict=True)]
+        batch.problems = [
+            replace(problem, data_set=source) for problem, source in zip(batch.problems, unusable, strict=True)
+        ]
         return batch
 
     def _read(self, places: list[tuple[int, int]]) -> list[Sample | SampleError]:
-        """The samples at ``places``; those of one data set are asked for together, so that remote ones are fetched side by side."""
+        """The samples at ``places``; those of one data set are asked for together, so that remote ones are fetched side
+        by side."""
         samples: list[Sample | SampleError | None] = [None] * len(places)
         for source in {source for source, _ in places}:
             own = [slot for slot, place in enumerate(places) if place[0] == source]
-            for slot, sample in zip(own, self.datasets[source].read_many([places[slot][1] for slot in own]), strict=True):
+            for slot, sample in zip(
+                own, self.datasets[source].read_many([places[slot][1] for slot in own]), strict=True
+            ):
                 samples[slot] = sample
         return samples
 
@@ -48,20 +65,21 @@ class BatchReader:
 class TrainLoader:
     """An endless iterator of this rank's batches.
 
-    With B = ``batch_pairs * chunks`` pairs per rank and G = W * B, step s reads positions ``[start + s*G, start + (s+1)*G)`` of the canonical order,
-    and this rank takes ``[start + s*G + rank*B, start + s*G + (rank+1)*B)`` of them; ``start`` is 0 or the state's count. Epochs follow one another
-    without a gap, so every sample is read exactly once per epoch and none is dropped between epochs. Where the run ends is for its owner: samples of the last
-    epoch that do not fill G pairs are not read.
+    With B = ``batch_pairs * chunks`` pairs per rank and G = W * B, step s reads positions ``[start + s*G, start +
+    (s+1)*G)`` of the canonical order, and this rank takes ``[start + s*G + rank*B, start + s*G + (rank+1)*B)`` of them;
+    ``start`` is 0 or the state's count. Epochs follow one another without a gap, so every sample is read exactly once
+    per epoch and none is dropped between epochs. Where the run ends is for its owner: samples of the last epoch that do
+    not fill G pairs are not read.
 
     Args:
         data: the run's ``data`` section.
-        processor: ``processor(items, sides) -> (inputs, truncated)``; must be picklable where ``data.num_workers`` > 0, and have ``select_items``
-            where ``chunk_tokens`` is set.
+        processor: ``processor(items, sides) -> (inputs, truncated)``; must be picklable where ``data.num_workers`` > 0,
+            and have ``select_items`` where ``chunk_tokens`` is set.
         batch_pairs: pairs of a chunk on one rank (``train.per_device_train_batch_size``).
         chunks: chunks of a batch (``train.gradient_accumulation_steps``).
         seed: the run's seed.
-        state: what ``state_dict`` gave, perhaps under another world size, batch size, size of sub-batches or number of workers; the sequence goes on where
-            it stopped.
+        state: what ``state_dict`` gave, perhaps under another world size, batch size, size of sub-batches or number of
+            workers; the sequence goes on where it stopped.
         chunk_tokens: tokens of one path that a chunk holds at most; chunks of ``batch_pairs`` pairs where None.
 
     Raises:
@@ -86,11 +104,15 @@ class TrainLoader:
         """Samples handed out so far, over all ranks and epochs."""
         self.guard = CorruptSampleGuard(data.max_corrupt_share, state)
         """The trainer reports the counts of all ranks to it, once per step."""
-        self.coverage = Coverage([own.name for own in self.sets], self._sequence.sizes, state["unusable"] if state else None)
+        self.coverage = Coverage(
+            [own.name for own in self.sets], self._sequence.sizes, state["unusable"] if state else None
+        )
         """Likewise."""
         self._global_pairs = batch_pairs * chunks * world_size
         self._batches = run_ahead(
-            BatchReader([own.dataset for own in self.sets], processor, batch_pairs, data.hard_negatives or 0, chunk_tokens),
+            BatchReader(
+                [own.dataset for own in self.sets], processor, batch_pairs, data.hard_negatives or 0, chunk_tokens
+            ),
             RankRequests(self._sequence.mixture, self.samples, rank, world_size, batch_pairs * chunks),
             data.num_workers,
             data.prefetch_batches,
@@ -126,8 +148,14 @@ class TrainLoader:
         return batch
 
     def state_dict(self) -> dict:
-        """Plain counters, the same on every rank; they count batches that were handed out, not those that workers hold ready."""
-        return {"samples": self.samples, **self._sequence.state_dict(), **self.guard.state_dict(), "unusable": self.coverage.unusable}
+        """Plain counters, the same on every rank; they count batches that were handed out, not those that workers hold
+        ready."""
+        return {
+            "samples": self.samples,
+            **self._sequence.state_dict(),
+            **self.guard.state_dict(),
+            "unusable": self.coverage.unusable,
+        }
 
 
 class RankRequests:

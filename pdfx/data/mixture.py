@@ -1,9 +1,10 @@
 """The canonical order of several data sets: endless, cut into **sub-batches** that each come from one data set.
 
-Every data set has a canonical order of its own (``order.CanonicalOrder``), which its sub-batches read on and on, each where the one before ended. An epoch of
-the mixture gives data set d so many sub-batches that by its end ``epochs * quota[d]`` of its samples were read, rounded down to whole sub-batches, in a random
-order (VLM2Vec's homogeneous sub-batches, arXiv 2410.05160; shares that are kept exactly in each epoch, and never drawn, are ours).
-A position of the sequence is a function of (seed, data, settings) alone. Legend: S samples of a sub-batch.
+Every data set has a canonical order of its own (``order.CanonicalOrder``), which its sub-batches read on and on, each
+where the one before ended. An epoch of the mixture gives data set d so many sub-batches that by its end ``epochs *
+quota[d]`` of its samples were read, rounded down to whole sub-batches, in a random order (VLM2Vec's homogeneous
+sub-batches, arXiv 2410.05160; shares that are kept exactly in each epoch, and never drawn, are ours). A position of the
+sequence is a function of (seed, data, settings) alone. Legend: S samples of a sub-batch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pdfx.data.order import CanonicalOrder, random_permutation
 
 @dataclass(frozen=True)
 class Start:
-    """Where a sequence of sub-batches of one size begins: at the run's beginning, or where a run went on with another size.
+    """Where a sequence of sub-batches of one size begins: at the run's beginning, or where a run went on with another
+    size.
 
     Attributes:
         position: samples of the run before it.
@@ -50,7 +52,9 @@ class Mixture:
         start: where this sequence begins; the run's beginning where None.
     """
 
-    def __init__(self, orders: list[CanonicalOrder], quotas: list[int], sub_batch: int, seed: int, start: Start | None = None):
+    def __init__(
+        self, orders: list[CanonicalOrder], quotas: list[int], sub_batch: int, seed: int, start: Start | None = None
+    ):
         self.orders, self.sub_batch, self.seed = orders, sub_batch, seed
         self.quotas = np.array(quotas, dtype=np.int64)
         self.start = start or Start(0, 0, (0,) * len(orders))
@@ -107,7 +111,8 @@ class Mixture:
         return self.start.position + int((self._whole(epoch) - self._before).sum())
 
     def _locate(self, position: int) -> tuple[int, int]:
-        """The epoch of a position and its place therein. Epochs too small to hold a sub-batch are empty, and so no position's."""
+        """The epoch of a position and its place therein. Epochs too small to hold a sub-batch are empty, and so no
+        position's."""
         low = self.start.epoch
         high = low + 1
         while self._first_position(high) <= position:
@@ -132,8 +137,9 @@ class Mixture:
 def quotas(sizes: list[int], weights: list[float | None], most: list[int | None], temperature: float) -> list[int]:
     """Samples of each data set per epoch.
 
-    All data sets together give as many as they hold, each at most ``most``; they share that by ``weights`` or, where none are set, by their sizes to the power
-    of ``1 / temperature`` (1: each gives all it holds once; larger: small data sets come more often than large ones).
+    All data sets together give as many as they hold, each at most ``most``; they share that by ``weights`` or, where
+    none are set, by their sizes to the power of ``1 / temperature`` (1: each gives all it holds once; larger: small
+    data sets come more often than large ones).
 
     Args:
         sizes: samples of each, at least 1.
@@ -148,4 +154,3 @@ def quotas(sizes: list[int], weights: list[float | None], most: list[int | None]
     shares = np.array(weights, dtype=np.float64) if weights[0] is not None else (held / held.max()) ** (1 / temperature)
     wanted = np.maximum(np.rint(shares / shares.sum() * held.sum()).astype(np.int64), 1)
     return [min(int(count), bound or int(count)) for count, bound in zip(wanted, most, strict=True)]
-

@@ -1,7 +1,8 @@
 """MMEB's data sets, and how its table averages them (Jiang et al., "VLM2Vec", 2024).
 
-36 data sets of four meta-tasks; 20 of them have a training split (in distribution, IND), 16 have none (out of distribution, OOD). The score of a data set
-is precision@1 over each query's own candidates. Every average is the plain mean over data sets, whatever their sizes.
+36 data sets of four meta-tasks; 20 of them have a training split (in distribution, IND), 16 have none (out of
+distribution, OOD). The score of a data set is precision@1 over each query's own candidates. Every average is the plain
+mean over data sets, whatever their sizes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ _OUT_OF_DISTRIBUTION = {
 }
 
 SETS = tuple(
-    MmebSet(name, task, split is _IN_DISTRIBUTION) for task in META_TASKS for split in (_IN_DISTRIBUTION, _OUT_OF_DISTRIBUTION) for name in split[task]
+    MmebSet(name, task, split is _IN_DISTRIBUTION)
+    for task in META_TASKS
+    for split in (_IN_DISTRIBUTION, _OUT_OF_DISTRIBUTION)
+    for name in split[task]
 )
 """All 36 in the order of MMEB's table."""
 
@@ -62,7 +66,8 @@ def find_set(name: str) -> MmebSet | None:
 
 
 def present_sets(names: Iterable[str]) -> dict[MmebSet, str]:
-    """Which of MMEB's data sets are among ``names``, each with the name that it has there; in the order of MMEB's table.
+    """Which of MMEB's data sets are among ``names``, each with the name that it has there; in the order of MMEB's
+    table.
 
     Raises:
         UserError: two names mean the same data set, so that an average would count it twice.
@@ -72,7 +77,10 @@ def present_sets(names: Iterable[str]) -> dict[MmebSet, str]:
         item = find_set(name)
         if item is not None:
             if item in found:
-                raise UserError(f"'{found[item]}' and '{name}' are both MMEB's {item.name}, so averages would count it twice; evaluate them one at a time.")
+                raise UserError(
+                    f"'{found[item]}' and '{name}' are both MMEB's {item.name}, so averages would count it twice; "
+                    "evaluate them one at a time."
+                )
             found[item] = name
     return {item: found[item] for item in SETS if item in found}
 

@@ -13,7 +13,8 @@ _LOOKED_AT = 64
 
 
 def tell_hard_negatives(sets: list[TrainingSet], data: DataSection) -> list[str]:
-    """Sentences about data sets that hold hard negatives which ``data.hard_negatives`` leaves out unasked, or fewer than it asks for."""
+    """Sentences about data sets that hold hard negatives which ``data.hard_negatives`` leaves out unasked, or fewer
+    than it asks for."""
     unused, wanted, told = [], data.hard_negatives, []
     for own in sets:
         negatives, samples = count_hard_negatives(own.dataset)
@@ -22,15 +23,21 @@ def tell_hard_negatives(sets: list[TrainingSet], data: DataSection) -> list[str]
             unused.append(f"{own.name} ({mean:.2g} per sample)")
         if wanted and samples and mean < wanted:
             share = f"{1 - mean / wanted:.0%} of their places are masked fillers"
-            told.append(f"Warning: data.hard_negatives is {wanted}, but {own.name} holds {mean:.2g} per sample, so {share}.")
+            told.append(
+                f"Warning: data.hard_negatives is {wanted}, but {own.name} holds {mean:.2g} per sample, so {share}."
+            )
     if unused:
         shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more data sets" if len(unused) > 5 else "")
-        told.append(f"Warning: hard negatives are not used, though there are some in {shown}; set data.hard_negatives to the number to use per pair, or to 0.")
+        told.append(
+            f"Warning: hard negatives are not used, though there are some in {shown}; set data.hard_negatives to the "
+            "number to use per pair, or to 0."
+        )
     return told
 
 
 def count_hard_negatives(dataset: ShardedDataset) -> tuple[int, int]:
-    """Hard negatives and samples of at most ``_LOOKED_AT`` shards, evenly chosen, by their statistics; those whose statistics cannot be read are left out."""
+    """Hard negatives and samples of at most ``_LOOKED_AT`` shards, evenly chosen, by their statistics; those whose
+    statistics cannot be read are left out."""
     entries = dataset.index.shards[:: -(-len(dataset.index.shards) // _LOOKED_AT) or 1]
 
     def count(entry) -> tuple[int, int]:

@@ -37,11 +37,12 @@ class PictureFolder:
         self.max_bytes = max_file_bytes(max_pixels)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a picture: ``cats/1.png``, or ``pictures.tar/cats/1.png`` for the member ``cats/1.png`` of a tar.
+        """The bytes of a picture: ``cats/1.png``, or ``pictures.tar/cats/1.png`` for the member ``cats/1.png`` of a
+        tar.
 
         Raises:
-            PictureError: the name leads out of the folder (an absolute path or one with ``..``; links that the folder itself holds are followed), there
-                is no such picture, or it cannot be read.
+            PictureError: the name leads out of the folder (an absolute path or one with ``..``; links that the folder
+                itself holds are followed), there is no such picture, or it cannot be read.
         """
         path, start, size = self._find(name)
         try:
@@ -81,7 +82,8 @@ class PictureFolder:
     def _locate(self, name: str) -> str:
         if self.root is None:
             raise PictureError("missing image", f"no image folder is given, and so no image {name!r}")
-        # Compared as text: a folder of links into a store is common, and its links are its owner's word, unlike the records.
+        # Compared as text: a folder of links into a store is common, and its links are its owner's word, unlike the
+        # records.
         root = os.path.abspath(self.root)
         path = os.path.abspath(os.path.join(root, name))
         if "\0" in name or os.path.commonpath([root, path]) != root or path == root:
@@ -99,7 +101,10 @@ class PictureFolder:
 
     def _read(self, path: str, start: int, size: int) -> bytes:
         if size > self.max_bytes:
-            raise PictureError("oversized image", f"the image {path} has {size} bytes, more than the {self.max_bytes} that are read of one")
+            raise PictureError(
+                "oversized image",
+                f"the image {path} has {size} bytes, more than the {self.max_bytes} that are read of one",
+            )
         with open(path, "rb") as stream:
             stream.seek(start)
             data = stream.read(size)
@@ -112,7 +117,9 @@ def _member(tar: str, name: str) -> tuple[int, int]:
     """Where a member's content begins in a tar, and its size in bytes."""
     places = _members(tar)
     if isinstance(places, str):
-        raise PictureError("unreadable image", f"the members of {tar} cannot be found: it is no sound uncompressed tar ({places})")
+        raise PictureError(
+            "unreadable image", f"the members of {tar} cannot be found: it is no sound uncompressed tar ({places})"
+        )
     if name not in places:
         raise PictureError("missing image", f"there is no image {name} in {tar}")
     return places[name]
@@ -120,7 +127,8 @@ def _member(tar: str, name: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def _members(tar: str) -> dict[str, tuple[int, int]] | str:
-    """Place and size of each plain file in a tar by its name, or why they cannot be told. About 300 bytes of memory per member."""
+    """Place and size of each plain file in a tar by its name, or why they cannot be told. About 300 bytes of memory per
+    member."""
     places: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(tar, mode="r:", tarinfo=PlainTarInfo) as archive:
@@ -131,6 +139,8 @@ def _members(tar: str) -> dict[str, tuple[int, int]] | str:
                 archive.members.clear()
     except OSError:
         raise
-    except Exception as error:  # tarfile meets damaged bytes with many exception types (TarError, ValueError, RecursionError, ...)
+    except (
+        Exception
+    ) as error:  # tarfile meets damaged bytes with many exception types (TarError, ValueError, RecursionError, ...)
         return " ".join(str(error).split())[:200] or type(error).__name__
     return places

@@ -1,8 +1,9 @@
 """Reading shards for evaluation: every distinct query and every distinct target once, shared out evenly over ranks.
 
-Samples give the same target if ``target_id``, text and pictures' bytes are the same, and the same query likewise. Targets of one ``target_id`` that differ
-are several targets, each right for its queries. A record without a query is a target that is only searched in. If records carry ``candidates``, each query is
-ranked against its own alone, and the query of every record counts.
+Samples give the same target if ``target_id``, text and pictures' bytes are the same, and the same query likewise.
+Targets of one ``target_id`` that differ are several targets, each right for its queries. A record without a query is a
+target that is only searched in. If records carry ``candidates``, each query is ranked against its own alone, and the
+query of every record counts.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from pdfx.data.workers import run_ahead
 from pdfx.errors import UserError
 
 FILLER = -1
-"""In place of a sample's number: an empty item, so that every rank runs the same number of batches; its embedding is to be dropped."""
+"""In place of a sample's number: an empty item, so that every rank runs the same number of batches; its embedding is to
+be dropped."""
 
 
 class Candidates(NamedTuple):
-    """The targets that each of n queries is ranked against: of query q those in the rows ``rows[starts[q]:starts[q + 1]]`` of the targets."""
+    """The targets that each of n queries is ranked against: of query q those in the rows ``rows[starts[q]:starts[q +
+    1]]`` of the targets."""
 
     rows: np.ndarray
     """int64 [sum of the queries' candidates]: ascending and without repetition within each query."""
@@ -52,10 +55,12 @@ class RetrievalItems(NamedTuple):
 
 
 def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
-    """All distinct queries and targets (the first sample that gives one stands for it); with candidates, the query of every record.
+    """All distinct queries and targets (the first sample that gives one stands for it); with candidates, the query of
+    every record.
 
-    Reads records, and pictures only of samples with the same ``target_id``, text and number of pictures as another one: their bytes tell whether they are the
-    same. Memory holds numbers and the key of each sample, and the pictures of one sample at a time.
+    Reads records, and pictures only of samples with the same ``target_id``, text and number of pictures as another one:
+    their bytes tell whether they are the same. Memory holds numbers and the key of each sample, and the pictures of one
+    sample at a time.
 
     Raises:
         UserError: there is no query, or a query's candidates lack its own target or name one that is not there.
@@ -71,9 +76,16 @@ def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
         if record.query is not None:
             queries.add(sample, record.target_id, numbers[record.target_id], record.query)
             keys.append(key)
-            listed.append(None if record.candidates is None else np.array([numbers[identity] for identity in record.candidates], dtype=np.int64))
+            listed.append(
+                None
+                if record.candidates is None
+                else np.array([numbers[identity] for identity in record.candidates], dtype=np.int64)
+            )
     if not keys:
-        raise UserError(f"The evaluation data {dataset.path} holds no query, only targets to search in; build it from records with queries.")
+        raise UserError(
+            f"The evaluation data {dataset.path} holds no query, only targets to search in; build it from records "
+            "with queries."
+        )
     distinct = targets.distinct(dataset)
     if all(own is None for own in listed):
         return RetrievalItems(queries.distinct(dataset), distinct, problems)
@@ -83,7 +95,8 @@ def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
 
 
 class _IdentityNumbers(dict):
-    """The number of each identity. Candidates name the same few identities again and again, and hashing is slower than looking up."""
+    """The number of each identity. Candidates name the same few identities again and again, and hashing is slower than
+    looking up."""
 
     def __missing__(self, identity: str) -> int:
         number = self[identity] = identity_number(identity)
@@ -111,7 +124,9 @@ class _Side:
         _, group, sizes = np.unique(contents, return_inverse=True, return_counts=True)
         open_rows = np.flatnonzero((sizes[group] > 1) & (np.array(self._pictures) > 0))
         samples = np.array(self._samples)
-        contents[open_rows] = list(map(self._read_content, samples[open_rows], dataset.raw_many(samples[open_rows].tolist())))
+        contents[open_rows] = list(
+            map(self._read_content, samples[open_rows], dataset.raw_many(samples[open_rows].tolist()))
+        )
         rows = np.sort(np.unique(contents, return_index=True)[1])
         return Items(samples[rows], np.array(self._ids)[rows])
 
@@ -121,11 +136,18 @@ class _Side:
             return identity_number(f"damaged\0{sample}")
         _, record, members = found
         side = getattr(record, self.name)
-        return identity_number(f"{record.target_id}\0{content_identity(side.text, [members.get(name, b'') for name in side.images])}")
+        return identity_number(
+            f"{record.target_id}\0{content_identity(side.text, [members.get(name, b'') for name in side.images])}"
+        )
 
 
 def _find_candidates(
-    dataset: ShardedDataset, keys: list[str], own_ids: np.ndarray, listed: list[np.ndarray | None], target_ids: np.ndarray, lenient: bool
+    dataset: ShardedDataset,
+    keys: list[str],
+    own_ids: np.ndarray,
+    listed: list[np.ndarray | None],
+    target_ids: np.ndarray,
+    lenient: bool,
 ) -> Candidates:
     """Where the candidates stand among the targets; all targets are the candidates of a query that names none.
 
@@ -140,11 +162,15 @@ def _find_candidates(
             rows.append(np.arange(len(target_ids), dtype=np.int64))
             continue
         if own_id not in ids:
-            raise _refusal(dataset, f"The candidates of sample '{key}' lack its own target, so it could never be found.")
+            raise _refusal(
+                dataset, f"The candidates of sample '{key}' lack its own target, so it could never be found."
+            )
         first, stop = (np.searchsorted(ordered, ids, side) for side in ("left", "right"))
         absent = int((first == stop).sum())
         if absent and not lenient:
-            raise _refusal(dataset, f"Of the {len(ids)} candidates of sample '{key}' {absent} are the target of no sample.")
+            raise _refusal(
+                dataset, f"Of the {len(ids)} candidates of sample '{key}' {absent} are the target of no sample."
+            )
         rows.append(np.unique(order[_ranges(first, stop)]))
     return Candidates(np.concatenate(rows), np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
@@ -155,11 +181,13 @@ def _ranges(first: np.ndarray, stop: np.ndarray) -> np.ndarray:
     return np.arange(sizes.sum()) + np.repeat(first - np.cumsum(sizes) + sizes, sizes)
 
 
-def left_after(items: RetrievalItems, bad_queries: Collection[int], bad_targets: Collection[int]) -> tuple[np.ndarray, np.ndarray, Candidates | None]:
+def left_after(
+    items: RetrievalItems, bad_queries: Collection[int], bad_targets: Collection[int]
+) -> tuple[np.ndarray, np.ndarray, Candidates | None]:
     """What remains without the queries and the targets of samples that cannot be used.
 
-    A query goes as well if no target that is right for it remains. Where all targets had a query, so does a target without a remaining query, so that both
-    directions are those of data without the unusable samples.
+    A query goes as well if no target that is right for it remains. Where all targets had a query, so does a target
+    without a remaining query, so that both directions are those of data without the unusable samples.
 
     Returns:
         Rows of the remaining queries, of the remaining targets, and the candidates of the former among the latter.
@@ -179,7 +207,8 @@ def left_after(items: RetrievalItems, bad_queries: Collection[int], bad_targets:
 
 
 def share_of_rank(samples: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """This rank's contiguous share, filled up with FILLER so that all ranks' shares have the same length, ceil(n / W)."""
+    """This rank's contiguous share, filled up with FILLER so that all ranks' shares have the same length, ceil(n /
+    W)."""
     length = -(-len(samples) // world_size)
     own = samples[rank * length : (rank + 1) * length]
     return np.concatenate([own, np.full(length - len(own), FILLER, dtype=np.int64)])
@@ -207,7 +236,9 @@ def iterate_inputs(
     """One side of the given samples, ``batch_size`` at a time and in their order; FILLER gives an empty item."""
     numbers = [int(number) for number in samples]
     requests = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
-    yield from run_ahead(SideReader(dataset, side, processor), requests, num_workers, prefetch=2 * max(num_workers, 1), seed=0)
+    yield from run_ahead(
+        SideReader(dataset, side, processor), requests, num_workers, prefetch=2 * max(num_workers, 1), seed=0
+    )
 
 
 class SideReader:
@@ -219,16 +250,28 @@ class SideReader:
     def __call__(self, numbers: list[int]) -> SideBatch:
         found = iter(self.dataset.read_items([number for number in numbers if number != FILLER], self.side))
         items = [filler() if number == FILLER else next(found) for number in numbers]
-        parts = [item if isinstance(item, SampleError) else (number, item) for number, item in zip(numbers, items, strict=True)]
-        parts, (inputs, truncated) = process_usable(parts, self._process, lambda part, reason: self.dataset.refused(part[0], reason))
-        return SideBatch(inputs, truncated, {number: str(part) for number, part in zip(numbers, parts, strict=True) if isinstance(part, SampleError)})
+        parts = [
+            item if isinstance(item, SampleError) else (number, item)
+            for number, item in zip(numbers, items, strict=True)
+        ]
+        parts, (inputs, truncated) = process_usable(
+            parts, self._process, lambda part, reason: self.dataset.refused(part[0], reason)
+        )
+        return SideBatch(
+            inputs,
+            truncated,
+            {number: str(part) for number, part in zip(numbers, parts, strict=True) if isinstance(part, SampleError)},
+        )
 
     def _process(self, parts: list[tuple[int, dict] | SampleError]) -> tuple[dict[str, Tensor], int]:
-        return self.processor([filler() if isinstance(part, SampleError) else part[1] for part in parts], [self.side] * len(parts))
+        return self.processor(
+            [filler() if isinstance(part, SampleError) else part[1] for part in parts], [self.side] * len(parts)
+        )
 
 
 def _refusal(dataset: ShardedDataset, sentence: str) -> UserError:
     return UserError(
         f"The evaluation data {dataset.path} cannot be ranked. {sentence} "
-        "Build the shards again, from records whose candidates hold the query's target_id and the target_id of other records alone."
+        "Build the shards again, from records whose candidates hold the query's target_id and the target_id of other "
+        "records alone."
     )

@@ -1,4 +1,5 @@
-"""From a sample's bytes, untrusted, to the sample, or to one sentence that says why not. Nothing is ever unpacked to disk."""
+"""From a sample's bytes, untrusted, to the sample, or to one sentence that says why not. Nothing is ever unpacked to
+disk."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from pdfx.data.schema import KEY_PATTERN, Record, Side, explain, identity_number
 from pdfx.model.pictures import ImageError, decode_image
 
 KINDS = ("unreachable", "damaged", "picture", "processor")
-"""Why samples cannot be used: their bytes could not be fetched; tar or record are no sound ones; a picture is missing or cannot be decoded; the model's
-processor refuses them."""
+"""Why samples cannot be used: their bytes could not be fetched; tar or record are no sound ones; a picture is missing
+or cannot be decoded; the model's processor refuses them."""
 
 HEAD_BYTES = 4096
 """So much of a sample usually holds its record."""
@@ -81,7 +82,11 @@ def open_members(data: bytes, place: Place) -> tuple[str, dict[str, bytes]]:
         members[suffix] = content
     if len(keys) != 1 or "json" not in members:
         listed = [", ".join(map(_shown, sorted(names)[:8])) or "none" for names in (keys, members)]
-        raise place.error("", f"it must be the members of one key with a '.json' among them, and has the keys {listed[0]} with the members {listed[1]}")
+        raise place.error(
+            "",
+            f"it must be the members of one key with a '.json' among them, and has the keys {listed[0]} with the "
+            f"members {listed[1]}",
+        )
     return _checked_key(keys.pop(), place), members
 
 
@@ -100,15 +105,19 @@ def _any_members(data: bytes, place: Place) -> list[tuple[str, bytes]]:
                 stop = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     except SampleError:
         raise
-    except Exception as error:  # tarfile meets damaged bytes with many exception types (TarError, OSError, ValueError, RecursionError, ...)
-        raise place.error("", f"its bytes are no sound tar ({' '.join(str(error).split())[:200] or type(error).__name__})") from error
+    # tarfile meets damaged bytes with many types of exception (TarError, OSError, ValueError, RecursionError, ...).
+    except Exception as error:
+        raise place.error(
+            "", f"its bytes are no sound tar ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        ) from error
     if stop != len(data):  # tarfile takes a damaged header for the end
         raise place.error("", f"its bytes are no sound tar (after {stop} of {len(data)} bytes there is no member)")
     return members
 
 
 def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
-    """Key and record from a sample's first bytes; None where they do not hold all of it, or nothing that could be told apart from damage."""
+    """Key and record from a sample's first bytes; None where they do not hold all of it, or nothing that could be told
+    apart from damage."""
     try:
         member = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "strict")
     except Exception:  # see open_members, which will tell
@@ -123,7 +132,9 @@ def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
 def parse_record(data: bytes, key: str, place: Place) -> Record:
     """The record of a JSON member. Raises SampleError where it is none of a shard."""
     if len(data) > _MOST_RECORD_BYTES:
-        raise place.error(key, f"its record has {len(data)} bytes, more than the {_MOST_RECORD_BYTES} that are read of one")
+        raise place.error(
+            key, f"its record has {len(data)} bytes, more than the {_MOST_RECORD_BYTES} that are read of one"
+        )
     try:
         record = Record.model_validate_json(data)
     except ValidationError as error:

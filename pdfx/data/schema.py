@@ -1,4 +1,5 @@
-"""The one schema of a sample, as a JSONL record and as the JSON member of a shard, and the index of a directory of shards."""
+"""The one schema of a sample, as a JSONL record and as the JSON member of a shard, and the index of a directory of
+shards."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pdfx.host.reading import require_few_values
 
 INDEX_NAME = "index.json"
 KEY_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
-"""No dots (webdataset cuts a member's name at its first dot), no slashes (a key is never a path), short enough for a plain tar header."""
+"""No dots (webdataset cuts a member's name at its first dot), no slashes (a key is never a path), short enough for a
+plain tar header."""
 
 Key = Annotated[str, StringConstraints(pattern=re.compile(KEY_PATTERN))]
 
@@ -38,7 +40,8 @@ class StrictModel(BaseModel):
 
 
 class Side(StrictModel):
-    """One query or target: a text, images, or both. ``images`` holds paths in a record and member suffixes in a shard."""
+    """One query or target: a text, images, or both. ``images`` holds paths in a record and member suffixes in a
+    shard."""
 
     text: str = ""
     images: Annotated[list[str], _ONE_MISTAKE] = []
@@ -55,10 +58,11 @@ class Negative(Side):
 
 
 class Record(StrictModel):
-    """One sample. ``target_id`` names the target's identity: records with the same one are not negatives of one another.
+    """One sample. ``target_id`` names the target's identity: records with the same one are not negatives of one
+    another.
 
-    Two things exist for evaluation alone: a record without a query adds its target to what queries are searched in, and ``candidates`` restricts a query's
-    search to the targets of these identities.
+    Two things exist for evaluation alone: a record without a query adds its target to what queries are searched in, and
+    ``candidates`` restricts a query's search to the targets of these identities.
     """
 
     key: Key | None = None
@@ -92,7 +96,8 @@ class ShardEntry(StrictModel):
 
 
 class ShardIndex(StrictModel):
-    """The content of ``index.json``. ``targets_only``: how many of the samples have no query, and so serve evaluation alone."""
+    """The content of ``index.json``. ``targets_only``: how many of the samples have no query, and so serve evaluation
+    alone."""
 
     version: Literal[1] = 1
     shards: Annotated[list[ShardEntry], _ONE_MISTAKE]
@@ -118,7 +123,8 @@ def fingerprint(shards: list[ShardEntry]) -> str:
 
 
 def content_identity(text: str, images: list[bytes]) -> str:
-    """The identity of a target that was given none: a hash of its text and its images' bytes, each preceded by its length."""
+    """The identity of a target that was given none: a hash of its text and its images' bytes, each preceded by its
+    length."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (text.encode(), *images):
         digest.update(len(part).to_bytes(8, "little"))
@@ -143,7 +149,8 @@ def json_problem(message: str) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """The first mistake of a failed validation as the part of a sentence that names the key and, where there is one, the cure."""
+    """The first mistake of a failed validation as the part of a sentence that names the key and, where there is one,
+    the cure."""
     items = error.errors(include_url=False)
     # A misspelt key also makes the right one missing: the misspelling is what helps.
     item = next((candidate for candidate in items if candidate["type"] == "extra_forbidden"), items[0])
@@ -153,7 +160,11 @@ def explain(error: ValidationError) -> str:
         return json_problem(message.removeprefix("Invalid JSON: "))
     if item["type"] == "extra_forbidden":
         holder = _OUTERMOST.get(error.title) if len(item["loc"]) == 1 else _NESTED.get(str(item["loc"][0]))
-        nearest = difflib.get_close_matches(str(item["loc"][-1])[:_SHOWN_CHARACTERS], holder.model_fields, n=1, cutoff=0.0) if holder else []
+        nearest = (
+            difflib.get_close_matches(str(item["loc"][-1])[:_SHOWN_CHARACTERS], holder.model_fields, n=1, cutoff=0.0)
+            if holder
+            else []
+        )
         return f"unknown key '{key}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
     if item["type"] == "missing":
         return f"the key '{key}' is missing"

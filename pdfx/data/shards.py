@@ -1,4 +1,5 @@
-"""Reading shards: one contiguous byte range per sample, or per span where a cache keeps spans, from a local folder or from wherever fsspec reaches."""
+"""Reading shards: one contiguous byte range per sample, or per span where a cache keeps spans, from a local folder or
+from wherever fsspec reaches."""
 
 from __future__ import annotations
 
@@ -12,7 +13,18 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pdfx.data.samples import HEAD_BYTES, MOST_SAMPLE_BYTES, Place, Sample, SampleError, decode_side, open_members, parse_head, parse_record, parse_sample
+from pdfx.data.samples import (
+    HEAD_BYTES,
+    MOST_SAMPLE_BYTES,
+    Place,
+    Sample,
+    SampleError,
+    decode_side,
+    open_members,
+    parse_head,
+    parse_record,
+    parse_sample,
+)
 from pdfx.data.schema import INDEX_NAME, Record, ShardEntry, ShardIndex, explain
 from pdfx.data.storage.base import Reading, Storage, StorageError
 from pdfx.data.storage.cache import SpanCache
@@ -36,7 +48,13 @@ class Shard:
         cache: keeps spans of what is read.
     """
 
-    def __init__(self, place: str | Path | Storage, entry: ShardEntry, max_image_pixels: int = MAX_IMAGE_PIXELS, cache: SpanCache | None = None):
+    def __init__(
+        self,
+        place: str | Path | Storage,
+        entry: ShardEntry,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+        cache: SpanCache | None = None,
+    ):
         self._storage = open_storage(place)
         self.entry, self.max_image_pixels, self._cache = entry, max_image_pixels, cache
         self._offsets: np.ndarray | None = None
@@ -54,12 +72,17 @@ class Shard:
         size = self._size(self.entry.name)
         if size != self.entry.bytes:
             state = "truncated" if size < self.entry.bytes else "longer than it should be"
-            raise UserError(f"The shard {self.path} is {state}: it has {size} bytes and {INDEX_NAME} says {self.entry.bytes}; copy it again, or {_REBUILD}.")
+            raise UserError(
+                f"The shard {self.path} is {state}: it has {size} bytes and {INDEX_NAME} says {self.entry.bytes}; "
+                f"copy it again, or {_REBUILD}."
+            )
         # Before anything is allocated by the number of samples, which is but a claim.
         spare = self._size(self.entry.offsets_name) - 8 * (self.entry.samples + 1)
         if not 0 < spare <= _LONGEST_HEADER:
             state = "are truncated" if spare <= 0 else f"are longer than those of {self.entry.samples} samples"
-            raise UserError(f"The offsets {self._storage.where(self.entry.offsets_name)} {state}; copy them again, or {_REBUILD}.")
+            raise UserError(
+                f"The offsets {self._storage.where(self.entry.offsets_name)} {state}; copy them again, or {_REBUILD}."
+            )
 
     @property
     def offsets(self) -> np.ndarray:
@@ -71,7 +94,10 @@ class Shard:
         try:
             return self._load_offsets()
         except StorageError as error:
-            raise UserError(f"The offsets {self._storage.where(self.entry.offsets_name)} cannot be read ({error}); copy them again, or {_REBUILD}.") from error
+            raise UserError(
+                f"The offsets {self._storage.where(self.entry.offsets_name)} cannot be read ({error}); copy them "
+                f"again, or {_REBUILD}."
+            ) from error
 
     def close(self) -> None:
         self._storage.close(self.entry.name)
@@ -85,15 +111,21 @@ class Shard:
         try:
             start, stop = self._load_offsets()[i : i + 2].tolist()
             if stop - start > MOST_SAMPLE_BYTES:
-                raise self.place(i).error("", f"it has {stop - start} bytes, more than the {MOST_SAMPLE_BYTES} that are read of one")
+                raise self.place(i).error(
+                    "", f"it has {stop - start} bytes, more than the {MOST_SAMPLE_BYTES} that are read of one"
+                )
             if self._cache is not None and (span := self._fetch_span(i)) is not None:
                 return span
-            return self._storage.read(self.entry.name, start, stop - start if limit is None else min(limit, stop - start))
+            return self._storage.read(
+                self.entry.name, start, stop - start if limit is None else min(limit, stop - start)
+            )
         except StorageError as error:
             if error.changed:
                 self._require_content()
                 return self.fetch(i, limit)
-            raise self.place(i).error("", f"its bytes cannot be read from {self.path}: {error}", "unreachable") from error
+            raise self.place(i).error(
+                "", f"its bytes cannot be read from {self.path}: {error}", "unreachable"
+            ) from error
 
     def place(self, i: int) -> Place:
         """Where sample ``i`` stands, for messages."""
@@ -111,7 +143,8 @@ class Shard:
         return parse_head(self.fetch(i, HEAD_BYTES) if head is None else head, self.place(i)) or self.raw(i)[:2]
 
     def raw(self, i: int, data: bytes | None = None) -> tuple[str, Record, dict[str, bytes]]:
-        """Key, record and members' bytes by suffix of sample ``i`` of this shard. Raises SampleError where the tar or the record is damaged."""
+        """Key, record and members' bytes by suffix of sample ``i`` of this shard. Raises SampleError where the tar or
+        the record is damaged."""
         key, members = open_members(self.fetch(i) if data is None else data, self.place(i))
         return key, parse_record(members["json"], key, self.place(i)), members
 
@@ -127,11 +160,14 @@ class Shard:
         return parse_sample(self.fetch(i) if data is None else data, self.place(i), self.max_image_pixels)
 
     def read_item(self, i: int, side: str, data: bytes | None = None) -> dict:
-        """The query or the target of sample ``i`` alone. Raises SampleError like ``read``, and where the sample has no such side."""
+        """The query or the target of sample ``i`` alone. Raises SampleError like ``read``, and where the sample has no
+        such side."""
         data = self.fetch(i) if data is None else data
         # A side without pictures needs no more than the record, so what else is damaged does not matter to it.
         head = parse_head(data, self.place(i))
-        key, record, members = (*head, {}) if head and not getattr(getattr(head[1], side), "images", True) else self.raw(i, data)
+        key, record, members = (
+            (*head, {}) if head and not getattr(getattr(head[1], side), "images", True) else self.raw(i, data)
+        )
         if getattr(record, side) is None:
             raise self.place(i).error(key, f"it has no {side}")
         return decode_side(getattr(record, side), members, key, self.place(i), self.max_image_pixels)
@@ -143,18 +179,26 @@ class Shard:
             try:
                 offsets = array_of(data)
             except ValueError as error:
-                raise UserError(f"The offsets {path} cannot be read ({error}); copy them again, or {_REBUILD}.") from None
+                raise UserError(
+                    f"The offsets {path} cannot be read ({error}); copy them again, or {_REBUILD}."
+                ) from None
             fits = offsets.dtype == np.int64 and offsets.shape == (self.entry.samples + 1,)
             if not fits or offsets[0] < 0 or offsets[-1] > self.entry.bytes or (np.diff(offsets) <= 0).any():
-                raise UserError(f"The offsets {path} do not fit the shard {self.entry.name}; copy both again, or {_REBUILD}.")
+                raise UserError(
+                    f"The offsets {path} do not fit the shard {self.entry.name}; copy both again, or {_REBUILD}."
+                )
             self._offsets = offsets
         return self._offsets
 
     def _require_content(self) -> None:
-        """Raises UserError if the tar on this machine is not what the index says; a mere copy or a touch leaves it what it was."""
+        """Raises UserError if the tar on this machine is not what the index says; a mere copy or a touch leaves it what
+        it was."""
         size = self._size(self.entry.name)
         if (size, self.entry.sha256) != astuple(read_record(self.path)):
-            raise UserError(f"The shard {self.path} changed while it was in use; old and new samples would mix, so restore it, or start anew.")
+            raise UserError(
+                f"The shard {self.path} changed while it was in use; old and new samples would mix, so restore it, "
+                "or start anew."
+            )
 
     def _fetch_span(self, i: int) -> bytes | None:
         """The sample from its span in the cache; None if the span is too large to be read as one."""
@@ -164,14 +208,19 @@ class Shard:
         if stop - start > MOST_SAMPLE_BYTES:
             return None
         name = f"{self.entry.name.removesuffix('.tar')}-{first}-{len(bounds) - 1}"
-        return self._cache.read(name, bounds, i - first, lambda: self._storage.read(self.entry.name, start, stop - start))
+        return self._cache.read(
+            name, bounds, i - first, lambda: self._storage.read(self.entry.name, start, stop - start)
+        )
 
     def _size(self, name: str) -> int:
         try:
             return self._storage.size(name)
         except StorageError as error:
             if error.missing:
-                raise UserError(f"The shard file {self._storage.where(name)} is missing, though {INDEX_NAME} lists it; restore it, or {_REBUILD}.") from None
+                raise UserError(
+                    f"The shard file {self._storage.where(name)} is missing, though {INDEX_NAME} lists it; restore "
+                    f"it, or {_REBUILD}."
+                ) from None
             raise UserError(f"The shard file {self._storage.where(name)} cannot be examined: {error}.") from error
 
 
@@ -183,8 +232,8 @@ class ShardedDataset:
         reading: how to read from a URL.
 
     Raises:
-        UserError: the directory, its index or a shard is missing or cannot be reached, or a file has not the size that the index says; the message names
-            the file.
+        UserError: the directory, its index or a shard is missing or cannot be reached, or a file has not the size that
+            the index says; the message names the file.
     """
 
     def __init__(self, path: str | Path, max_image_pixels: int = MAX_IMAGE_PIXELS, reading: Reading | None = None):
@@ -195,7 +244,9 @@ class ShardedDataset:
         self.index = read_index(self._storage)
         cache = None
         if self._storage.remote and reading.cache_dir is not None:
-            cache = SpanCache(reading.cache_dir, int(reading.cache_gigabytes * 1e9), self.fingerprint, reading.span_samples)
+            cache = SpanCache(
+                reading.cache_dir, int(reading.cache_gigabytes * 1e9), self.fingerprint, reading.span_samples
+            )
         self.shards = [Shard(self._storage, entry, max_image_pixels, cache) for entry in self.index.shards]
         for _ in self._storage.map(Shard.check_sizes, self.shards):
             pass
@@ -263,7 +314,8 @@ class ShardedDataset:
             yield from self._each(some, Shard.record, HEAD_BYTES)
 
     def raw_many(self, numbers: Iterable[int]) -> Iterator[tuple[str, Record, dict[str, bytes]] | SampleError]:
-        """Key, record and members' bytes by suffix of the samples, with an error in the place of each that is damaged."""
+        """Key, record and members' bytes by suffix of the samples, with an error in the place of each that is
+        damaged."""
         return self._each(numbers, Shard.raw)
 
     def refused(self, i: int, reason: str) -> SampleError:
@@ -272,7 +324,9 @@ class ShardedDataset:
         head = _attempt(shard.record, row)
         return shard.place(row).error("" if isinstance(head, SampleError) else head[0], reason, "processor")
 
-    def _each(self, numbers: Iterable[int], parse: Callable[[Shard, int, bytes], Any], limit: int | None = None) -> Iterator[Any]:
+    def _each(
+        self, numbers: Iterable[int], parse: Callable[[Shard, int, bytes], Any], limit: int | None = None
+    ) -> Iterator[Any]:
         """``parse`` of each sample's shard, number therein and bytes, or the SampleError that comes of it."""
         places = [self._locate(i) for i in numbers]
         fetched = self._storage.map(lambda place: _attempt(place[0].fetch, place[1], limit), places)
@@ -281,7 +335,9 @@ class ShardedDataset:
 
     def _with_query(self, shard: Shard, row: int, sample: Sample) -> Sample:
         if sample.query is None and not self.index.targets_only:
-            raise shard.place(row).error(sample.key, f"it has no query, though {INDEX_NAME} says that all samples have one")
+            raise shard.place(row).error(
+                sample.key, f"it has no query, though {INDEX_NAME} says that all samples have one"
+            )
         return sample
 
     def _locate(self, i: int) -> tuple[Shard, int]:
@@ -315,7 +371,9 @@ def read_index(place: str | Path | Storage) -> ShardIndex:
     try:
         tree = parse_json(data)
         if isinstance(tree, dict) and tree.get("version") != 1:
-            raise UserError(f"{path} has version {str(tree.get('version'))[:20]} and this pdfx reads version 1; {_REBUILD}.")
+            raise UserError(
+                f"{path} has version {str(tree.get('version'))[:20]} and this pdfx reads version 1; {_REBUILD}."
+            )
         return ShardIndex.model_validate(tree)
     except ValueError as error:
         reason = explain(error) if isinstance(error, ValidationError) else f"it is not valid JSON ({error})"
@@ -325,9 +383,16 @@ def read_index(place: str | Path | Storage) -> ShardIndex:
 def no_index(storage: Storage) -> str:
     """The sentence for a place that holds no finished shards."""
     if storage.remote:
-        return f"There is no {INDEX_NAME} at {storage.path}, so no finished shards; make them with 'pdfx shards build' and copy the whole folder there."
+        return (
+            f"There is no {INDEX_NAME} at {storage.path}, so no finished shards; make them with 'pdfx shards "
+            "build' and copy the whole folder there."
+        )
     if Path(storage.path).is_file():
         make = f"make them of records with 'pdfx shards build {storage.path} --out DIRECTORY', and name that directory"
         return f"{storage.path} is a file, and shards are a directory; {make}."
-    what = f"There is no {INDEX_NAME}, so no finished shards, in" if Path(storage.path).is_dir() else "There is no directory of shards at"
+    what = (
+        f"There is no {INDEX_NAME}, so no finished shards, in"
+        if Path(storage.path).is_dir()
+        else "There is no directory of shards at"
+    )
     return f"{what} {storage.path}; make it with 'pdfx shards build'."

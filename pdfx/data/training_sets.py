@@ -34,7 +34,8 @@ def open_training_sets(data: DataSection) -> list[TrainingSet]:
             raise UserError(f"The shards in {section.path} hold no samples.")
         if dataset.index.targets_only:
             raise UserError(
-                f"Of the {len(dataset)} samples in {section.path}, {dataset.index.targets_only} have no query, so these shards are for evaluation; "
+                f"Of the {len(dataset)} samples in {section.path}, {dataset.index.targets_only} have no query, so "
+                "these shards are for evaluation; "
                 "train on shards that were built without such records."
             )
         sets.append(TrainingSet(section.name, dataset))
@@ -43,19 +44,27 @@ def open_training_sets(data: DataSection) -> list[TrainingSet]:
 
 
 def _require_room(sets: list[TrainingSet], data: DataSection) -> None:
-    """A cache that is smaller than the windows, between whose samples the order jumps to and fro, would fetch every span again and again."""
+    """A cache that is smaller than the windows, between whose samples the order jumps to and fro, would fetch every
+    span again and again."""
     if data.cache_dir is None:
         return
-    needed = sum(own.dataset.bytes_of(data.window_spans * data.span_samples) for own in sets if own.dataset.remote) / CACHE_USE / 1e9
+    needed = (
+        sum(own.dataset.bytes_of(data.window_spans * data.span_samples) for own in sets if own.dataset.remote)
+        / CACHE_USE
+        / 1e9
+    )
     if needed > data.cache_gigabytes:
         raise UserError(
-            f"data.cache_gigabytes is {data.cache_gigabytes:g}, and windows of {data.window_spans} x {data.span_samples} samples (data.window_spans, "
-            f"data.span_samples) need about {needed:.2g}, so that spans would leave the cache before they are read; raise it, or lower one of the two."
+            f"data.cache_gigabytes is {data.cache_gigabytes:g}, and windows of {data.window_spans} x "
+            f"{data.span_samples} samples (data.window_spans, "
+            f"data.span_samples) need about {needed:.2g}, so that spans would leave the cache before they are read; "
+            "raise it, or lower one of the two."
         )
 
 
 class Sequence:
-    """The endless sequence of a recipe's samples, and what must stay as it is for a checkpoint's position to mean the same.
+    """The endless sequence of a recipe's samples, and what must stay as it is for a checkpoint's position to mean the
+    same.
 
     Args:
         sets: from ``open_training_sets``.
@@ -69,10 +78,13 @@ class Sequence:
         sections = data.training_sets()
         self.sets = sets
         self.sizes = [len(own.dataset) for own in sets]
-        self.quotas = quotas(self.sizes, [s.weight for s in sections], [s.max_samples for s in sections], data.mixture_temperature or 1.0)
+        self.quotas = quotas(
+            self.sizes, [s.weight for s in sections], [s.max_samples for s in sections], data.mixture_temperature or 1.0
+        )
         streams = [f"/{own.name}" for own in sets] if len(sets) > 1 else [""]
         self._orders = [
-            CanonicalOrder(own.dataset.shard_sizes, seed, data.span_samples, data.window_spans, stream) for own, stream in zip(sets, streams, strict=True)
+            CanonicalOrder(own.dataset.shard_sizes, seed, data.span_samples, data.window_spans, stream)
+            for own, stream in zip(sets, streams, strict=True)
         ]
         self._settings = {"seed": seed, "span_samples": data.span_samples, "window_spans": data.window_spans}
         self._sub_batch, self._seed = data.sub_batch_pairs, seed
@@ -83,38 +95,51 @@ class Sequence:
         """Plain values, the same on every rank and at every position."""
         return {
             "order": self._settings,
-            "data_sets": [{"name": own.name, "fingerprint": own.dataset.fingerprint, "quota": q} for own, q in zip(self.sets, self.quotas, strict=True)],
+            "data_sets": [
+                {"name": own.name, "fingerprint": own.dataset.fingerprint, "quota": q}
+                for own, q in zip(self.sets, self.quotas, strict=True)
+            ],
             "sub_batch_pairs": self._sub_batch,
             "start": self.mixture.start.to_plain(),
         }
 
     def _take_up(self, state: dict) -> Start:
-        """Where the sequence begins that goes on from ``state``: where it began, unless sub-batches now have another size."""
+        """Where the sequence begins that goes on from ``state``: where it began, unless sub-batches now have another
+        size."""
         self._check(state)
         start = Start.from_plain(state["start"])
         if state["sub_batch_pairs"] == self._sub_batch:
             return start
-        return Mixture(self._orders, self.quotas, state["sub_batch_pairs"], self._seed, start).restart(int(state["samples"]))
+        return Mixture(self._orders, self.quotas, state["sub_batch_pairs"], self._seed, start).restart(
+            int(state["samples"])
+        )
 
     def _check(self, state: dict) -> None:
         names, saved = [own.name for own in self.sets], [entry["name"] for entry in state["data_sets"]]
         if names != saved:
             raise UserError(
-                f"data.train lists the data sets {', '.join(names)} and the checkpoint was made with {', '.join(saved)}; "
+                f"data.train lists the data sets {', '.join(names)} and the checkpoint was made with "
+                f"{', '.join(saved)}; "
                 "list the same, or start a new run in another train.output_dir."
             )
         for own, quota, entry in zip(self.sets, self.quotas, state["data_sets"], strict=True):
             if entry["fingerprint"] != own.dataset.fingerprint:
                 raise UserError(
-                    f"The data folder {own.dataset.path} changed since the checkpoint: its fingerprint is {own.dataset.fingerprint[:16]} and the "
-                    f"checkpoint's is {entry['fingerprint'][:16]}; restore the old shards, or start a new run in another train.output_dir."
+                    f"The data folder {own.dataset.path} changed since the checkpoint: its fingerprint is "
+                    f"{own.dataset.fingerprint[:16]} and the "
+                    f"checkpoint's is {entry['fingerprint'][:16]}; restore the old shards, or start a new run in "
+                    "another train.output_dir."
                 )
             if entry["quota"] != quota:
                 raise UserError(
-                    f"An epoch would take {quota} samples of {own.name} and took {entry['quota']} before the checkpoint, so the order of samples would "
+                    f"An epoch would take {quota} samples of {own.name} and took {entry['quota']} before the "
+                    "checkpoint, so the order of samples would "
                     "change; set the weights, max_samples and data.mixture_temperature back."
                 )
         for name, value in self._settings.items():
             if state["order"][name] != value:
                 key = "train.seed" if name == "seed" else f"data.{name}"
-                raise UserError(f"{key} is {value} and the checkpoint was made with {state['order'][name]}, so the order of samples would change; set it back.")
+                raise UserError(
+                    f"{key} is {value} and the checkpoint was made with {state['order'][name]}, so the order of "
+                    "samples would change; set it back."
+                )

@@ -97,23 +97,27 @@ class _Unpickler(pickle.Unpickler):
 
 
 _METHOD = "forkserver"
-"""A fork of the trainer would inherit the locks of threads that do not exist in the child (collectives, tokenizers, loggers); a server that was
-started clean and forks itself has no such threads. Measured on two cores: 1.2 s for the first start, 0.03 s after it; "spawn" takes 1.2 s always."""
+"""A fork of the trainer would inherit the locks of threads that do not exist in the child (collectives, tokenizers,
+loggers); a server that was started clean and forks itself has no such threads. Measured on two cores: 1.2 s for the
+first start, 0.03 s after it; "spawn" takes 1.2 s always."""
 
 
 JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
-"""Launchers send them to every process of a job; what to do then (save a checkpoint, say) is for the main process, which needs its workers meanwhile."""
+"""Launchers send them to every process of a job; what to do then (save a checkpoint, say) is for the main process,
+which needs its workers meanwhile."""
 
 
 class Caught:
-    """A UserError of a worker on its way to the main process; as a raised exception it would arrive wrapped in a stack trace."""
+    """A UserError of a worker on its way to the main process; as a raised exception it would arrive wrapped in a stack
+    trace."""
 
     def __init__(self, message: str):
         self.message = message
 
 
 class CatchingDataset(Dataset):
-    """Turns UserErrors into values. ``job(request)`` does the work; its result is packed where it is to be sent to another process."""
+    """Turns UserErrors into values. ``job(request)`` does the work; its result is packed where it is to be sent to
+    another process."""
 
     def __init__(self, job: Any, pack: bool):
         self.job, self.pack = job, pack
@@ -126,7 +130,9 @@ class CatchingDataset(Dataset):
         return Parcel.of(result) if self.pack else result
 
 
-def run_ahead(job: Any, requests: Iterable[Any], num_workers: int, prefetch: int, seed: int, pin_memory: bool = False) -> Iterator[Any]:
+def run_ahead(
+    job: Any, requests: Iterable[Any], num_workers: int, prefetch: int, seed: int, pin_memory: bool = False
+) -> Iterator[Any]:
     """Yields ``job(request)`` for each request, in order, whatever ``num_workers`` is (0: in this process).
 
     Args:
@@ -141,8 +147,18 @@ def run_ahead(job: Any, requests: Iterable[Any], num_workers: int, prefetch: int
     if num_workers > 0:
         context = multiprocessing.get_context(_METHOD)
         context.set_forkserver_preload(["__main__", __name__, *_modules_of(job)])
-        options |= {"multiprocessing_context": context, "worker_init_fn": _start_worker, "prefetch_factor": math.ceil(prefetch / num_workers)}
-    loader = DataLoader(CatchingDataset(job, num_workers > 0), batch_size=None, sampler=requests, generator=torch.Generator().manual_seed(seed), **options)
+        options |= {
+            "multiprocessing_context": context,
+            "worker_init_fn": _start_worker,
+            "prefetch_factor": math.ceil(prefetch / num_workers),
+        }
+    loader = DataLoader(
+        CatchingDataset(job, num_workers > 0),
+        batch_size=None,
+        sampler=requests,
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    )
     with _deaf_children():
         return _Results(iter(loader), num_workers > 0)
 
@@ -151,7 +167,8 @@ class _Results:
     def __init__(self, iterator: Iterator[Any], has_workers: bool):
         holder = [iterator]
         self._holder, self._has_workers = holder, has_workers
-        # Dropped at the latest when the interpreter ends, before multiprocessing waits for its children: dropping it is what tells workers to stop.
+        # Dropped at the latest when the interpreter ends, before multiprocessing waits for its children: dropping it is
+        # what tells workers to stop.
         self._finalizer = weakref.finalize(self, holder.clear)
 
     def __iter__(self) -> Iterator[Any]:
@@ -167,8 +184,10 @@ class _Results:
             if not is_death or "Original Traceback" in str(error):
                 raise
             raise UserError(
-                "A data worker was killed, most often because memory or /dev/shm ran out; lower data.num_workers or data.prefetch_batches. "
-                "(It also happens where a worker cannot import the processor's class; data.num_workers=0 shows such an error in full.)"
+                "A data worker was killed, most often because memory or /dev/shm ran out; lower data.num_workers or "
+                "data.prefetch_batches. "
+                "(It also happens where a worker cannot import the processor's class; data.num_workers=0 shows such "
+                "an error in full.)"
             ) from error
         if isinstance(result, Caught):
             raise UserError(result.message)
@@ -177,8 +196,8 @@ class _Results:
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes that start in the block never hear ``JOB_SIGNALS``. The server that workers are forked from would end at them, and with it the workers count as
-    dead."""
+    """Processes that start in the block never hear ``JOB_SIGNALS``. The server that workers are forked from would end
+    at them, and with it the workers count as dead."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
     try:
         # It comes with the first worker, and lets go of some signals again while it starts.
@@ -193,9 +212,11 @@ def _start_worker(_: int) -> None:
     open_streams()
     for number in JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # torch's own watchdog asks for the parent's process number, which is the server's here and outlives a trainer that was killed.
+    # torch's own watchdog asks for the parent's process number, which is the server's here and outlives a trainer that
+    # was killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # A picture is a large block that is soon freed; taken from the system and cleared anew each time, it costs a fifth of a worker's time.
+    # A picture is a large block that is soon freed; taken from the system and cleared anew each time, it costs a fifth
+    # of a worker's time.
     keep_large_blocks()
     # torch itself limits its threads to one in workers; the tokenizers library would still start one per core in each.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -213,7 +234,8 @@ def _modules_of(job: Any) -> list[str]:
         pickled = pickle.dumps(job)
     except Exception as error:  # any class may raise anything while it is pickled
         raise UserError(
-            f"The processor cannot be sent to data workers ({error}); define its class at the top of an importable module, or set data.num_workers=0."
+            f"The processor cannot be sent to data workers ({error}); define its class at the top of an importable "
+            "module, or set data.num_workers=0."
         ) from None
     strings = {argument for opcode, argument, _ in pickletools.genops(pickled) if opcode.name.endswith("UNICODE")}
     return sorted(strings & sys.modules.keys() - {"__main__"})

@@ -17,33 +17,49 @@ from pdfx.distributed.world import World
 from pdfx.errors import UserError
 
 SAMPLED = 16
-"""Tensors of the model that one comparison looks at; the next one looks at the following ones, so that all get their turn."""
+"""Tensors of the model that one comparison looks at; the next one looks at the following ones, so that all get their
+turn."""
 
 CURE = (
-    "Start all ranks from the same code, recipe and files, and go on from the last checkpoint; where it is the same machine again and again, its memory or "
+    "Start all ranks from the same code, recipe and files, and go on from the last checkpoint; where it is the same "
+    "machine again and again, its memory or "
     "accelerator may be faulty."
 )
 
 
 def settings_of_start(config: Config) -> dict[str, str]:
     """What must be alike before the first step."""
-    return {"the recipe": short_hash(dump_config(config)), "the code of pdfx": code_hash(), "the versions of packages": ", ".join(versions())}
+    return {
+        "the recipe": short_hash(dump_config(config)),
+        "the code of pdfx": code_hash(),
+        "the versions of packages": ", ".join(versions()),
+    }
 
 
 def state_of_step(
-    step: int, position: dict, metrics: dict[str, float], module: torch.nn.Module, variational: torch.nn.Module | None, turn: int
+    step: int,
+    position: dict,
+    metrics: dict[str, float],
+    module: torch.nn.Module,
+    variational: torch.nn.Module | None,
+    turn: int,
 ) -> dict[str, str]:
     """What must be alike after a step.
 
     Args:
         position: the loader's counters.
         metrics: alike on all ranks, to the last bit.
-        module: its whole parameters are compared, the frozen ones included, ``SAMPLED`` at a time. Shards of ZeRO-3 are each rank's own and are not.
+        module: its whole parameters are compared, the frozen ones included, ``SAMPLED`` at a time. Shards of ZeRO-3 are
+            each rank's own and are not.
         variational: replicated networks.
         turn: number of this comparison.
     """
     exact = json.dumps({name: float(value).hex() for name, value in sorted(metrics.items())})
-    state = {"the step": str(step), "the position in the data": short_hash(json.dumps(position, sort_keys=True)), "the metrics": short_hash(exact)}
+    state = {
+        "the step": str(step),
+        "the position in the data": short_hash(json.dumps(position, sort_keys=True)),
+        "the metrics": short_hash(exact),
+    }
     whole = [parameter for parameter in module.parameters() if parameter.numel() > 0]
     if whole:
         chosen = [whole[(turn * SAMPLED + number) % len(whole)] for number in range(min(SAMPLED, len(whole)))]
@@ -68,14 +84,21 @@ def require_agreement(world: World, state: dict[str, str], when: str) -> None:
             shown = ", ".join(f"{values[rank]} on rank {rank} ({hosts_and_states[rank][0]})" for rank in differing[:4])
             shown += f" and {len(differing) - 4} more" if len(differing) > 4 else ""
             first = values.index(usual)
-            raise UserError(f"The ranks are out of step {when}: {name} is {shown}, but {usual} on rank {first} ({hosts_and_states[first][0]}). {CURE}")
+            raise UserError(
+                f"The ranks are out of step {when}: {name} is {shown}, but {usual} on rank {first} "
+                f"({hosts_and_states[first][0]}). {CURE}"
+            )
 
 
 def checksum(tensors: list[torch.Tensor]) -> str:
     """A sum over the bits of tensors; exact, and so independent of the order of adding."""
     sums = []
     for tensor in tensors:
-        bits = tensor.detach().contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+        bits = (
+            tensor.detach()
+            .contiguous()
+            .view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+        )
         sums.append(bits.sum(dtype=torch.int64))
     return short_hash(repr(torch.stack(sums).tolist()))
 

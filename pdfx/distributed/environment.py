@@ -1,4 +1,5 @@
-"""What a run ran with, told once at its start: versions, commit, machines, devices, and the variables that steer communication."""
+"""What a run ran with, told once at its start: versions, commit, machines, devices, and the variables that steer
+communication."""
 
 from __future__ import annotations
 
@@ -17,7 +18,17 @@ from pdfx.distributed.world import World
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "numpy")
 
-PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "FI_", "UCX_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+PREFIXES = (
+    "NCCL_",
+    "TORCH_NCCL_",
+    "GLOO_",
+    "FI_",
+    "UCX_",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+)
 """Variables that are told."""
 
 
@@ -77,7 +88,9 @@ def _ranges(numbers: list[int]) -> list[str]:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"the CPU ({torch.get_num_threads()} threads)"
+    return (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"the CPU ({torch.get_num_threads()} threads)"
+    )
 
 
 def commit() -> str:

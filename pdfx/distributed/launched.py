@@ -49,7 +49,8 @@ def pick_device(index: int = 0) -> torch.device:
 
 @contextmanager
 def launched_ranks() -> Iterator[Ranks]:
-    """This process among the ranks that torchrun started, with a process group for CPU and GPU tensors; alone, and without a group, where nobody did."""
+    """This process among the ranks that torchrun started, with a process group for CPU and GPU tensors; alone, and
+    without a group, where nobody did."""
     world_size = launched_world_size()
     if world_size == 1:
         yield Ranks(0, 1, pick_device())

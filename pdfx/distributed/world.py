@@ -1,4 +1,5 @@
-"""Joining the process group, whoever started the processes, and the small agreements that ranks make beside the model's own collectives."""
+"""Joining the process group, whoever started the processes, and the small agreements that ranks make beside the model's
+own collectives."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ TIMEOUT = timedelta(minutes=30)
 """Longest wait for a rank to start, and in the model's own collectives."""
 
 CONTROL_TIMEOUT = timedelta(days=1)
-"""Longest wait in agreements; the run's guards end it long before, ``guards.pause_seconds`` where a rank loads weights or writes a checkpoint."""
+"""Longest wait in agreements; the run's guards end it long before, ``guards.pause_seconds`` where a rank loads weights
+or writes a checkpoint."""
 
 
 class PeerFailure(SystemExit):
@@ -83,7 +85,8 @@ class World:
     def together(self) -> Iterator[None]:
         """Every rank runs the block to its end, and all of them stop where it failed for some.
 
-        The sentence is told by the lowest rank that has one; the others leave silently with the same exit code, so that none is left waiting.
+        The sentence is told by the lowest rank that has one; the others leave silently with the same exit code, so that
+        none is left waiting.
         """
         failure = None
         try:
@@ -126,8 +129,8 @@ def join_deepspeed() -> None:
     """Let DeepSpeed use the process group that exists."""
     import deepspeed
 
-    # DeepSpeed's shared-memory all-reduce serves inference on CPUs only. It would be compiled at the first start, for a minute or more, under a lock that a
-    # killed rank leaves behind.
+    # DeepSpeed's shared-memory all-reduce serves inference on CPUs only. It would be compiled at the first start, for a
+    # minute or more, under a lock that a killed rank leaves behind.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed calls collectives by names that newer releases of torch have changed; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
@@ -151,7 +154,8 @@ def launch_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
 
 
 def slurm_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """The same from what ``srun`` tells each task; the port follows from the job's and step's numbers, so that jobs on one node do not meet."""
+    """The same from what ``srun`` tells each task; the port follows from the job's and step's numbers, so that jobs on
+    one node do not meet."""
     job, step = int(environment.get("SLURM_JOB_ID", 0)), int(environment.get("SLURM_STEP_ID", 0))
     variables = {
         "RANK": environment["SLURM_PROCID"],
@@ -171,10 +175,16 @@ def first_node(environment: MutableMapping[str, str]) -> str:
     if "[" not in nodes:
         return nodes.split(",")[0]
     if shutil.which("scontrol") is None:
-        raise UserError(f"The node list '{nodes}' needs 'scontrol', which is not on the PATH; set MASTER_ADDR to the first node's name.")
+        raise UserError(
+            f"The node list '{nodes}' needs 'scontrol', which is not on the PATH; set MASTER_ADDR to the first "
+            "node's name."
+        )
     answer = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
     if answer.returncode != 0 or not answer.stdout.split():
-        raise UserError(f"'scontrol show hostnames {nodes}' failed: {' '.join(answer.stderr.split())}; set MASTER_ADDR to the first node's name.")
+        raise UserError(
+            f"'scontrol show hostnames {nodes}' failed: {' '.join(answer.stderr.split())}; set MASTER_ADDR to the "
+            "first node's name."
+        )
     return answer.stdout.split()[0]
 
 
@@ -187,7 +197,10 @@ def device_number(local_rank: int, count: int) -> int:
     if count == 1:
         return 0
     if local_rank >= count:
-        raise UserError(f"This node shows {count} GPUs, but a rank with the local number {local_rank} was started; start at most {count} ranks on it.")
+        raise UserError(
+            f"This node shows {count} GPUs, but a rank with the local number {local_rank} was started; start at most "
+            f"{count} ranks on it."
+        )
     return local_rank
 
 

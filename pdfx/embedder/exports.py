@@ -28,14 +28,17 @@ _CURE = f"Convert again, or remove {RECORD} if the change is wanted."
 
 
 @contextmanager
-def opened_export(directory: Path, device: torch.device | str = "cpu", trust_remote_code: bool = False, verify: bool = True) -> Iterator[ParallelEmbedder]:
+def opened_export(
+    directory: Path, device: torch.device | str = "cpu", trust_remote_code: bool = False, verify: bool = True
+) -> Iterator[ParallelEmbedder]:
     """The model of an export while the block runs, as ``load_export`` loads it.
 
     Args:
         verify: whether to compare its files with their checksums, which one rank of several should do.
 
     Raises:
-        UserError: it cannot be loaded; or a file changed while it was loaded, or was written over during the block: a CPU's weights are mapped from files.
+        UserError: it cannot be loaded; or a file changed while it was loaded, or was written over during the block: a
+            CPU's weights are mapped from files.
     """
     check_export(directory)
     recorded = _recorded_files(directory)
@@ -52,14 +55,20 @@ def opened_export(directory: Path, device: torch.device | str = "cpu", trust_rem
 
 
 def files_of(directory: Path) -> list[str]:
-    """Names of an export's files that may decide an embedding: all but its record, documents and what is hidden or compiled."""
+    """Names of an export's files that may decide an embedding: all but its record, documents and what is hidden or
+    compiled."""
     names = (path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file())
     passed_over = {RECORD, "__pycache__"}
-    return [name.as_posix() for name in names if name.suffix != ".md" and not any(part[0] == "." or part in passed_over for part in name.parts)]
+    return [
+        name.as_posix()
+        for name in names
+        if name.suffix != ".md" and not any(part[0] == "." or part in passed_over for part in name.parts)
+    ]
 
 
 def _recorded_files(directory: Path) -> dict[str, FileRecord]:
-    """What the conversion wrote, and the backbone of an adapter by its whole path; nothing for an export that was saved by hand, or by an earlier pdfx."""
+    """What the conversion wrote, and the backbone of an adapter by its whole path; nothing for an export that was saved
+    by hand, or by an earlier pdfx."""
     try:
         return {name: FileRecord(**record) for name, record in read_json(directory / RECORD).get("files", {}).items()}
     except FileNotFoundError:
@@ -76,13 +85,24 @@ def _verify(directory: Path, recorded: dict[str, FileRecord]) -> None:
         found = pool.map(lambda name: read_record(directory / name), recorded)
         changed = [name for (name, record), now in zip(recorded.items(), found, strict=True) if record != now]
     if changed:
-        raise UserError(f"{directory / changed[0]} is not the file of the conversion: its SHA-256 is not the one in {directory / RECORD}. {_CURE}")
+        raise UserError(
+            f"{directory / changed[0]} is not the file of the conversion: its SHA-256 is not the one in "
+            f"{directory / RECORD}. {_CURE}"
+        )
     if recorded and (added := sorted(set(files_of(directory)) - recorded.keys())):
-        warnings.warn(f"{directory} holds {shortened(', '.join(added), 200)}, which the conversion did not write and transformers may read.", stacklevel=2)
+        warnings.warn(
+            f"{directory} holds {shortened(', '.join(added), 200)}, which the conversion did not write and "
+            "transformers may read.",
+            stacklevel=2,
+        )
 
 
 def _stamps(directory: Path, recorded: dict[str, FileRecord]) -> dict[str, tuple]:
-    return {name: stamp((directory / name).stat()) for name in {*files_of(directory), *recorded} if (directory / name).is_file()}
+    return {
+        name: stamp((directory / name).stat())
+        for name in {*files_of(directory), *recorded}
+        if (directory / name).is_file()
+    }
 
 
 def _require_same(directory: Path, before: dict[str, tuple], now: dict[str, tuple], when: str) -> None:
@@ -90,7 +110,9 @@ def _require_same(directory: Path, before: dict[str, tuple], now: dict[str, tupl
         raise UserError(f"{directory / min(changed)} changed {when}; leave it alone meanwhile, and start again.")
 
 
-def load_export(directory: Path, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> ParallelEmbedder:
+def load_export(
+    directory: Path, device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> ParallelEmbedder:
     """The model of an export in evaluation mode, its ``processor`` set, on ``device``.
 
     Args:
@@ -127,11 +149,15 @@ def check_export(directory: Path) -> None:
         raise UserError(f"{directory / 'config.json'} is not valid JSON. {cure}") from None
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != MODEL_TYPE:
-        raise UserError(f"{directory} is not an export of pdfx: its config.json says the model type {model_type!r}, not {MODEL_TYPE!r}. {cure}")
+        raise UserError(
+            f"{directory} is not an export of pdfx: its config.json says the model type {model_type!r}, not "
+            f"{MODEL_TYPE!r}. {cure}"
+        )
 
 
 def load_processor(directory: Path) -> InputProcessor:
-    """The processor of an export, or of a backbone's directory with the default settings. No weights are read, and no code that lies there is run.
+    """The processor of an export, or of a backbone's directory with the default settings. No weights are read, and no
+    code that lies there is run.
 
     Raises:
         UserError: it cannot be loaded.
@@ -145,6 +171,8 @@ def load_processor(directory: Path) -> InputProcessor:
         config = read_json(directory / "config.json")
         backbone = config.get("backbone", config)
         family = family_of(SimpleNamespace(model_type=backbone.get("model_type")))
-        return InputProcessor(AutoProcessor.from_pretrained(directory, trust_remote_code=False), family, config.get("inputs") or {})
+        return InputProcessor(
+            AutoProcessor.from_pretrained(directory, trust_remote_code=False), family, config.get("inputs") or {}
+        )
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"The processor in {directory} cannot be loaded: {' '.join(str(error).split())}") from error

@@ -14,10 +14,12 @@ from pdfx.model.prefixes import prefixes_of
 
 
 def apply_lora(embedder: ParallelEmbedder, lora: LoraSection) -> None:
-    """Put low-rank adapters (Hu et al., arXiv 2106.09685; DoRA: arXiv 2402.09353) into the decoder's linear modules, in place.
+    """Put low-rank adapters (Hu et al., arXiv 2106.09685; DoRA: arXiv 2402.09353) into the decoder's linear modules, in
+    place.
 
-    Only the decoder is searched, so that a vision tower whose modules have the same names stays as it is. The initial values follow from torch's seed as it was
-    last set, not from how many numbers the loading of weights has drawn since.
+    Only the decoder is searched, so that a vision tower whose modules have the same names stays as it is. The initial
+    values follow from torch's seed as it was last set, not from how many numbers the loading of weights has drawn
+    since.
 
     Raises:
         UserError: a target names no linear module of the decoder.
@@ -27,9 +29,17 @@ def apply_lora(embedder: ParallelEmbedder, lora: LoraSection) -> None:
     names = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
     for target in lora.targets:
         if not any(name == target or name.endswith("." + target) for name in names):
-            raise UserError(f"model.lora.targets names '{target}', which no linear module of the decoder is called; it has {', '.join(sorted(linear))}.")
+            raise UserError(
+                f"model.lora.targets names '{target}', which no linear module of the decoder is called; it has "
+                f"{', '.join(sorted(linear))}."
+            )
     settings = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), use_dora=lora.dora, bias="none"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        use_dora=lora.dora,
+        bias="none",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
@@ -64,8 +74,9 @@ def remove_adapters(embedder: ParallelEmbedder) -> ParallelEmbedder:
 def set_trainable(embedder: ParallelEmbedder, model: ModelSection) -> None:
     """Say of each parameter whether it is trained.
 
-    Prefixes and fusion always are. The language model is under full fine-tuning; under LoRA only its adapters are. The vision tower follows ``train_vision``;
-    the projector, and what the backbone owns directly (LLaVA-NeXT's newline embedding), follow ``train_projector`` and, where that is null, the language model.
+    Prefixes and fusion always are. The language model is under full fine-tuning; under LoRA only its adapters are. The
+    vision tower follows ``train_vision``; the projector, and what the backbone owns directly (LLaVA-NeXT's newline
+    embedding), follow ``train_projector`` and, where that is null, the language model.
     """
     full = model.lora is None
     train_projector = full if model.train_projector is None else model.train_projector

@@ -9,7 +9,15 @@ from pdfx.data.mmeb import SETS, present_sets
 from pdfx.evaluate.data_sets import Average, Results, averages, missing_sets
 from pdfx.evaluate.metrics import PRECISION
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS
-from pdfx.evaluate.tables import DIRECTION_LABELS, console_tables, measured_directions, metric_rows, remarks, score_label, sizes_label
+from pdfx.evaluate.tables import (
+    DIRECTION_LABELS,
+    console_tables,
+    measured_directions,
+    metric_rows,
+    remarks,
+    score_label,
+    sizes_label,
+)
 from pdfx.host.console import console as plain_console
 
 _WIDTH = 240
@@ -21,7 +29,11 @@ def result_tables(results: Results) -> list[Table]:
     if len(results) == 1:
         return console_tables(next(iter(results.values())))
     found, order = averages(results), _table_order(results)
-    return [_metric_table(results, found, order, direction, metric) for direction in DIRECTIONS for metric in _metric_names(results, direction)]
+    return [
+        _metric_table(results, found, order, direction, metric)
+        for direction in DIRECTIONS
+        for metric in _metric_names(results, direction)
+    ]
 
 
 def print_tables(tables: list[Table], console: Console) -> None:
@@ -32,7 +44,8 @@ def print_tables(tables: list[Table], console: Console) -> None:
 
 
 def notes(results: Results) -> list[str]:
-    """What to know about the figures: of several data sets what was searched in each, what is left out or cut, and which of MMEB's data sets are not there."""
+    """What to know about the figures: of several data sets what was searched in each, what is left out or cut, and
+    which of MMEB's data sets are not there."""
     if len(results) == 1:
         return remarks(next(iter(results.values())))
     found = []
@@ -41,7 +54,10 @@ def notes(results: Results) -> list[str]:
         found.append(" ".join([f"{name}: {sizes}.", *remarks(metrics)]))
     missing = missing_sets(results)
     if missing:
-        found.append(f"{len(missing)} of MMEB's {len(SETS)} data sets are missing, so its averages are over the others: {', '.join(missing)}.")
+        found.append(
+            f"{len(missing)} of MMEB's {len(SETS)} data sets are missing, so its averages are over the others: "
+            f"{', '.join(missing)}."
+        )
     return found
 
 

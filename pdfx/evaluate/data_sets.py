@@ -44,10 +44,12 @@ class Average:
 def open_data_sets(
     paths: Sequence[str | Path], max_image_pixels: int = MAX_IMAGE_PIXELS, reading: Reading | None = None
 ) -> dict[str, ShardedDataset]:
-    """The directories of shards, local ones or URLs, by name: the directory's own, with as many of its parents' as tell all of them apart.
+    """The directories of shards, local ones or URLs, by name: the directory's own, with as many of its parents' as tell
+    all of them apart.
 
     Raises:
-        UserError: one is no complete directory of shards, is given twice, or is a data set of MMEB that another one is as well.
+        UserError: one is no complete directory of shards, is given twice, or is a data set of MMEB that another one is
+            as well.
     """
     names = _distinct_names([without_secrets(str(path)).rstrip("/") for path in paths])
     present_sets(names)
@@ -55,13 +57,19 @@ def open_data_sets(
 
 
 def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
-    """The shards to evaluate on by name, where the recipe names any. Raises UserError where it asks for evaluations without."""
+    """The shards to evaluate on by name, where the recipe names any. Raises UserError where it asks for evaluations
+    without."""
     if config.data.evaluation is None:
         if config.train.eval_steps is None:
             return None
-        raise UserError("train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove train.eval_steps.")
+        raise UserError(
+            "train.eval_steps is set, but data.evaluation names no shards to evaluate on; set it, or remove "
+            "train.eval_steps."
+        )
     named = config.data.evaluation
-    return open_data_sets([named] if isinstance(named, str) else named, config.data.max_image_pixels, Reading.of(config.data))
+    return open_data_sets(
+        [named] if isinstance(named, str) else named, config.data.max_image_pixels, Reading.of(config.data)
+    )
 
 
 def _distinct_names(paths: list[str]) -> list[str]:
@@ -91,16 +99,22 @@ def evaluate_data_sets(
     results = {}
     for name, dataset in data_sets.items():
         progress = counters("embedding" if len(data_sets) == 1 else f"embedding {name}") if counters else None
-        results[name] = evaluate_shards(embed_inputs, dataset, processor, settings, rank, world_size, num_workers, progress, say)
+        results[name] = evaluate_shards(
+            embed_inputs, dataset, processor, settings, rank, world_size, num_workers, progress, say
+        )
     return results
 
 
 def averages(results: Results) -> list[Average]:
-    """MMEB's averages over those of its data sets that are there, and the average over all where others are among several; none over a single one."""
+    """MMEB's averages over those of its data sets that are there, and the average over all where others are among
+    several; none over a single one."""
     if len(results) < 2:
         return []
     present = present_sets(results)
-    found = [_average(name, [present[item] for item in group if item in present], len(group), results) for name, group in GROUPS.items()]
+    found = [
+        _average(name, [present[item] for item in group if item in present], len(group), results)
+        for name, group in GROUPS.items()
+    ]
     if len(present) < len(results):
         found.append(_average(ALL, list(results), len(results), results))
     return [average for average in found if average.members]
@@ -113,18 +127,27 @@ def _average(name: str, members: list[str], of: int, results: Results) -> Averag
 
 
 def flattened(results: Results) -> dict[str, float]:
-    """One mapping: the metrics themselves of a single data set; of several, each preceded by its data set's name or by ``averages/`` and the average's."""
+    """One mapping: the metrics themselves of a single data set; of several, each preceded by its data set's name or by
+    ``averages/`` and the average's."""
     if len(results) == 1:
         return next(iter(results.values()))
     flat = {f"{name}/{key}": value for name, metrics in results.items() for key, value in metrics.items()}
-    return flat | {f"averages/{average.name}/{key}": value for average in averages(results) for key, value in average.metrics.items()}
+    return flat | {
+        f"averages/{average.name}/{key}": value
+        for average in averages(results)
+        for key, value in average.metrics.items()
+    }
 
 
 def report_of(results: Results) -> dict:
-    """Everything as plain values: the metrics themselves of a single data set; of several, ``data_sets``, ``averages`` and ``mmeb_missing``."""
+    """Everything as plain values: the metrics themselves of a single data set; of several, ``data_sets``, ``averages``
+    and ``mmeb_missing``."""
     if len(results) == 1:
         return next(iter(results.values()))
-    found = {average.name: {"data_sets": len(average.members), "of": average.of, **average.metrics} for average in averages(results)}
+    found = {
+        average.name: {"data_sets": len(average.members), "of": average.of, **average.metrics}
+        for average in averages(results)
+    }
     return {"data_sets": results, "averages": found, "mmeb_missing": missing_sets(results)}
 
 

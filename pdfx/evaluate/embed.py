@@ -1,6 +1,7 @@
 """Embed a JSONL file of texts and images with an exported model, over any number of processes.
 
-Batches are cut from the whole file before they are shared out, so every batch holds the same items whatever the number of processes.
+Batches are cut from the whole file before they are shared out, so every batch holds the same items whatever the number
+of processes.
 """
 
 from __future__ import annotations
@@ -78,11 +79,13 @@ class EmbedJob:
     def image_folder(self) -> PictureFolder:
         return PictureFolder(self.input.parent if self.images is None else self.images)
 
+
 def read_lines(job: EmbedJob) -> list[Side]:
     """The checked lines of a job's input.
 
     Raises:
-        UserError: the file is missing or empty, a line has the wrong form, or an image file is missing; file, line and key are named.
+        UserError: the file is missing or empty, a line has the wrong form, or an image file is missing; file, line and
+            key are named.
     """
     try:
         text = job.input.read_bytes()
@@ -104,8 +107,11 @@ def read_lines(job: EmbedJob) -> list[Side]:
     return sides
 
 
-def embed_file(job: EmbedJob, processes: int = 1, on_progress: Callable[[int, int], None] | None = None) -> tuple[int, ...] | None:
-    """Run a job in this process, in ``processes`` new ones, or as one rank of a torchrun launch; the shape written, or None on ranks other than 0.
+def embed_file(
+    job: EmbedJob, processes: int = 1, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[int, ...] | None:
+    """Run a job in this process, in ``processes`` new ones, or as one rank of a torchrun launch; the shape written, or
+    None on ranks other than 0.
 
     Args:
         on_progress: called with (lines done, lines in all); under torchrun only rank 0's own lines count.
@@ -129,9 +135,15 @@ def embed_file(job: EmbedJob, processes: int = 1, on_progress: Callable[[int, in
 
 
 def write_part(
-    job: EmbedJob, parts: Path, rank: int, world_size: int, device: torch.device, on_progress: Callable[[int, int], None] | None = None
+    job: EmbedJob,
+    parts: Path,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Embed this rank's share of the batches and write it into the folder ``parts``; nothing where the share is empty."""
+    """Embed this rank's share of the batches and write it into the folder ``parts``; nothing where the share is
+    empty."""
     lines = read_lines(job)
     starts = range(0, len(lines), job.batch_size)
     mine = starts[len(starts) * rank // world_size : len(starts) * (rank + 1) // world_size]
@@ -141,17 +153,29 @@ def write_part(
         for start in mine:
             batch = lines[start : start + job.batch_size]
             output = _embed(job, model, start, batch, chosen)
-            rows.append(output.fused if job.paths == "fused" else output.paths if chosen is None else output.paths[:, 0])
-            cut += [number for number, side in enumerate(batch, start=start + 1) if model.processor.cut(model.processor.clean(side.text))[1]]
+            rows.append(
+                output.fused if job.paths == "fused" else output.paths if chosen is None else output.paths[:, 0]
+            )
+            cut += [
+                number
+                for number, side in enumerate(batch, start=start + 1)
+                if model.processor.cut(model.processor.clean(side.text))[1]
+            ]
             if on_progress is not None:
-                on_progress(min(start + job.batch_size, len(lines)) - mine.start, min(mine.stop, len(lines)) - mine.start)
+                on_progress(
+                    min(start + job.batch_size, len(lines)) - mine.start, min(mine.stop, len(lines)) - mine.start
+                )
     if rows:
         limit = model.processor.settings["max_text_tokens"]
         with naming(job.out):
-            np.savez(_part(parts, rank), rows=torch.cat(rows).float().numpy(), cut=np.array(cut, dtype=np.int64), limit=limit)
+            np.savez(
+                _part(parts, rank), rows=torch.cat(rows).float().numpy(), cut=np.array(cut, dtype=np.int64), limit=limit
+            )
 
 
-def _embed(job: EmbedJob, model: ParallelEmbedder, start: int, batch: list[Side], chosen: list[int] | None) -> EmbedderOutput:
+def _embed(
+    job: EmbedJob, model: ParallelEmbedder, start: int, batch: list[Side], chosen: list[int] | None
+) -> EmbedderOutput:
     """Embed the lines that follow the first ``start``. Raises UserError where one cannot be."""
     items = [_item(job, number, side) for number, side in enumerate(batch, start=start + 1)]
     try:
@@ -162,7 +186,9 @@ def _embed(job: EmbedJob, model: ParallelEmbedder, start: int, batch: list[Side]
     except ItemError as error:
         images = ", ".join(job.image_folder.describe(name) for name in batch[error.number].images)
         images = f" with the image {images}" if images else ""
-        raise UserError(f"{job.input} line {start + 1 + error.number}: the item{images} cannot be embedded: {error.reason}.") from None
+        raise UserError(
+            f"{job.input} line {start + 1 + error.number}: the item{images} cannot be embedded: {error.reason}."
+        ) from None
 
 
 def _item(job: EmbedJob, number: int, side: Side) -> dict:
@@ -173,13 +199,17 @@ def _item(job: EmbedJob, number: int, side: Side) -> dict:
         except PictureError as error:
             raise UserError(f"{job.input} line {number}: {error}.") from None
         except ImageError as error:
-            raise UserError(f"{job.input} line {number}: the image {job.image_folder.describe(name)} cannot be used: {error}.") from None
+            raise UserError(
+                f"{job.input} line {number}: the image {job.image_folder.describe(name)} cannot be used: {error}."
+            ) from None
     return {"text": side.text, "images": pictures}
 
 
 def _chosen_path(job: EmbedJob, config) -> list[int] | None:
     if job.truncate_dim is not None and not 1 <= job.truncate_dim <= config.hidden_size:
-        raise UserError(f"--truncate-dim is {job.truncate_dim}, and the model's embeddings have {config.hidden_size} dimensions.")
+        raise UserError(
+            f"--truncate-dim is {job.truncate_dim}, and the model's embeddings have {config.hidden_size} dimensions."
+        )
     if not job.paths.isdecimal():
         return None
     if int(job.paths) >= config.paths:
@@ -192,19 +222,28 @@ def _part(parts: Path, rank: int) -> Path:
 
 
 def merge_parts(job: EmbedJob, parts: Path, world_size: int) -> tuple[int, ...]:
-    """Join the parts in the order of the input, write the output in one atomic step, and return its shape. Texts that were cut are told on stderr."""
+    """Join the parts in the order of the input, write the output in one atomic step, and return its shape. Texts that
+    were cut are told on stderr."""
     loaded = [np.load(path) for path in (_part(parts, rank) for rank in range(world_size)) if path.exists()]
     embeddings = np.concatenate([part["rows"] for part in loaded])
     with write_atomically(job.out) as stream:
         if job.out.suffix == ".npy":
             np.save(stream, embeddings)
         else:
-            stream.write(safetensors_bytes({"embeddings": torch.from_numpy(embeddings)}, {"side": job.side, "paths": job.paths}))
+            stream.write(
+                safetensors_bytes({"embeddings": torch.from_numpy(embeddings)}, {"side": job.side, "paths": job.paths})
+            )
     cut = np.concatenate([part["cut"] for part in loaded]).tolist()
     if cut:
-        lines = ", ".join(map(str, cut[:NAMED_LINES])) + (f" and {len(cut) - NAMED_LINES} more" if len(cut) > NAMED_LINES else "")
+        lines = ", ".join(map(str, cut[:NAMED_LINES])) + (
+            f" and {len(cut) - NAMED_LINES} more" if len(cut) > NAMED_LINES else ""
+        )
         bound = f"max_text_tokens ({int(loaded[0]['limit'])})"
-        print(f"{len(cut)} of {len(embeddings)} texts are longer than the model's {bound} and were cut there: lines {lines}.", file=sys.stderr)
+        print(
+            f"{len(cut)} of {len(embeddings)} texts are longer than the model's {bound} and were cut there: lines "
+            f"{lines}.",
+            file=sys.stderr,
+        )
     return embeddings.shape
 
 
@@ -218,7 +257,9 @@ def _embed_as_rank(job: EmbedJob, on_progress: Callable[[int, int], None] | None
         return merge_parts(job, parts, ranks.world_size) if ranks.rank == 0 else None
 
 
-def _embed_in_processes(job: EmbedJob, parts: Path, processes: int, on_progress: Callable[[int, int], None] | None) -> None:
+def _embed_in_processes(
+    job: EmbedJob, parts: Path, processes: int, on_progress: Callable[[int, int], None] | None
+) -> None:
     context = multiprocessing.get_context("spawn")
     done, stop = context.Value("q", 0), context.Event()
     threads = max(1, torch.get_num_threads() // processes)
@@ -233,7 +274,10 @@ def _embed_in_processes(job: EmbedJob, parts: Path, processes: int, on_progress:
                 if on_progress is not None:
                     on_progress(done.value, total)
         except BrokenProcessPool:
-            raise UserError("An embedding process was killed, often for want of memory; use fewer --processes or a smaller --batch-size.") from None
+            raise UserError(
+                "An embedding process was killed, often for want of memory; use fewer --processes or a smaller "
+                "--batch-size."
+            ) from None
         finally:
             stop.set()
 

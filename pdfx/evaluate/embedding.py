@@ -1,4 +1,5 @@
-"""Embedding a directory of shards for evaluation: every distinct query and target once, shared out over ranks, without what cannot be used."""
+"""Embedding a directory of shards for evaluation: every distinct query and target once, shared out over ranks, without
+what cannot be used."""
 
 from __future__ import annotations
 
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor, distributed
 
 from pdfx.config import EvaluateSection
-from pdfx.data import Candidates, Items, ShardedDataset, check_share, iterate_inputs, left_after, retrieval_items, share_of_rank
+from pdfx.data import (
+    Candidates,
+    Items,
+    ShardedDataset,
+    check_share,
+    iterate_inputs,
+    left_after,
+    retrieval_items,
+    share_of_rank,
+)
 from pdfx.errors import UserError
 from pdfx.model import EmbedderOutput
 
@@ -66,7 +76,8 @@ def embed_shards(
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> tuple[EmbeddedItems, EmbeddedItems, dict[str, int]]:
-    """Queries, targets, and the counts of what is left out and cut; arguments and errors as of ``retrieval.evaluate_shards``."""
+    """Queries, targets, and the counts of what is left out and cut; arguments and errors as of
+    ``retrieval.evaluate_shards``."""
     items = _from_first(lambda: retrieval_items(dataset), rank, world_size)
     sides = {"query": items.queries, "target": items.targets}
     shares = {name: share_of_rank(side.samples, rank, world_size) for name, side in sides.items()}
@@ -82,14 +93,26 @@ def embed_shards(
                 progress(done, total)
         books.close()
         # Shares are consecutive, so all fillers stand at the end.
-        embedded.append([_gather(torch.cat([output[key] for output in outputs]).float(), world_size)[: len(side.samples)] for key in ("paths", "fused")])
+        embedded.append(
+            [
+                _gather(torch.cat([output[key] for output in outputs]).float(), world_size)[: len(side.samples)]
+                for key in ("paths", "fused")
+            ]
+        )
     if say is not None:
         books.tell(say)
     ask, search, candidates = left_after(items, *books.bad)
     if not len(ask):
-        raise UserError(f"The evaluation data {dataset.path} has no query left, with a target, that can be used. {' '.join(books.sentences())}")
+        raise UserError(
+            f"The evaluation data {dataset.path} has no query left, with a target, that can be used. "
+            f"{' '.join(books.sentences())}"
+        )
     counts = {"left_out": len(books.problems), "left_out_queries": len(items.queries.samples) - len(ask)}
-    counts |= {"left_out_targets": len(items.targets.samples) - len(search), "truncated_queries": books.truncated[0], "truncated_targets": books.truncated[1]}
+    counts |= {
+        "left_out_targets": len(items.targets.samples) - len(search),
+        "truncated_queries": books.truncated[0],
+        "truncated_targets": books.truncated[1],
+    }
     return _rows(*embedded[0], items.queries, ask, candidates), _rows(*embedded[1], items.targets, search), counts
 
 
@@ -109,14 +132,16 @@ class _Books:
         self._check()
 
     def add(self, truncated: int, problems: dict[int, str]) -> None:
-        """Count a batch of this rank. Raises UserError if the rank alone has met too many: storage that is gone must not be asked for each sample."""
+        """Count a batch of this rank. Raises UserError if the rank alone has met too many: storage that is gone must
+        not be asked for each sample."""
         self._cut += truncated
         if problems:
             self._found |= problems
             self._check()
 
     def close(self) -> None:
-        """Take in what all ranks counted of a side. Raises UserError, on all of them, where too many samples cannot be used."""
+        """Take in what all ranks counted of a side. Raises UserError, on all of them, where too many samples cannot be
+        used."""
         everyones = _gather_objects((self._found, self._cut), self._world_size)
         self.bad.append({sample: sentence for found, _ in everyones for sample, sentence in found.items()})
         self.truncated.append(sum(cut for _, cut in everyones))
@@ -127,7 +152,9 @@ class _Books:
     def _check(self) -> None:
         problems = self.problems | self._found
         names = list(problems.values())
-        check_share(len(problems), len(self._dataset), self._max_share, names, f"samples of {self._dataset.path}", SHARE)
+        check_share(
+            len(problems), len(self._dataset), self._max_share, names, f"samples of {self._dataset.path}", SHARE
+        )
 
     def sentences(self) -> list[str]:
         return [self.problems[sample] for sample in sorted(self.problems)[:NAMED]]
@@ -136,12 +163,23 @@ class _Books:
         for sentence in self.sentences():
             say(sentence)
         if len(self.problems) > NAMED:
-            say(f"{len(self.problems) - NAMED} more samples of {self._dataset.path} cannot be used; 'pdfx shards check --full --processor MODEL' names all.")
+            say(
+                f"{len(self.problems) - NAMED} more samples of {self._dataset.path} cannot be used; 'pdfx shards "
+                "check --full --processor MODEL' names all."
+            )
 
 
-def _rows(paths: Tensor, fused: Tensor, items: Items, rows: np.ndarray, candidates: Candidates | None = None) -> EmbeddedItems:
+def _rows(
+    paths: Tensor, fused: Tensor, items: Items, rows: np.ndarray, candidates: Candidates | None = None
+) -> EmbeddedItems:
     chosen = torch.from_numpy(rows).to(paths.device)
-    return EmbeddedItems(paths[chosen], fused[chosen], torch.from_numpy(items.target_ids[rows]).to(paths.device), items.samples[rows], candidates)
+    return EmbeddedItems(
+        paths[chosen],
+        fused[chosen],
+        torch.from_numpy(items.target_ids[rows]).to(paths.device),
+        items.samples[rows],
+        candidates,
+    )
 
 
 def _gather(tensor: Tensor, world_size: int) -> Tensor:
@@ -162,7 +200,8 @@ def _gather_objects(value: Any, world_size: int) -> list[Any]:
 
 
 def _from_first(make: Callable[[], Any], rank: int, world_size: int) -> Any:
-    """What rank 0 makes, on every rank, so that all have the same whatever they would read. Raises UserError, on every rank, where rank 0 met it."""
+    """What rank 0 makes, on every rank, so that all have the same whatever they would read. Raises UserError, on every
+    rank, where rank 0 met it."""
     holder = [None]
     if rank == 0:
         try:

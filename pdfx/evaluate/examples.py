@@ -36,7 +36,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """A query, its first answers by the fused embedding's cosine, and the (pessimistic) rank of the best right answer among all candidates."""
+    """A query, its first answers by the fused embedding's cosine, and the (pessimistic) rank of the best right answer
+    among all candidates."""
 
     query: Card
     answers: list[Answer]
@@ -54,7 +55,9 @@ def find_examples(dataset: ShardedDataset, queries: EmbeddedItems, targets: Embe
     return {direction: _examples(dataset, *sides[direction]) for direction in directions_of(queries, targets)}
 
 
-def _examples(dataset: ShardedDataset, asking: EmbeddedItems, asking_side: str, answering: EmbeddedItems, answering_side: str) -> list[Example]:
+def _examples(
+    dataset: ShardedDataset, asking: EmbeddedItems, asking_side: str, answering: EmbeddedItems, answering_side: str
+) -> list[Example]:
     count = min(SHOWN, len(asking.ids))
     examples = []
     for row in (i * len(asking.ids) // count for i in range(count)):
@@ -64,7 +67,11 @@ def _examples(dataset: ShardedDataset, asking: EmbeddedItems, asking_side: str, 
         relevant = asking.ids[row] == answering.ids[columns]
         best = scores[0].topk(min(TOP, len(columns)))
         answers = [
-            Answer(read_card(dataset, int(answering.samples[int(columns[place])]), answering_side), bool(relevant[place]), float(score))
+            Answer(
+                read_card(dataset, int(answering.samples[int(columns[place])]), answering_side),
+                bool(relevant[place]),
+                float(score),
+            )
             for place, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
         rank = int(relevant_ranks(scores, relevant[None])[0, 0])

@@ -28,10 +28,22 @@ def evaluate_export(
         UserError: the model or the shards cannot be used.
     """
     data_sets = open_data_sets(shards)
-    with launched_ranks() as ranks, opened_export(model, ranks.device, trust_remote_code, verify=ranks.rank == 0) as embedder:
+    with (
+        launched_ranks() as ranks,
+        opened_export(model, ranks.device, trust_remote_code, verify=ranks.rank == 0) as embedder,
+    ):
         first = ranks.rank == 0
         told = (counters, say) if first else (None, None)
-        results = evaluate_data_sets(embed_on(embedder), data_sets, embedder.processor, settings, ranks.rank, ranks.world_size, num_workers, *told)
+        results = evaluate_data_sets(
+            embed_on(embedder),
+            data_sets,
+            embedder.processor,
+            settings,
+            ranks.rank,
+            ranks.world_size,
+            num_workers,
+            *told,
+        )
     return results if first else None
 
 

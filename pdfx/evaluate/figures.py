@@ -1,4 +1,5 @@
-"""The report's pictures: each is drawn once for a light and once for a dark page, as an SVG that stands in the page itself."""
+"""The report's pictures: each is drawn once for a light and once for a dark page, as an SVG that stands in the page
+itself."""
 
 from __future__ import annotations
 
@@ -17,11 +18,19 @@ Points = tuple[list[int], list[float]]
 """Steps and values."""
 
 THEMES = {
-    "light": {"text": "#1f2430", "grid": "#d9dce3", "paths": ("#0072b2", "#d98200", "#009e73", "#c0608f", "#d55e00", "#7a5ba6")},
-    "dark": {"text": "#e6e8ee", "grid": "#3a4050", "paths": ("#56b4e9", "#f0b03c", "#2fc79a", "#e79cc2", "#f58a4b", "#b79ce0")},
+    "light": {
+        "text": "#1f2430",
+        "grid": "#d9dce3",
+        "paths": ("#0072b2", "#d98200", "#009e73", "#c0608f", "#d55e00", "#7a5ba6"),
+    },
+    "dark": {
+        "text": "#e6e8ee",
+        "grid": "#3a4050",
+        "paths": ("#56b4e9", "#f0b03c", "#2fc79a", "#e79cc2", "#f58a4b", "#b79ce0"),
+    },
 }
-"""Colours of text, grid and paths; the paths' are Okabe and Ito's (2008), which differ for every kind of colour vision, made darker or lighter to stand
-out on the page, and a violet."""
+"""Colours of text, grid and paths; the paths' are Okabe and Ito's (2008), which differ for every kind of colour vision,
+made darker or lighter to stand out on the page, and a violet."""
 PATH_STYLES = ("-", "--", "-.", ":")
 MAX_CELLS = 12
 """Cells of a heat map's side up to which the numbers fit."""
@@ -37,7 +46,14 @@ class Picture:
     caption: str
 
 
-def draw(size: tuple[float, float], rows: int, columns: int, paint: Callable[[list[Axes], dict], None], alt: str, caption: str) -> Picture:
+def draw(
+    size: tuple[float, float],
+    rows: int,
+    columns: int,
+    paint: Callable[[list[Axes], dict], None],
+    alt: str,
+    caption: str,
+) -> Picture:
     """Draw axes in a grid for both themes.
 
     Args:
@@ -46,7 +62,9 @@ def draw(size: tuple[float, float], rows: int, columns: int, paint: Callable[[li
     """
     pictures = {}
     for name, theme in THEMES.items():
-        colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), theme["text"])
+        colours = dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), theme["text"]
+        )
         settings = {
             **colours,
             "axes.edgecolor": theme["grid"],
@@ -79,7 +97,9 @@ def loss_curves(paths: list[Points], fused: Points) -> Picture:
     named = {"fused": fused, **{f"path {k}": points for k, points in enumerate(paths)}}
     ends = [f"{name} from {values[0]:.3f} to {values[-1]:.3f}" for name, (_, values) in named.items()]
     alt = f"Line chart of the contrastive losses over steps {fused[0][0]} to {fused[0][-1]}: {', '.join(ends)}."
-    return draw((6.0, 3.8), 1, 1, paint, alt, "Contrastive loss (InfoNCE, nats) of each path and of the fused embedding.")
+    return draw(
+        (6.0, 3.8), 1, 1, paint, alt, "Contrastive loss (InfoNCE, nats) of each path and of the fused embedding."
+    )
 
 
 def information_curves(information: Points, r2: Points) -> Picture:
@@ -93,10 +113,14 @@ def information_curves(information: Points, r2: Points) -> Picture:
         axes[1].set_ylim(min(0.0, *r2[1]) - 0.03, 1.03)
 
     alt = (
-        f"Two line charts over steps {information[0][0]} to {information[0][-1]}: the mutual-information estimate from {information[1][0]:.3g} "
+        f"Two line charts over steps {information[0][0]} to {information[0][-1]}: the mutual-information estimate "
+        f"from {information[1][0]:.3g} "
         f"to {information[1][-1]:.3g} nats, and the R squared of its networks from {r2[1][0]:.2f} to {r2[1][-1]:.2f}."
     )
-    caption = "vCLUB estimate of the mutual information between paths, and the R² of its networks q: where they predict badly, the estimate is too low."
+    caption = (
+        "vCLUB estimate of the mutual information between paths, and the R² of its networks q: where they "
+        "predict badly, the estimate is too low."
+    )
     return draw((6.0, 3.8), 2, 1, paint, alt, caption)
 
 
@@ -107,7 +131,10 @@ def single_curve(points: Points, label: str, caption: str) -> Picture:
         axes[0].plot(*points, color=theme["text"], linewidth=1.8)
         finish(axes[0], label, "step")
 
-    alt = f"Line chart of {label} over steps {points[0][0]} to {points[0][-1]}, from {points[1][0]:.3g} to {points[1][-1]:.3g}."
+    alt = (
+        f"Line chart of {label} over steps {points[0][0]} to {points[0][-1]}, from {points[1][0]:.3g} to "
+        f"{points[1][-1]:.3g}."
+    )
     return draw((6.0, 2.6), 1, 1, paint, alt, caption)
 
 
@@ -134,11 +161,18 @@ def similarity_maps(matrices: dict[str, list[list[float]]]) -> Picture:
             panel.spines[:].set_visible(False)
             for i, j in ((i, j) for i in range(size) for j in range(size) if size <= MAX_CELLS):
                 value = matrix[i][j]
-                panel.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "#1f2430")
+                panel.text(
+                    j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "#1f2430"
+                )
         axes[0].figure.colorbar(image, ax=axes, shrink=0.8, label="mean cosine").outline.set_visible(False)
 
-    apart = {name: [matrix[i][j] for i in range(size) for j in range(size) if i != j] for name, matrix in matrices.items()}
+    apart = {
+        name: [matrix[i][j] for i in range(size) for j in range(size) if i != j] for name, matrix in matrices.items()
+    }
     ranges = [f"{name} from {min(values):.2f} to {max(values):.2f}" for name, values in apart.items()]
     alt = f"Heat maps of the mean cosine between different paths of the same input: {', '.join(ranges)}."
-    caption = "Mean cosine between the paths of the same input. 1 off the diagonal means that two paths have collapsed into one."
+    caption = (
+        "Mean cosine between the paths of the same input. 1 off the diagonal means that two paths have "
+        "collapsed into one."
+    )
     return draw((7.5, 3.4), 1, len(matrices), paint, alt, caption)

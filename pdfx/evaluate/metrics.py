@@ -1,9 +1,10 @@
 """Retrieval metrics: embeddings and identities in, numbers out.
 
-A candidate is relevant for a query when their int64 identities are equal; a query may have any number of relevant candidates. Ties count
-against the model: a relevant candidate stands behind every irrelevant one whose score is not clearly lower, so a model that embeds
-everything alike scores the worst and never 1.0. MMEB's own code takes the first of the highest scores, and the right candidate is the first of
-its lists, so exact ties count for the model there. Shapes: n queries, m candidates, K paths, D dimensions.
+A candidate is relevant for a query when their int64 identities are equal; a query may have any number of relevant
+candidates. Ties count against the model: a relevant candidate stands behind every irrelevant one whose score is not
+clearly lower, so a model that embeds everything alike scores the worst and never 1.0. MMEB's own code takes the first
+of the highest scores, and the right candidate is the first of its lists, so exact ties count for the model there.
+Shapes: n queries, m candidates, K paths, D dimensions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 TIE = 1e-6
-"""Scores closer than this are tied. Dot products of unit float32 vectors carry rounding errors of about 1e-7, so smaller differences say nothing."""
+"""Scores closer than this are tied. Dot products of unit float32 vectors carry rounding errors of about 1e-7, so
+smaller differences say nothing."""
 
 NDCG_CUTOFF = 10
 
@@ -24,10 +26,12 @@ PRECISION = "precision@1"
 
 
 def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
-    """Scores [n, m] of single embeddings ([n, D] and [m, D]: dot product) or of path embeddings ([n, K, D] and [m, K, D]: best-of-paths MaxSim).
+    """Scores [n, m] of single embeddings ([n, D] and [m, D]: dot product) or of path embeddings ([n, K, D] and [m, K,
+    D]: best-of-paths MaxSim).
 
-    MaxSim is ``sum_k max_l q_k . t_l / K``: each path of the query takes the best path of the candidate. It follows ColBERT's late
-    interaction (Khattab and Zaharia, 2020) with paths in the place of tokens, and is not symmetric. Memory is O(n m), whatever K.
+    MaxSim is ``sum_k max_l q_k . t_l / K``: each path of the query takes the best path of the candidate. It follows
+    ColBERT's late interaction (Khattab and Zaharia, 2020) with paths in the place of tokens, and is not symmetric.
+    Memory is O(n m), whatever K.
     """
     if queries.dim() == 2:
         return queries @ candidates.T
@@ -41,12 +45,15 @@ def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
 
 
 def relevant_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
-    """Pessimistic ranks, from 1, of every query's relevant candidates, best first: int64 [n, R], R the largest number of them; 0 pads shorter rows.
+    """Pessimistic ranks, from 1, of every query's relevant candidates, best first: int64 [n, R], R the largest number
+    of them; 0 pads shorter rows.
 
-    The j-th best relevant candidate has rank j plus the number of irrelevant ones that score at least as much, up to ``TIE``.
+    The j-th best relevant candidate has rank j plus the number of irrelevant ones that score at least as much, up to
+    ``TIE``.
 
     Args:
-        scores: [n, m], finite; or minus infinity, for what is no candidate of the query and so has no rank and precedes nothing.
+        scores: [n, m], finite; or minus infinity, for what is no candidate of the query and so has no rank and precedes
+            nothing.
         relevant: bool [n, m].
     """
     counts = relevant.sum(1, keepdim=True)
@@ -67,18 +74,21 @@ def ranking_metrics(
     tile_elements: int = 2**24,
     own_candidates: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """``recall@k``, ``mrr`` and ``ndcg@10`` of every query, each float64 [n], and before them ``precision@1`` where queries have candidates of their own.
+    """``recall@k``, ``mrr`` and ``ndcg@10`` of every query, each float64 [n], and before them ``precision@1`` where
+    queries have candidates of their own.
 
-    recall@k is 1 where at least one relevant candidate is among the first k (the convention of caption retrieval), mrr is one over the
-    rank of the best relevant one, ndcg@10 has binary gains (Järvelin and Kekäläinen, 2002), and precision@1 is 1 where the first candidate is
-    relevant (MMEB's metric). A query without relevant candidates scores 0. At most about ``tile_elements`` scores exist at a time.
+    recall@k is 1 where at least one relevant candidate is among the first k (the convention of caption retrieval), mrr
+    is one over the rank of the best relevant one, ndcg@10 has binary gains (Järvelin and Kekäläinen, 2002), and
+    precision@1 is 1 where the first candidate is relevant (MMEB's metric). A query without relevant candidates scores
+    0. At most about ``tile_elements`` scores exist at a time.
 
     Args:
         queries: [n, D], or [n, K, D] for MaxSim.
         candidates: [m, D] or [m, K, D].
         query_ids: int64 [n].
         candidate_ids: int64 [m].
-        own_candidates: n times int64 [number of them], the rows of ``candidates`` that each query is ranked against; all where None.
+        own_candidates: n times int64 [number of them], the rows of ``candidates`` that each query is ranked against;
+            all where None.
 
     Raises:
         ValueError: there are no candidates, or an embedding holds NaN or infinity.
@@ -94,12 +104,15 @@ def ranking_metrics(
         scores, relevant = similarity(queries[tile], candidates), query_ids[tile, None] == candidate_ids[None, :]
         if own_candidates is not None:
             scores, relevant = _among_own(scores, relevant, own_candidates[tile])
-        tiles.append(_metrics_of_ranks(relevant_ranks(scores, relevant), recall_at, with_precision=own_candidates is not None))
+        tiles.append(
+            _metrics_of_ranks(relevant_ranks(scores, relevant), recall_at, with_precision=own_candidates is not None)
+        )
     return {name: torch.cat([tile[name] for tile in tiles]) for name in tiles[0]}
 
 
 def _among_own(scores: Tensor, relevant: Tensor, own_candidates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """From [n, m] over all candidates to [n, C] over each query's own, C the largest number of them; what fills shorter rows is never relevant."""
+    """From [n, m] over all candidates to [n, C] over each query's own, C the largest number of them; what fills shorter
+    rows is never relevant."""
     if not own_candidates:
         return scores, relevant
     chosen = pad_sequence(list(own_candidates), batch_first=True, padding_value=-1)
@@ -123,11 +136,15 @@ def _ideal_gain(relevant: Tensor) -> Tensor:
     return torch.cat([discounts.new_zeros(1), discounts.cumsum(0)])[relevant.clamp(max=NDCG_CUTOFF)]
 
 
-def chance_metrics(relevant: Tensor, candidates: int | Tensor, recall_at: Sequence[int] = (1, 5, 10)) -> dict[str, Tensor]:
-    """The expectation of ``ranking_metrics`` under a uniformly random order of the candidates, each float64 [n] (exact, no sampling).
+def chance_metrics(
+    relevant: Tensor, candidates: int | Tensor, recall_at: Sequence[int] = (1, 5, 10)
+) -> dict[str, Tensor]:
+    """The expectation of ``ranking_metrics`` under a uniformly random order of the candidates, each float64 [n] (exact,
+    no sampling).
 
-    With r relevant among m, none is among the first j with probability ``S(j) = C(m-r, j) / C(m, j) = prod_{i<j} (m-r-i) / (m-i)``; so
-    recall@k is ``1 - S(k)``, mrr is ``sum_j (S(j-1) - S(j)) / j``, and every position holds a relevant candidate with probability r / m.
+    With r relevant among m, none is among the first j with probability ``S(j) = C(m-r, j) / C(m, j) = prod_{i<j}
+    (m-r-i) / (m-i)``; so recall@k is ``1 - S(k)``, mrr is ``sum_j (S(j-1) - S(j)) / j``, and every position holds a
+    relevant candidate with probability r / m.
 
     Args:
         relevant: int64 [n], number of relevant candidates of each query.
@@ -147,21 +164,27 @@ def chance_metrics(relevant: Tensor, candidates: int | Tensor, recall_at: Sequen
 def _chance(relevant: int, candidates: int, recall_at: Sequence[int], device: torch.device) -> Tensor:
     """recall at each k, mrr and ndcg of a random order, float64."""
     position = torch.arange(candidates, dtype=torch.float64, device=device)
-    absent = torch.cat([position.new_ones(1), ((candidates - relevant - position).clamp(min=0) / (candidates - position)).cumprod(0)])
+    absent = torch.cat(
+        [position.new_ones(1), ((candidates - relevant - position).clamp(min=0) / (candidates - position)).cumprod(0)]
+    )
     ideal = _ideal_gain(torch.arange(NDCG_CUTOFF + 1, device=device))
-    ndcg = relevant / candidates * ideal[min(candidates, NDCG_CUTOFF)] / ideal[min(relevant, NDCG_CUTOFF)].clamp(min=1.0)
+    ndcg = (
+        relevant / candidates * ideal[min(candidates, NDCG_CUTOFF)] / ideal[min(relevant, NDCG_CUTOFF)].clamp(min=1.0)
+    )
     recalls = [1 - absent[min(k, candidates)] for k in recall_at]
     return torch.stack([*recalls, ((absent[:-1] - absent[1:]) / (position + 1)).sum(), ndcg])
 
 
 def path_similarity(paths: Tensor) -> Tensor:
-    """Mean cosine between the paths of the same input: [n, K, D] with unit rows to [K, K] float64, ones on the diagonal."""
+    """Mean cosine between the paths of the same input: [n, K, D] with unit rows to [K, K] float64, ones on the
+    diagonal."""
     paths = paths.double()
     return torch.einsum("nkd,nld->kl", paths, paths) / len(paths)
 
 
 def path_cosine(paths: Tensor) -> float:
-    """Mean cosine of two different paths of the same input (1 means that the paths have collapsed into one); NaN for a single path.
+    """Mean cosine of two different paths of the same input (1 means that the paths have collapsed into one); NaN for a
+    single path.
 
     Args:
         paths: [n, K, D] with unit rows.

@@ -25,17 +25,23 @@ def origin_of(model: Path, run: Path, config: Config, last_step: int) -> tuple[s
         return str(model), [f"{model} has no {RECORD}, so it cannot be told whether it was made from {run}."]
     try:
         record = read_json(model / RECORD)
-        step, found = int(record["step"]), list(changes(scrubbed(record["config"]), scrubbed(config.model_dump(mode="json"))))
+        step = int(record["step"])
+        found = list(changes(scrubbed(record["config"]), scrubbed(config.model_dump(mode="json"))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{model / RECORD} is damaged; convert the run again.") from None
     changed = {name: (there, own) for name, there, own in found if name not in _CONVERTED}
     moved = "train.output_dir" in changed and len(changed) > 1
-    foreign = {name: values for name, values in changed.items() if moved or (name.startswith(DECISIVE) and name not in FREE)}
+    foreign = {
+        name: values for name, values in changed.items() if moved or (name.startswith(DECISIVE) and name not in FREE)
+    }
     cure = f"Give the model that 'pdfx convert {run}' writes."
     if foreign:
         raise UserError(f"{model} was made from another run than {run}: {_difference(foreign)}. {cure}")
     if step > last_step:
-        raise UserError(f"{model} was made from step {step}, and {run} has only reached step {last_step}, so it is another run. {cure}")
+        raise UserError(
+            f"{model} was made from step {step}, and {run} has only reached step {last_step}, so it is another "
+            f"run. {cure}"
+        )
     notes = [f"The run's settings have changed since {model} was made: {_difference(changed)}."] if changed else []
     return f"{model}, step {step}", notes
 

@@ -1,4 +1,5 @@
-"""One self-contained HTML page about a run: what was run, retrieval metrics, curves of training, similarity of the paths, and examples."""
+"""One self-contained HTML page about a run: what was run, retrieval metrics, curves of training, similarity of the
+paths, and examples."""
 
 from __future__ import annotations
 
@@ -23,7 +24,15 @@ from pdfx.evaluate.figures import Picture, Points
 from pdfx.evaluate.metrics import PRECISION, path_similarity
 from pdfx.evaluate.origin import origin_of
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, retrieval_metrics
-from pdfx.evaluate.tables import DIRECTION_LABELS, LEGEND, measured_directions, metric_rows, remarks, score_label, sizes_label
+from pdfx.evaluate.tables import (
+    DIRECTION_LABELS,
+    LEGEND,
+    measured_directions,
+    metric_rows,
+    remarks,
+    score_label,
+    sizes_label,
+)
 from pdfx.host.files import require_folder, write_atomically
 from pdfx.host.reading import parse_json, read_bounded
 from pdfx.host.urls import without_secrets
@@ -55,7 +64,13 @@ def write_report(
     dataset = ShardedDataset(shards)
     with opened_export(model, pick_device(), trust_remote_code) as embedder:
         queries, targets, counts = embed_shards(
-            embed_on(embedder), dataset, embedder.processor, settings, num_workers=num_workers, progress=progress, say=say
+            embed_on(embedder),
+            dataset,
+            embedder.processor,
+            settings,
+            num_workers=num_workers,
+            progress=progress,
+            say=say,
         )
     metrics = retrieval_metrics(queries, targets, settings.recall_at) | counts
     try:
@@ -65,7 +80,9 @@ def write_report(
     page = render(
         title=run.resolve().name,
         config=config,
-        facts=facts_of(config, embedder.config, records, " ".join([f"{origin}.", *notes]) if notes else origin, dataset),
+        facts=facts_of(
+            config, embedder.config, records, " ".join([f"{origin}.", *notes]) if notes else origin, dataset
+        ),
         metrics=metrics,
         training=training_pictures(records, embedder.config.paths),
         similarity=similarity_picture(queries, targets),
@@ -93,7 +110,9 @@ def read_run(run: Path) -> tuple[Config, list[dict]]:
             if type(records[-1]["step"]) is not int:
                 raise ValueError("its step is not a number")
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{run / METRICS} line {number} is not valid JSON; resume the run, which repairs the file.") from None
+            raise UserError(
+                f"{run / METRICS} line {number} is not valid JSON; resume the run, which repairs the file."
+            ) from None
     return load_config(run / CONFIG), records
 
 
@@ -113,8 +132,16 @@ def training_pictures(records: list[dict], paths: int) -> list[Picture]:
     if information and r2:
         pictures.append(figures.information_curves(information, r2))
     for name, label, caption in (
-        ("orthogonality", "orthogonality penalty", "Mean squared cosine between the paths of the same input, which training lowers."),
-        ("path_cosine", "path cosine", "Mean cosine between the paths of the same training input. Near 1 the paths do the same work."),
+        (
+            "orthogonality",
+            "orthogonality penalty",
+            "Mean squared cosine between the paths of the same input, which training lowers.",
+        ),
+        (
+            "path_cosine",
+            "path cosine",
+            "Mean cosine between the paths of the same training input. Near 1 the paths do the same work.",
+        ),
         *evaluation_curve(records),
     ):
         points = series(records, name)
@@ -124,8 +151,13 @@ def training_pictures(records: list[dict], paths: int) -> list[Picture]:
 
 
 def evaluation_curve(records: list[dict]) -> list[tuple[str, str, str]]:
-    """Name, label and caption of the figure that tells best how the run's own evaluations went, where there were any."""
-    for prefix, share in (("", ""), ("averages/Overall/", ", mean over MMEB's data sets"), (f"averages/{ALL}/", ", mean over data sets")):
+    """Name, label and caption of the figure that tells best how the run's own evaluations went, where there were
+    any."""
+    for prefix, share in (
+        ("", ""),
+        ("averages/Overall/", ", mean over MMEB's data sets"),
+        (f"averages/{ALL}/", ", mean over data sets"),
+    ):
         for metric in (PRECISION, "recall@10"):
             name = f"evaluation/{prefix}{DIRECTIONS[0]}/fused/{metric}"
             if any(name in record for record in records):
@@ -137,10 +169,14 @@ def similarity_picture(queries: EmbeddedItems, targets: EmbeddedItems) -> Pictur
     """Heat maps of the paths' mean cosines; None for a single path."""
     if queries.paths.shape[1] == 1:
         return None
-    return figures.similarity_maps({"queries": path_similarity(queries.paths).tolist(), "targets": path_similarity(targets.paths).tolist()})
+    return figures.similarity_maps(
+        {"queries": path_similarity(queries.paths).tolist(), "targets": path_similarity(targets.paths).tolist()}
+    )
 
 
-def facts_of(config: Config, model_config, records: list[dict], origin: str, dataset: ShardedDataset) -> list[tuple[str, str]]:
+def facts_of(
+    config: Config, model_config, records: list[dict], origin: str, dataset: ShardedDataset
+) -> list[tuple[str, str]]:
     """What was run, as pairs of a name and a value."""
     recipe, lora, train, objective = config.model, config.model.lora, config.train, config.objective
     tuning = f"LoRA r={lora.r}, alpha={lora.alpha}" + (", DoRA" if lora.dora else "") if lora else "full fine-tuning"
@@ -149,14 +185,23 @@ def facts_of(config: Config, model_config, records: list[dict], origin: str, dat
     pairs = f"{train.per_device_train_batch_size} pairs per rank{accumulated}"
     return [
         ("Backbone", f"{recipe.path} ({model_config.backbone.model_type})"),
-        ("Paths", f"{model_config.paths}, prefixes of {model_config.prefix_length} in {len(model_config.prefix_layers)} layers"),
+        (
+            "Paths",
+            f"{model_config.paths}, prefixes of {model_config.prefix_length} in "
+            f"{len(model_config.prefix_layers)} layers",
+        ),
         (
             "Embedding",
-            f"{model_config.hidden_size} dimensions per path, {model_config.fused_size} fused by {model_config.fusion}; pooling: {model_config.pooling}",
+            f"{model_config.hidden_size} dimensions per path, {model_config.fused_size} fused by "
+            f"{model_config.fusion}; pooling: {model_config.pooling}",
         ),
         ("Tuning", f"{tuning}; vision tower {'trained' if recipe.train_vision else 'frozen'}"),
         ("Steps", f"{trained} recorded; {pairs}; learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
-        ("Objective", f"InfoNCE at temperature {objective.temperature:g}{', symmetric' if objective.symmetric else ''}; {diversity_words(config)}"),
+        (
+            "Objective",
+            f"InfoNCE at temperature {objective.temperature:g}{', symmetric' if objective.symmetric else ''}; "
+            f"{diversity_words(config)}",
+        ),
         ("Precision and seed", f"{'bf16' if train.bf16 else 'float32'}, seed {train.seed}"),
         ("Training data", ", ".join(without_secrets(data_set.path) for data_set in config.data.training_sets())),
         ("Model", origin),
@@ -212,7 +257,13 @@ def render(
     examples: dict[str, list[Example]],
 ) -> str:
     """The page. Everything that comes from data or settings is escaped."""
-    environment = Environment(loader=PackageLoader("pdfx.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("pdfx.evaluate", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template("report.html.j2").render(
         title=title,
         version=__version__,

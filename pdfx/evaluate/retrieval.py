@@ -1,11 +1,14 @@
-"""Retrieval over a directory of shards: embed every distinct query and target once, shared out over ranks, and measure both directions.
+"""Retrieval over a directory of shards: embed every distinct query and target once, shared out over ranks, and measure
+both directions.
 
-Metrics are keyed ``DIRECTION/SCORE/METRIC``, for example ``query_to_target/fused/recall@10``. Directions are ``query_to_target`` and
-``target_to_query``; scores are ``path_0`` to ``path_K-1``, ``fused``, ``maxsim`` (best of paths) and ``chance`` (the expectation of a random order).
-Beside them stand ``path_cosine`` (of several paths only), ``queries`` and ``targets`` (how many there are), ``relevant_targets`` (how many are right for a
-query, on average) and ``relevant_queries``. Where queries have candidates of their own, ``precision@1`` is measured as well, and ``candidates`` is their mean
-number. There, and where some targets belong to no query, ``target_to_query`` has no meaning and is left out. ``left_out`` counts samples that cannot be used,
-``left_out_queries`` and ``left_out_targets`` what is missing therefore, ``truncated_queries`` and ``truncated_targets`` texts that were cut.
+Metrics are keyed ``DIRECTION/SCORE/METRIC``, for example ``query_to_target/fused/recall@10``. Directions are
+``query_to_target`` and ``target_to_query``; scores are ``path_0`` to ``path_K-1``, ``fused``, ``maxsim`` (best of
+paths) and ``chance`` (the expectation of a random order). Beside them stand ``path_cosine`` (of several paths only),
+``queries`` and ``targets`` (how many there are), ``relevant_targets`` (how many are right for a query, on average) and
+``relevant_queries``. Where queries have candidates of their own, ``precision@1`` is measured as well, and
+``candidates`` is their mean number. There, and where some targets belong to no query, ``target_to_query`` has no
+meaning and is left out. ``left_out`` counts samples that cannot be used, ``left_out_queries`` and ``left_out_targets``
+what is missing therefore, ``truncated_queries`` and ``truncated_targets`` texts that were cut.
 """
 
 from __future__ import annotations
@@ -37,19 +40,25 @@ def evaluate_shards(
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> dict[str, float]:
-    """All metrics, alike on every rank. Every rank must call this, and then makes the same number of forward passes of the same sizes.
+    """All metrics, alike on every rank. Every rank must call this, and then makes the same number of forward passes of
+    the same sizes.
 
     Samples that cannot be used are left out by all ranks, and named through ``say``.
 
     Raises:
-        UserError: there is no query, candidates do not fit, or more samples cannot be used than ``settings.max_corrupt_share`` allows.
+        UserError: there is no query, candidates do not fit, or more samples cannot be used than
+            ``settings.max_corrupt_share`` allows.
         ValueError: an embedding is not finite.
     """
-    queries, targets, counts = embed_shards(embed_inputs, dataset, processor, settings, rank, world_size, num_workers, progress, say)
+    queries, targets, counts = embed_shards(
+        embed_inputs, dataset, processor, settings, rank, world_size, num_workers, progress, say
+    )
     return retrieval_metrics(queries, targets, settings.recall_at, rank, world_size) | counts
 
 
-def retrieval_metrics(queries: EmbeddedItems, targets: EmbeddedItems, recall_at: Sequence[int], rank: int = 0, world_size: int = 1) -> dict[str, float]:
+def retrieval_metrics(
+    queries: EmbeddedItems, targets: EmbeddedItems, recall_at: Sequence[int], rank: int = 0, world_size: int = 1
+) -> dict[str, float]:
     """The metrics of embedded items; each rank ranks its share of the rows, and all ranks get the same means."""
     sums: dict[str, Tensor] = {}
     for direction in directions_of(queries, targets):
@@ -57,7 +66,9 @@ def retrieval_metrics(queries: EmbeddedItems, targets: EmbeddedItems, recall_at:
         mine = slice(len(asking.ids) * rank // world_size, len(asking.ids) * (rank + 1) // world_size)
         own = own_candidates(asking, mine)
         for (score, rows), (_, candidates) in zip(asking.scores(), answering.scores(), strict=True):
-            metrics = ranking_metrics(rows[mine], candidates, asking.ids[mine], answering.ids, recall_at, own_candidates=own)
+            metrics = ranking_metrics(
+                rows[mine], candidates, asking.ids[mine], answering.ids, recall_at, own_candidates=own
+            )
             sums |= {f"{direction}/{score}/{name}": values.sum() / len(asking.ids) for name, values in metrics.items()}
         relevant, sizes = _counts(asking.ids[mine], answering.ids, own)
         chance = chance_metrics(relevant, sizes, recall_at)
@@ -95,7 +106,9 @@ def _counts(query_ids: Tensor, target_ids: Tensor, own: list[Tensor] | None) -> 
     if own is None:
         return relevant_counts(query_ids, target_ids), len(target_ids)
     relevant = [(target_ids[candidates] == identity).sum() for candidates, identity in zip(own, query_ids, strict=True)]
-    return torch.stack([*relevant, query_ids.new_tensor(0)])[:-1], query_ids.new_tensor([len(candidates) for candidates in own])
+    return torch.stack([*relevant, query_ids.new_tensor(0)])[:-1], query_ids.new_tensor(
+        [len(candidates) for candidates in own]
+    )
 
 
 def relevant_counts(query_ids: Tensor, candidate_ids: Tensor) -> Tensor:

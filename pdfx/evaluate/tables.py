@@ -8,7 +8,8 @@ from pdfx.evaluate.embedding import MAXSIM
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, RELEVANT
 
 LEGEND = (
-    "Searched are all distinct targets (by target_id, text and pictures' bytes), or all distinct queries in the other direction; right are those of the same "
+    "Searched are all distinct targets (by target_id, text and pictures' bytes), or all distinct queries in the "
+    "other direction; right are those of the same "
     "target_id. chance: the expected value of a random order."
 )
 DIRECTION_LABELS = {"query_to_target": "query → target", "target_to_query": "target → query"}
@@ -38,19 +39,29 @@ def sizes_label(metrics: dict[str, float], direction: str) -> str:
     """How many ask among how many, and how many of these are right."""
     right = f"{metrics[RELEVANT[direction]]:.4g} right on average"
     if "candidates" in metrics:
-        return f"{int(metrics['queries'])} queries, each among its own candidates, {metrics['candidates']:.4g} on average, {right}"
+        return (
+            f"{int(metrics['queries'])} queries, each among its own candidates, {metrics['candidates']:.4g} on "
+            f"average, {right}"
+        )
     asking, answering = ("queries", "targets") if direction == DIRECTIONS[0] else ("targets", "queries")
     return f"{int(metrics[asking])} {asking} among {int(metrics[answering])} {answering}, {right}"
 
 
 def remarks(metrics: dict[str, float]) -> list[str]:
     """What the figures do not cover, one sentence each."""
-    left_out, cut = ([int(metrics.get(f"{what}_{side}", 0)) for side in ("queries", "targets")] for what in ("left_out", "truncated"))
+    left_out, cut = (
+        [int(metrics.get(f"{what}_{side}", 0)) for side in ("queries", "targets")] for what in ("left_out", "truncated")
+    )
     found = []
     if samples := int(metrics.get("left_out", 0)):
-        found.append(f"{samples} samples cannot be used, so {left_out[0]} queries and {left_out[1]} targets are left out.")
+        found.append(
+            f"{samples} samples cannot be used, so {left_out[0]} queries and {left_out[1]} targets are left out."
+        )
     if any(cut):
-        found.append(f"The texts of {cut[0]} queries and {cut[1]} targets are cut at the model's max_text_tokens; what follows the cut is not seen.")
+        found.append(
+            f"The texts of {cut[0]} queries and {cut[1]} targets are cut at the model's max_text_tokens; what "
+            "follows the cut is not seen."
+        )
     return found
 
 
@@ -64,6 +75,10 @@ def console_tables(metrics: dict[str, float]) -> list[Table]:
         for name in rows[CHANCE]:
             table.add_column(name, justify="right")
         for score, values in rows.items():
-            table.add_row(score_label(score), *(f"{value:.3f}" for value in values.values()), style="dim" if score == CHANCE else None)
+            table.add_row(
+                score_label(score),
+                *(f"{value:.3f}" for value in values.values()),
+                style="dim" if score == CHANCE else None,
+            )
         tables.append(table)
     return tables

@@ -1,6 +1,7 @@
 """What ranks can tell one another when collectives no longer work: signs of life, and who failed.
 
-A small key-value store of the run's own (torch's ``TCPStore``), held by rank 0; it never waits for a GPU or for another rank's main thread.
+A small key-value store of the run's own (torch's ``TCPStore``), held by rank 0; it never waits for a GPU or for another
+rank's main thread.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ DEPARTURE = 8.0
 """Seconds that the ranks have to end one after another, so that the last entry of the log is the one that matters."""
 
 EXIT_LOST = 76
-"""Exit code of a job in which a rank hung or vanished. Mostly a machine is the reason, and the same command goes on from the last checkpoint."""
+"""Exit code of a job in which a rank hung or vanished. Mostly a machine is the reason, and the same command goes on
+from the last checkpoint."""
 
 
 class Unreachable(Exception):
@@ -42,7 +44,8 @@ class Failure:
 
     Attributes:
         rank: whose log entry tells it.
-        kind: ``error``: an exception; ``mistake``: the user's, told in a sentence; ``stall``: no progress; ``lost``: a process is gone; ``stop``: asked to.
+        kind: ``error``: an exception; ``mistake``: the user's, told in a sentence; ``stall``: no progress; ``lost``: a
+            process is gone; ``stop``: asked to.
         code: every rank's exit code.
         missing: ranks that are gone, whom nobody needs to wait for.
     """
@@ -75,8 +78,8 @@ class Sign:
 
 
 def blame(signs: dict[int, Sign]) -> list[int]:
-    """The ranks that most likely hold the others up, from everyone's last sign: those that could not even look at themselves; otherwise the ones furthest
-    behind and, among these, those that wait for nobody."""
+    """The ranks that most likely hold the others up, from everyone's last sign: those that could not even look at
+    themselves; otherwise the ones furthest behind and, among these, those that wait for nobody."""
     silent = [rank for rank, sign in signs.items() if not sign.place]
     if silent:
         return silent
@@ -102,7 +105,9 @@ class Lifeline:
         self.members = world.gather((socket.gethostname(), os.getpid(), machine()))
         # Rank 0's address is known to be reachable: the process group met there.
         host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=max(60.0, patience))
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout) if world.rank == 0 else None
+        self._store = (
+            dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout) if world.rank == 0 else None
+        )
         port = world.from_first(self._store.port if self._store else None)
         self._store = self._store or dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
         self.give(Sign(0, 0, 0, "starting"))
@@ -122,16 +127,23 @@ class Lifeline:
 
     def tell_lost(self, ranks: list[int]) -> str:
         """What there is to say about ranks that vanished."""
-        names = ", ".join(self.name(rank) for rank in ranks[:3]) + (f" and {len(ranks) - 3} more" if len(ranks) > 3 else "")
+        names = ", ".join(self.name(rank) for rank in ranks[:3]) + (
+            f" and {len(ranks) - 3} more" if len(ranks) > 3 else ""
+        )
         if all(map(self.is_frozen, ranks)):
             return (
-                f"{names} gave no more sign of life, so the job ends: the process is still there, but it does not run; a signal stopped it, or it hangs in C "
-                "code or in the kernel, as for a file system that does not answer. The same command resumes from the last checkpoint."
+                f"{names} gave no more sign of life, so the job ends: the process is still there, but it does not "
+                "run; a signal stopped it, or it hangs in C "
+                "code or in the kernel, as for a file system that does not answer. The same command resumes from the "
+                "last checkpoint."
             )
         return (
-            f"{names} gave no more sign of life, so the job ends: the process is gone without a word. It was killed, most often because the machine's "
-            "memory ran out (see its kernel log with 'dmesg'), or it crashed or ended itself (the launcher names the signal or exit code), or the node is down."
-            " The same command resumes from the last checkpoint; if memory was the reason, lower train.chunk_tokens, data.num_workers or data.prefetch_batches."
+            f"{names} gave no more sign of life, so the job ends: the process is gone without a word. It was killed, "
+            "most often because the machine's "
+            "memory ran out (see its kernel log with 'dmesg'), or it crashed or ended itself (the launcher names the "
+            "signal or exit code), or the node is down."
+            " The same command resumes from the last checkpoint; if memory was the reason, lower train.chunk_tokens, "
+            "data.num_workers or data.prefetch_batches."
         )
 
     def give(self, sign: Sign) -> None:
@@ -140,7 +152,10 @@ class Lifeline:
 
     def signs(self) -> list[Sign]:
         """The last sign of each rank."""
-        return [Sign(**json.loads(text)) for text in self._ask(lambda: self._store.multi_get([f"sign/{rank}" for rank in range(self.size)]))]
+        return [
+            Sign(**json.loads(text))
+            for text in self._ask(lambda: self._store.multi_get([f"sign/{rank}" for rank in range(self.size)]))
+        ]
 
     def final_signs(self) -> list[Sign]:
         """The same as soon as each says where the rank is, or after a while."""
@@ -164,7 +179,8 @@ class Lifeline:
         return failure
 
     def wait_to_tell(self) -> None:
-        """Before this rank tells why the job ends: wait until the others have nothing more to say. Rank 0 stays longer."""
+        """Before this rank tells why the job ends: wait until the others have nothing more to say. Rank 0 stays
+        longer."""
         self._wait_for_departures(self.size - (1 if self.rank == 0 else 2))
 
     def depart(self) -> None:
@@ -178,7 +194,8 @@ class Lifeline:
             return
 
     def _end_of_departure(self) -> float:
-        """Until when this rank waits for others: what waits after a failure was claimed adds up to no more than one departure."""
+        """Until when this rank waits for others: what waits after a failure was claimed adds up to no more than one
+        departure."""
         return min(self._deadline, time.monotonic() + DEPARTURE)
 
     def _wait_for_departures(self, count: int) -> None:
@@ -190,7 +207,8 @@ class Lifeline:
             return
 
     def _ask(self, call: Callable):
-        """The store's answer. It is asked in a thread of its own, since some of its calls would wait for ever for a process that was stopped.
+        """The store's answer. It is asked in a thread of its own, since some of its calls would wait for ever for a
+        process that was stopped.
 
         Raises:
             Unreachable: no answer, now or earlier.

@@ -5,7 +5,8 @@ import os
 
 
 def leave_note(text: str, when: float) -> None:
-    """Give ``torchrun``, which prints a summary of what failed first, this rank's error for it. Other launchers take none.
+    """Give ``torchrun``, which prints a summary of what failed first, this rank's error for it. Other launchers take
+    none.
 
     Args:
         when: seconds of the clock at which the rank failed; it may have waited for others since.

@@ -38,7 +38,8 @@ class Holder:
         host: for people; containers and clouds give several machines the same name.
         machine: one start of one machine, and the process numbers that count there.
         process: its number.
-        started: when the process began, since numbers are used again: ticks since the machine's start, which no setting of the clock changes.
+        started: when the process began, since numbers are used again: ticks since the machine's start, which no setting
+            of the clock changes.
         job: SLURM's number, or "".
         restart: how often SLURM has requeued the job.
         since: seconds of the clock.
@@ -56,21 +57,27 @@ class Holder:
 
 def this_process() -> Holder:
     job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
-    return Holder(uuid.uuid4().hex, socket.gethostname(), machine(), os.getpid(), start_of(os.getpid()), job, restart, time.time())
+    return Holder(
+        uuid.uuid4().hex, socket.gethostname(), machine(), os.getpid(), start_of(os.getpid()), job, restart, time.time()
+    )
 
 
 def start_of(process: int) -> float:
     """When a process began. Raises psutil.NoSuchProcess where it is gone."""
     try:
         # The name, in brackets, may hold spaces and brackets; the start is the 22nd field.
-        return float(Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
+        return float(
+            Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        )
     except OSError:
         return psutil.Process(process).create_time()
 
 
 def machine() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip() + os.readlink("/proc/self/ns/pid")
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip() + os.readlink(
+            "/proc/self/ns/pid"
+        )
     except OSError:
         return f"{uuid.getnode():x}"
 
@@ -78,8 +85,8 @@ def machine() -> str:
 class RunLock:
     """Held from here to ``release``; a lock whose holder is gone is taken over.
 
-    The holder is gone where its process is, on the same machine; where SLURM has started the same job anew; or where another machine's holder does not
-    touch the lock while it is watched.
+    The holder is gone where its process is, on the same machine; where SLURM has started the same job anew; or where
+    another machine's holder does not touch the lock while it is watched.
 
     Args:
         run: the run's directory, which exists.
@@ -95,7 +102,8 @@ class RunLock:
         while holder := self._take(holder):
             if is_alive(holder, self.own, self.path):
                 raise UserError(
-                    f"train.output_dir '{run}' is in use by another run ({describe(holder)}); wait for it, stop it, or choose another train.output_dir. "
+                    f"train.output_dir '{run}' is in use by another run ({describe(holder)}); wait for it, stop it, "
+                    "or choose another train.output_dir. "
                     f"If it is gone for sure, remove {self.path}."
                 )
         # A thread of its own, because a file system may hang.
@@ -106,8 +114,10 @@ class RunLock:
         if self._taken_by is None:
             return None
         return (
-            f"Another run ({self._taken_by}) has taken {self.path.parent} over, so this one ends to leave its files alone; it was taken for dead, which "
-            "happens where the file system could not be reached for a while, or where a job was requeued while its processes went on."
+            f"Another run ({self._taken_by}) has taken {self.path.parent} over, so this one ends to leave its files "
+            "alone; it was taken for dead, which "
+            "happens where the file system could not be reached for a while, or where a job was requeued while its "
+            "processes went on."
         )
 
     def release(self) -> None:
@@ -152,7 +162,8 @@ def alone_with(path: Path) -> Iterator[IO[bytes]]:
     """The file of a lock, made if it is missing, while no other process changes it. Raises OSError."""
     while True:
         with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o644), "r+b", buffering=0) as stream:
-            # Without locks of files, as on some network file systems, two that start within the same moment may both get it.
+            # Without locks of files, as on some network file systems, two that start within the same moment may both
+            # get it.
             with suppress(OSError):
                 fcntl.flock(stream, fcntl.LOCK_EX)
             # Whoever held it before may have removed it.
@@ -175,7 +186,12 @@ def is_alive(holder: Holder, own: Holder, path: Path) -> bool:
         return holder.process != own.process and is_running(holder)
     if holder.job and holder.job == own.job and holder.restart != own.restart:
         return False
-    print(f"{path.parent} may be in use by another run ({describe(holder)}); watching for {STALE:.0f} s whether that one lives.", file=sys.stderr, flush=True)
+    print(
+        f"{path.parent} may be in use by another run ({describe(holder)}); watching for {STALE:.0f} s whether that "
+        "one lives.",
+        file=sys.stderr,
+        flush=True,
+    )
     touched, deadline = last_touch(path), time.monotonic() + STALE
     while time.monotonic() < deadline:
         time.sleep(min(1.0, STALE / 10))
@@ -186,7 +202,10 @@ def is_alive(holder: Holder, own: Holder, path: Path) -> bool:
 
 def is_running(holder: Holder) -> bool:
     try:
-        return start_of(holder.process) == holder.started and psutil.Process(holder.process).status() != psutil.STATUS_ZOMBIE
+        return (
+            start_of(holder.process) == holder.started
+            and psutil.Process(holder.process).status() != psutil.STATUS_ZOMBIE
+        )
     except psutil.NoSuchProcess:
         return False
 
@@ -202,4 +221,7 @@ def last_touch(path: Path) -> float | None:
 
 def describe(holder: Holder) -> str:
     job = f", job {holder.job}" if holder.job else ""
-    return f"host {holder.host}, process {holder.process}{job}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder.since))}"
+    return (
+        f"host {holder.host}, process {holder.process}{job}, since "
+        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder.since))}"
+    )

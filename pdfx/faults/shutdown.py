@@ -1,4 +1,5 @@
-"""How a rank's share of a job ends: all ranks end with one another, and the last entry of the log is the error of the rank that failed."""
+"""How a rank's share of a job ends: all ranks end with one another, and the last entry of the log is the error of the
+rank that failed."""
 
 from __future__ import annotations
 
@@ -33,15 +34,17 @@ LONGEST_WORDS = 2000
 """Characters of an error's own words in the last line; its stack has all of them."""
 
 BROKEN_CONNECTION = ("gloo", "NCCL", "Connection", "connection", "Broken pipe", "Socket", "socket")
-"""What errors of collectives speak of where another rank ended; the classes of these errors differ between releases of torch."""
+"""What errors of collectives speak of where another rank ended; the classes of these errors differ between releases of
+torch."""
 
 
 @contextmanager
 def watched(config: Config, world: World, stop: StopRequest) -> Iterator[Progress]:
-    """Within the block no rank waits for ever: a rank that fails, hangs or vanishes ends all of them, and one of them says why.
+    """Within the block no rank waits for ever: a rank that fails, hangs or vanishes ends all of them, and one of them
+    says why.
 
-    Every rank enters it together. Rank 0 also holds the run's directory against other runs. An order to stop is attended to from here on. Yields what the main
-    thread marks its progress in.
+    Every rank enters it together. Rank 0 also holds the run's directory against other runs. An order to stop is
+    attended to from here on. Yields what the main thread marks its progress in.
 
     Raises:
         UserError: the directory cannot be used, or is in use.
@@ -79,10 +82,17 @@ def watched(config: Config, world: World, stop: StopRequest) -> Iterator[Progres
 
 
 def longest_read(config: Config) -> float:
-    """Seconds that a batch may wait for storage: those of one request with its repetitions, and as many as any work may take; 0 where all data is local."""
+    """Seconds that a batch may wait for storage: those of one request with its repetitions, and as many as any work may
+    take; 0 where all data is local."""
     evaluation = config.data.evaluation or []
-    places = [own.path for own in config.data.training_sets()] + ([evaluation] if isinstance(evaluation, str) else evaluation)
-    return Reading.of(config.data).longest_seconds + (config.guards.stall_seconds or 0) if any(map(is_url, places)) else 0.0
+    places = [own.path for own in config.data.training_sets()] + (
+        [evaluation] if isinstance(evaluation, str) else evaluation
+    )
+    return (
+        Reading.of(config.data).longest_seconds + (config.guards.stall_seconds or 0)
+        if any(map(is_url, places))
+        else 0.0
+    )
 
 
 def settle_alone(error: BaseException, progress: Progress) -> int | None:
@@ -105,7 +115,9 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
         time.sleep(INTERVAL)
         return None
     mistake = isinstance(error, (UserError, ConfigError))
-    failure = Failure(lifeline.rank, "mistake", EXIT_USER_ERROR) if mistake else Failure(lifeline.rank, "error", EXIT_FAILED)
+    failure = (
+        Failure(lifeline.rank, "mistake", EXIT_USER_ERROR) if mistake else Failure(lifeline.rank, "error", EXIT_FAILED)
+    )
     try:
         known, lost = find_reason(lifeline, watchdog) if is_broken_connection(error) else (lifeline.failure(), [])
         if lost:
@@ -132,7 +144,8 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
 
 
 def find_reason(lifeline: Lifeline, watchdog: Watchdog) -> tuple[Failure | None, list[int]]:
-    """Why a collective failed on this rank: what another rank claimed, or the ranks that are gone; neither where it was this rank's own fault.
+    """Why a collective failed on this rank: what another rank claimed, or the ranks that are gone; neither where it was
+    this rank's own fault.
 
     Raises:
         Unreachable: rank 0 is gone.
@@ -148,15 +161,23 @@ def find_reason(lifeline: Lifeline, watchdog: Watchdog) -> tuple[Failure | None,
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and not isinstance(error, UserError) and any(word in str(error) for word in BROKEN_CONNECTION)
+    return (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, UserError)
+        and any(word in str(error) for word in BROKEN_CONNECTION)
+    )
 
 
 def mistake_of(error: BaseException, name: str, progress: Progress) -> BaseException:
-    """An error that says which file has no room, or which limit is reached, as the user's mistake; others as they are."""
+    """An error that says which file has no room, or which limit is reached, as the user's mistake; others as they
+    are."""
     known = system_error(error)
     if not known or known[0] not in CURES:
         return error
-    return UserError(f"{name} failed {place_of(progress)}: {sentence_of(error)} Then the same command resumes from the newest whole checkpoint.")
+    return UserError(
+        f"{name} failed {place_of(progress)}: {sentence_of(error)} Then the same command resumes from the newest "
+        "whole checkpoint."
+    )
 
 
 def place_of(progress: Progress) -> str:
@@ -167,7 +188,10 @@ def story(error: BaseException, name: str, progress: Progress) -> str:
     """An error as the last entry of a log: its stack, and a sentence that says where it happened."""
     stack, place = "".join(traceback.format_exception(error)), place_of(progress)
     if is_out_of_memory(error):
-        cure = "lower train.chunk_tokens or train.per_device_train_batch_size, set train.chunk_paths or model.gradient_checkpointing, or raise the ZeRO stage."
+        cure = (
+            "lower train.chunk_tokens or train.per_device_train_batch_size, set train.chunk_paths or "
+            "model.gradient_checkpointing, or raise the ZeRO stage."
+        )
         return f"{stack}{name} ran out of memory {place}; {cure}"
     if isinstance(error, SystemExit):
         return f"{stack}{name} failed {place}: something there ended the process with exit code {error.code}."

@@ -45,7 +45,8 @@ def read_main_stack(run: Path, rank: int) -> str:
 def main_place() -> tuple[str, bool]:
     """Where the main thread is, and whether it waits for other ranks there.
 
-    The place is the innermost line of pdfx or of a file that is not installed, such as the user's own; the innermost of all where there is none.
+    The place is the innermost line of pdfx or of a file that is not installed, such as the user's own; the innermost of
+    all where there is none.
     """
     frames = list(_frames(sys._current_frames()[threading.main_thread().ident]))
     own = next((frame for frame in frames if not _is_foreign(frame.f_code.co_filename)), frames[0])
@@ -61,4 +62,6 @@ def _frames(frame: FrameType | None):
 
 def _is_foreign(path: str) -> bool:
     """Whether a file belongs to Python or to an installed package other than pdfx."""
-    return not path.startswith(PACKAGE) and ("/site-packages/" in path or path.startswith((f"{sys.base_prefix}/lib", "<")))
+    return not path.startswith(PACKAGE) and (
+        "/site-packages/" in path or path.startswith((f"{sys.base_prefix}/lib", "<"))
+    )

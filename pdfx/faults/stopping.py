@@ -1,4 +1,5 @@
-"""Stopping a run in order: a signal asks for it, a checkpoint is saved, and the exit code says that the same command resumes from there."""
+"""Stopping a run in order: a signal asks for it, a checkpoint is saved, and the exit code says that the same command
+resumes from there."""
 
 import os
 import signal
@@ -6,10 +7,11 @@ import socket
 import threading
 
 EXIT_STOPPED = 75
-"""Exit code of a run that saved a checkpoint and stopped because it was told to (see ``STOP_SIGNALS``), or that had nothing to save yet; the same command
-resumes from there.
+"""Exit code of a run that saved a checkpoint and stopped because it was told to (see ``STOP_SIGNALS``), or that had
+nothing to save yet; the same command resumes from there.
 
-DeepSpeed's launcher hands SIGTERM on to its ranks, waits 30 s for each of them, and then exits with 1 whatever they say.
+DeepSpeed's launcher hands SIGTERM on to its ranks, waits 30 s for each of them, and then exits with 1 whatever they
+say.
 """
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -17,19 +19,22 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
-    """Remembers that this process was asked to stop; made outside of the main thread, which alone gets signals, it never is.
+    """Remembers that this process was asked to stop; made outside of the main thread, which alone gets signals, it
+    never is.
 
     Attributes:
         asked: whether it was.
         urgent: whether by a signal that launchers and batch systems soon follow with SIGKILL.
-        attended: whether someone looks at ``asked``; until then the process ends at once when it is asked, since there is nothing to save yet.
+        attended: whether someone looks at ``asked``; until then the process ends at once when it is asked, since there
+            is nothing to save yet.
     """
 
     def __init__(self, attended: bool = True):
         self.asked, self.urgent, self.attended = False, False, attended
         if threading.current_thread() is not threading.main_thread():
             return
-        # Python calls handlers between two of its own instructions, which a main thread that hangs in C code never reaches.
+        # Python calls handlers between two of its own instructions, which a main thread that hangs in C code never
+        # reaches.
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)

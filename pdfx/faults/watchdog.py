@@ -23,10 +23,12 @@ INTERVAL = 1.0
 """Seconds between two looks."""
 
 SLACK = 5.0
-"""A step may be without progress for so many times the longest such time so far, where that is more than ``guards.stall_seconds``."""
+"""A step may be without progress for so many times the longest such time so far, where that is more than
+``guards.stall_seconds``."""
 
 URGENT = 20.0
-"""Seconds without progress that are left after a signal which launchers follow with SIGKILL after 30 s; long enough to tell what hangs, and where."""
+"""Seconds without progress that are left after a signal which launchers follow with SIGKILL after 30 s; long enough to
+tell what hangs, and where."""
 
 SETTINGS = {
     "step": "guards.stall_seconds",
@@ -92,12 +94,18 @@ class Patience:
     """
 
     def __init__(self, settings: GuardsSection, storage: float = 0.0):
-        self.settings, self.storage, self.quiet, self._longest, self._seen, self._pace = settings, storage, 0.0, 0.0, 0, "pause"
+        self.settings = settings
+        self.storage = storage
+        self.quiet = 0.0
+        self._longest = 0.0
+        self._seen = 0
+        self._pace = "pause"
         self.setting = SETTINGS[self._pace]
         """Which one limits the time now."""
 
     def is_over(self, progress: Progress, passed: float, urgent: bool = False) -> bool:
-        """Whether it is too long now, ``passed`` seconds after the last call; ``urgent`` where the process will soon be killed."""
+        """Whether it is too long now, ``passed`` seconds after the last call; ``urgent`` where the process will soon be
+        killed."""
         if progress.count != self._seen:
             if self._pace in ("step", "first"):
                 # A first time is no more than a hint how slow the machine is.
@@ -115,7 +123,13 @@ class Patience:
     def _limits(self) -> dict[str, float]:
         usual = max(self.settings.stall_seconds, SLACK * self._longest)
         first, data = max(self.settings.first_seconds, usual, self.storage), max(usual, self.storage)
-        return {"step": usual, "data": data, "first": first, "pause": self.settings.pause_seconds, "stop": max(URGENT, SLACK * self._longest)}
+        return {
+            "step": usual,
+            "data": data,
+            "first": first,
+            "pause": self.settings.pause_seconds,
+            "stop": max(URGENT, SLACK * self._longest),
+        }
 
 
 class Watchdog:
@@ -143,8 +157,17 @@ class Watchdog:
         stop: StopRequest | None = None,
         storage: float = 0.0,
     ):
-        self.settings, self.progress, self.run, self.rank, self.lifeline, self.trouble = settings, progress, run, rank, lifeline, trouble
-        self.stop_request, self.patience, self.beat, self.first_silent, self.claimed = stop, Patience(settings, storage), 0, 0.0, time.time()
+        self.settings = settings
+        self.progress = progress
+        self.run = run
+        self.rank = rank
+        self.lifeline = lifeline
+        self.trouble = trouble
+        self.stop_request = stop
+        self.patience = Patience(settings, storage)
+        self.beat = 0
+        self.first_silent = 0.0
+        self.claimed = time.time()
         self.woke = -math.inf
         """When this process last got to run again after it was frozen for a while."""
         self._waited: dict[int, tuple[int, float]] = {}
@@ -153,14 +176,15 @@ class Watchdog:
         self.thread.start()
 
     def stand_down(self) -> None:
-        """Decide nothing any more, because the main thread is about to end the process by itself. Signs of life go on."""
+        """Decide nothing any more, because the main thread is about to end the process by itself. Signs of life go
+        on."""
         with self._timer:
             self._decides = False
             faulthandler.cancel_dump_traceback_later()
 
     def leave_to(self, failure: Failure) -> None:
-        """For the main thread, which learnt that the job ends with this failure: where this watchdog claimed it, it is the one to tell and to end the process;
-        returns only should it not get to it."""
+        """For the main thread, which learnt that the job ends with this failure: where this watchdog claimed it, it is
+        the one to tell and to end the process; returns only should it not get to it."""
         if failure.rank == self.rank and threading.current_thread() is not self.thread:
             self.thread.join(2 * DEPARTURE)
 
@@ -170,7 +194,8 @@ class Watchdog:
         self.thread.join(DEPARTURE)
 
     def find_lost(self, seconds: float, passed: float) -> list[int]:
-        """Ranks without a new sign of life for so many seconds; to be called again and again, ``passed`` seconds after the last time.
+        """Ranks without a new sign of life for so many seconds; to be called again and again, ``passed`` seconds after
+        the last time.
 
         Raises:
             Unreachable: rank 0 does not answer, so it is lost itself.
@@ -181,8 +206,8 @@ class Watchdog:
         return [rank for rank, (_, waited) in self._waited.items() if waited > seconds and rank != self.rank]
 
     def tells_of_first_rank(self) -> bool:
-        """Whether this rank tells that rank 0 is gone, who would otherwise say which one does: the next one, and one of each node, since rank 0's may be down;
-        but none that was frozen itself, which is what made the others leave."""
+        """Whether this rank tells that rank 0 is gone, who would otherwise say which one does: the next one, and one of
+        each node, since rank 0's may be down; but none that was frozen itself, which is what made the others leave."""
         chosen = self.rank == 1 or os.environ.get("LOCAL_RANK") == "0"
         return chosen and time.monotonic() - self.woke > 3 * self.settings.lost_seconds
 
@@ -195,7 +220,8 @@ class Watchdog:
             passed, last = min(now - last, 2 * INTERVAL), now
             with self._timer:
                 if self._decides:
-                    # Tells where the process hangs should not even this thread get to run, because something holds the interpreter's lock.
+                    # Tells where the process hangs should not even this thread get to run, because something holds the
+                    # interpreter's lock.
                     faulthandler.dump_traceback_later(self.settings.lost_seconds)
             try:
                 self._look(passed)
@@ -213,7 +239,10 @@ class Watchdog:
         if self._decides and (sentence := self.trouble()):
             self._end(Failure(self.rank, "lost", EXIT_LOST), sentence)
         if self._decides and stop and stop.asked and not self.progress.begun:
-            self._end(Failure(self.rank, "stop", EXIT_STOPPED), "Stopped by a signal before the first step; the same command starts again.")
+            self._end(
+                Failure(self.rank, "stop", EXIT_STOPPED),
+                "Stopped by a signal before the first step; the same command starts again.",
+            )
         if self._decides and over:
             self._end(Failure(self.rank, "stall", EXIT_LOST))
 
@@ -280,7 +309,10 @@ class Watchdog:
         sign = self._last_sign()
         if self.lifeline:
             self.lifeline.give(sign)
-        title = f"Rank {self.rank} in step {sign.step} had to {sign.doing} and made no progress for {self.patience.quiet:.0f} s: {sign.place}"
+        title = (
+            f"Rank {self.rank} in step {sign.step} had to {sign.doing} and made no progress for "
+            f"{self.patience.quiet:.0f} s: {sign.place}"
+        )
         try:
             write_stacks(self.run, self.rank, title)
         except OSError as error:
@@ -290,10 +322,16 @@ class Watchdog:
         """Which rank holds the others up, where it is, and its stack."""
         signs = dict(enumerate(self.lifeline.final_signs())) if self.lifeline else {self.rank: self._last_sign()}
         behind = blame(signs)
-        lines = [f"No progress for {self.patience.quiet:.0f} s ({self.patience.setting}); the stack of each rank is in {self.run / STACKS}."]
+        lines = [
+            f"No progress for {self.patience.quiet:.0f} s ({self.patience.setting}); the stack of each rank is in "
+            f"{self.run / STACKS}."
+        ]
         lines += [read_main_stack(self.run, behind[0]).rstrip()] if signs[behind[0]].place else []
         for rank in behind[:3]:
             sign, name = signs[rank], self.lifeline.name(rank) if self.lifeline else f"Rank {rank}"
             place = f"; it is at {sign.place}" if sign.place else ", and did not answer when asked where it is"
-            lines.append(f"{name} {'holds the others up' if len(behind) < len(signs) else 'hangs'}: in step {sign.step} it had to {sign.doing}{place}.")
+            lines.append(
+                f"{name} {'holds the others up' if len(behind) < len(signs) else 'hangs'}: in step {sign.step} it "
+                f"had to {sign.doing}{place}."
+            )
         return "\n".join(lines)

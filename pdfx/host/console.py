@@ -1,4 +1,5 @@
-"""What programs print: streams that no reader who left and no character can break, and consoles that print text as it is."""
+"""What programs print: streams that no reader who left and no character can break, and consoles that print text as it
+is."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from rich.console import Console
 
 
 class _Output(io.FileIO):
-    """One of the standard streams, by its number. Once it cannot be written to, it is /dev/null, for libraries in C as well."""
+    """One of the standard streams, by its number. Once it cannot be written to, it is /dev/null, for libraries in C as
+    well."""
 
     lasting = False
     """Whether this process goes on without its stdout."""
@@ -34,12 +36,17 @@ class _Output(io.FileIO):
                 error.filename = self.title
                 raise
             if self.title == "<stdout>":
-                print(f"{self.title} can no longer be written to ({error.strerror}); this process continues without it.", file=sys.stderr, flush=True)
+                print(
+                    f"{self.title} can no longer be written to ({error.strerror}); this process continues without it.",
+                    file=sys.stderr,
+                    flush=True,
+                )
             return len(data)
 
 
 def open_streams() -> None:
-    """Make stdout and stderr ones that print what their encoding lacks as escapes, that name themselves in errors, and that a lost reader does not break.
+    """Make stdout and stderr ones that print what their encoding lacks as escapes, that name themselves in errors, and
+    that a lost reader does not break.
 
     Streams that a caller has put in their place are left alone.
     """
@@ -52,7 +59,9 @@ def open_streams() -> None:
         if stream is getattr(sys, f"__{name}__"):
             encoding, lines = (stream.encoding, stream.line_buffering) if stream else ("utf-8", True)
             output = io.BufferedWriter(_Output(number, f"<{name}>"))
-            setattr(sys, name, io.TextIOWrapper(output, encoding, "backslashreplace", line_buffering=lines or number == 2))
+            setattr(
+                sys, name, io.TextIOWrapper(output, encoding, "backslashreplace", line_buffering=lines or number == 2)
+            )
 
 
 def outlive_stdout() -> None:

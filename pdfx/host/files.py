@@ -19,16 +19,21 @@ from pdfx.host.system_errors import naming
 
 
 def require_folder(path: Path) -> None:
-    """Raises UserError where ``path`` could not be written for want of its folder, or is '-'; to be called before the work whose result goes there."""
+    """Raises UserError where ``path`` could not be written for want of its folder, or is '-'; to be called before the
+    work whose result goes there."""
     if str(path) == "-":
-        raise UserError("The output '-' is not a file name here: this result cannot be printed; give the name of a file (./- for one of that name).")
+        raise UserError(
+            "The output '-' is not a file name here: this result cannot be printed; give the name of a file (./- for "
+            "one of that name)."
+        )
     if not path.parent.is_dir():
         raise UserError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream whose content takes the place of ``path`` in one step when the block ends, and is dropped when the block fails.
+    """A binary stream whose content takes the place of ``path`` in one step when the block ends, and is dropped when
+    the block fails.
 
     A link stays a link, to the new content; what is not a file (a pipe, a device) is written to and stays what it is.
     """
@@ -62,7 +67,8 @@ def write_json(value: Any, path: Path) -> None:
 
 @contextmanager
 def draft_beside(final: Path) -> Iterator[Path]:
-    """A path for a directory that is to become ``final``, on the same file system; whatever the block leaves there is removed at its end.
+    """A path for a directory that is to become ``final``, on the same file system; whatever the block leaves there is
+    removed at its end.
 
     What a killed process left for the same ``final`` is removed as well, and what a living one is writing is not.
     """
@@ -77,7 +83,8 @@ def draft_beside(final: Path) -> Iterator[Path]:
         unnamed = Path(scratch) / "unnamed-lock"
         unnamed.touch()
         with locked(unnamed):
-            # It gets its name only now, so that nobody finds it free while this process lives. A process that is killed before leaves an empty file, no more.
+            # It gets its name only now, so that nobody finds it free while this process lives. A process that is killed
+            # before leaves an empty file, no more.
             unnamed.rename(Path(scratch) / "lock")
             yield Path(scratch) / final.name
 
@@ -105,4 +112,7 @@ def file_stamp(path: str | Path) -> str:
     except (OSError, ValueError):
         return "absent"
     seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
-    return f"{status.st_size} bytes, changed {datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d}"
+    return (
+        f"{status.st_size} bytes, changed "
+        f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d}"
+    )

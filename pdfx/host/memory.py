@@ -6,17 +6,20 @@ import sys
 from pathlib import Path
 
 FILES = {2: ("memory.max", "memory.current", ""), 1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")}
-"""By version of Linux' control groups: the files of limit and use, and what stands before a group's own statistics that count its children in."""
+"""By version of Linux' control groups: the files of limit and use, and what stands before a group's own statistics that
+count its children in."""
 
 
 def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the machine has free or could free, or less where a control group (a container's or a batch job's) leaves less."""
+    """What the machine has free or could free, or less where a control group (a container's or a batch job's) leaves
+    less."""
     fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text(encoding="ascii").splitlines())
     return min([int(fields["MemAvailable"].split()[0]) * 1024, *control_group_room(proc / "self/cgroup", groups)])
 
 
 def control_group_room(membership: Path, groups: Path) -> list[int]:
-    """What each control group with a limit leaves, in bytes: this process's own group and those that it lies in. Cached files count as free."""
+    """What each control group with a limit leaves, in bytes: this process's own group and those that it lies in. Cached
+    files count as free."""
     room = []
     for line in membership.read_text(encoding="utf-8").splitlines() if membership.exists() else []:
         _, controllers, path = line.split(":", 2)
@@ -36,7 +39,9 @@ def group_room(group: Path, version: int) -> list[int]:
     try:
         statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
         dropped = sum(int(statistics.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-        return [int((group / limit).read_text(encoding="ascii")) - int((group / use).read_text(encoding="ascii")) + dropped]
+        return [
+            int((group / limit).read_text(encoding="ascii")) - int((group / use).read_text(encoding="ascii")) + dropped
+        ]
     except (OSError, ValueError):
         # No such file at the root of all groups, and the word "max" where there is no limit.
         return []
@@ -50,11 +55,13 @@ TOP_PAD = 64 * 2**20
 def keep_large_blocks(environment=os.environ) -> bool:
     """Let this process keep and reuse freed memory instead of returning every large block to the system.
 
-    By default glibc maps each block above a threshold (at most 32 MiB) from the system and unmaps it when it is freed. A training step allocates
-    activations of that size again and again, and the kernel clears every page of them anew; page faults then take up to a third of the time on CPUs. Here
-    large blocks come from the heap, which is never trimmed: the process keeps the memory of its largest step, which the next step needs anyway.
+    By default glibc maps each block above a threshold (at most 32 MiB) from the system and unmaps it when it is freed.
+    A training step allocates activations of that size again and again, and the kernel clears every page of them anew;
+    page faults then take up to a third of the time on CPUs. Here large blocks come from the heap, which is never
+    trimmed: the process keeps the memory of its largest step, which the next step needs anyway.
 
-    It changes nothing for GPU memory, forked children inherit it, and whoever set glibc's own variables keeps their choice.
+    It changes nothing for GPU memory, forked children inherit it, and whoever set glibc's own variables keeps their
+    choice.
 
     Returns:
         Whether it was done: only with glibc on Linux, and not where ``MALLOC_*`` or ``GLIBC_TUNABLES`` are set.

@@ -1,4 +1,5 @@
-"""Reading files whose kind and size are not taken on trust: a pipe or a device would block for ever, and a false size would fill the memory."""
+"""Reading files whose kind and size are not taken on trust: a pipe or a device would block for ever, and a false size
+would fill the memory."""
 
 from __future__ import annotations
 
@@ -47,7 +48,11 @@ def read_bounded(path: str | Path, limit: int = SMALL) -> bytes:
             pieces.append(piece)
             size += len(piece)
     if max(claimed, size) > limit:
-        raise OSError(errno.EFBIG, f"it has {max(claimed, size)} bytes, more than the {limit} that are read of such a file", str(path))
+        raise OSError(
+            errno.EFBIG,
+            f"it has {max(claimed, size)} bytes, more than the {limit} that are read of such a file",
+            str(path),
+        )
     return b"".join(pieces)
 
 
@@ -60,7 +65,8 @@ def parse_json(data: bytes, unique: bool = True) -> Any:
     """The value of a JSON text in UTF-8.
 
     Raises:
-        ValueError: it is not valid, is nested too deeply, has more than two million values, or, if keys must be ``unique``, an object has one twice.
+        ValueError: it is not valid, is nested too deeply, has more than two million values, or, if keys must be
+            ``unique``, an object has one twice.
     """
     require_few_values(data)
     try:
@@ -95,14 +101,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def array_of(data: bytes) -> np.ndarray:
-    """The numbers in the bytes of an ``.npy`` file. Raises ValueError: it is not one, or not of the length that its header says."""
+    """The numbers in the bytes of an ``.npy`` file. Raises ValueError: it is not one, or not of the length that its
+    header says."""
     import numpy as np
 
     stream = io.BytesIO(data)
     try:
         np.lib.format.read_magic(stream)
         shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream)
-    except Exception as error:  # numpy meets damaged headers with many exception types (ValueError, EOFError, SyntaxError, ...)
+    except (
+        Exception
+    ) as error:  # numpy meets damaged headers with many exception types (ValueError, EOFError, SyntaxError, ...)
         raise ValueError(" ".join(str(error).split())[:200]) from None
     numbers = memoryview(data)[stream.tell() :]
     if dtype.hasobject or in_columns or dtype.itemsize * math.prod(shape) != len(numbers):

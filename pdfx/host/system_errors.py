@@ -1,4 +1,5 @@
-"""What the operating system refuses (a full disk, a limit, memory), whichever library raises it, as one sentence that names the file."""
+"""What the operating system refuses (a full disk, a limit, memory), whichever library raises it, as one sentence that
+names the file."""
 
 from __future__ import annotations
 
@@ -37,22 +38,30 @@ _TORCH_CUT_SHORT = ("PytorchStreamWriter failed", "unexpected pos")
 
 @contextmanager
 def naming(path: object) -> Iterator[None]:
-    """Errors of the system in the block name this file, unless they name one: those of writing to an open file do not."""
+    """Errors of the system in the block name this file, unless they name one: those of writing to an open file do
+    not."""
     try:
         yield
     except OSError as error:
         if _CUT_SHORT in str(error):
-            raise UserError(f"{path} could not be written whole, most often because its disk is full; free some room there.") from error
+            raise UserError(
+                f"{path} could not be written whole, most often because its disk is full; free some room there."
+            ) from error
         error.filename = error.filename or str(path)
         raise
 
 
 def system_error(error: BaseException) -> tuple[int, str | None] | None:
-    """The operating system's number of an error, or of the error that a library made its own of, and the file, if known; None for other errors."""
+    """The operating system's number of an error, or of the error that a library made its own of, and the file, if
+    known; None for other errors."""
     if isinstance(error, OSError) and error.errno:
         name = error.filename2 or error.filename
         return error.errno, None if name is None else os.fsdecode(name) if isinstance(name, bytes) else str(name)
-    found = None if isinstance(error, UserError) else next(filter(None, (pattern.search(str(error)) for pattern in _NUMBERS)), None)
+    found = (
+        None
+        if isinstance(error, UserError)
+        else next(filter(None, (pattern.search(str(error)) for pattern in _NUMBERS)), None)
+    )
     if found is None:
         return None
     name = found["file"]
@@ -60,11 +69,14 @@ def system_error(error: BaseException) -> tuple[int, str | None] | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in OUT_OF_MEMORY))
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in OUT_OF_MEMORY)
+    )
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """One sentence about an error of the system, whichever library raised it; None where the error is a fault of the program."""
+    """One sentence about an error of the system, whichever library raised it; None where the error is a fault of the
+    program."""
     if is_out_of_memory(error):
         return "Memory ran out; use a smaller batch or fewer processes, or a machine with more memory."
     if any(word in str(error) for word in _TORCH_CUT_SHORT):
@@ -74,8 +86,18 @@ def sentence_of(error: BaseException) -> str | None:
     number, name = known
     if name is None and number == errno.ENOSPC:
         # Semaphores and batches of worker processes lie in shared memory, and errors about them name nothing.
-        name = next((place for place in (SHARED_MEMORY, tempfile.gettempdir()) if shutil.disk_usage(place).free < _NEXT_TO_NOTHING), None)
+        name = next(
+            (
+                place
+                for place in (SHARED_MEMORY, tempfile.gettempdir())
+                if shutil.disk_usage(place).free < _NEXT_TO_NOTHING
+            ),
+            None,
+        )
     cure = f"; {CURES[number]}." if number in CURES else "."
     if name and name.startswith(SHARED_MEMORY):
-        cure = "; use fewer worker processes (data.num_workers, --workers), or give the machine or container more shared memory."
+        cure = (
+            "; use fewer worker processes (data.num_workers, --workers), or give the machine or container more "
+            "shared memory."
+        )
     return (f"{name}: {os.strerror(number)}" if name else os.strerror(number)) + cure

@@ -1,6 +1,7 @@
 """Safetensors files written and read in pieces, so that no whole tensor, let alone a whole file, must be in memory.
 
-The format (https://github.com/huggingface/safetensors): eight bytes with the header's length, a JSON header with each tensor's type, shape and place, the data.
+The format (https://github.com/huggingface/safetensors): eight bytes with the header's length, a JSON header with each
+tensor's type, shape and place, the data.
 """
 
 from __future__ import annotations
@@ -56,18 +57,25 @@ class Entry:
         return self.elements * self.dtype.itemsize
 
 
-def write_tensors(path: Path, tensors: Sequence[tuple[Entry, Iterable[Tensor]]], metadata: dict[str, str]) -> FileRecord:
+def write_tensors(
+    path: Path, tensors: Sequence[tuple[Entry, Iterable[Tensor]]], metadata: dict[str, str]
+) -> FileRecord:
     """Write a new file and wait until it is on the disk.
 
     Args:
-        tensors: each entry with the pieces of its flattened values, in order; a piece is asked for when the one before is written.
+        tensors: each entry with the pieces of its flattened values, in order; a piece is asked for when the one before
+            is written.
 
     Raises:
         ValueError: an entry's pieces are of another type or number than it says.
     """
     header, place = {"__metadata__": metadata} if metadata else {}, 0
     for entry, _ in tensors:
-        header[entry.name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [place, place + entry.bytes]}
+        header[entry.name] = {
+            "dtype": NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [place, place + entry.bytes],
+        }
         place += entry.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -125,10 +133,14 @@ class TensorFile:
             if not all(isinstance(value, str) for value in self.metadata.values()):
                 raise ValueError("its metadata are not texts")
             reached = 0
-            for start, end, name in sorted((*map(whole_size, fields["data_offsets"]), name) for name, fields in header.items()):
+            for start, end, name in sorted(
+                (*map(whole_size, fields["data_offsets"]), name) for name, fields in header.items()
+            ):
                 fields = header[name]
                 entry = Entry(name, TYPES[fields["dtype"]], tuple(map(whole_size, fields["shape"])))
-                countable = len(entry.shape) <= _MOST_DIMENSIONS and math.prod(size or 1 for size in entry.shape) < 1 << 63
+                countable = (
+                    len(entry.shape) <= _MOST_DIMENSIONS and math.prod(size or 1 for size in entry.shape) < 1 << 63
+                )
                 if not countable or end > size - 8 - length or end - start != entry.bytes:
                     raise ValueError(f"'{name[:80]}' does not lie within the file")
                 if start != reached:
@@ -137,7 +149,10 @@ class TensorFile:
         except FileNotFoundError:
             raise UserError(f"There is no file {path}.") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise UserError(f"{path} is not a safetensors file, or is damaged: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}.") from None
+            raise UserError(
+                f"{path} is not a safetensors file, or is damaged: "
+                f"{getattr(error, 'strerror', None) or ' '.join(str(error).split())}."
+            ) from None
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
         """``count`` elements from ``start`` on of a flattened tensor, all by default, as a new tensor.

@@ -1,4 +1,5 @@
-"""The embedder: torch, transformers, Pillow and numpy alone, because this folder travels inside an export as its remote code.
+"""The embedder: torch, transformers, Pillow and numpy alone, because this folder travels inside an export as its remote
+code.
 
 A name's file is imported when the name is first asked for: what only opens pictures does so without torch.
 """

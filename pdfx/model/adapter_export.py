@@ -1,4 +1,5 @@
-"""Loading an export that holds only what was trained: its backbone's weights are elsewhere, and LoRA lies beside it as a PEFT adapter."""
+"""Loading an export that holds only what was trained: its backbone's weights are elsewhere, and LoRA lies beside it as
+a PEFT adapter."""
 
 import importlib
 import json
@@ -15,7 +16,18 @@ from .prefixes import PREFIX_NAME
 
 ADAPTER_FOLDER = "adapter"
 TRAINED_WEIGHTS = "model.safetensors"
-LORA_FIELDS = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "r", "lora_alpha", "lora_dropout", "use_dora", "bias", "target_modules"}
+LORA_FIELDS = {
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "inference_mode",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_dora",
+    "bias",
+    "target_modules",
+}
 
 
 def load_adapted(cls, export, config, dtype=None, revision=None):
@@ -33,16 +45,22 @@ def load_adapted(cls, export, config, dtype=None, revision=None):
     """
     dtype, base = as_dtype(dtype, config.dtype), config.base_model
     settings_without_code(base["path"], base["revision"])
-    # Its class is transformers' own, or that of a module which was trusted before; nothing else that its files name is run.
+    # Its class is transformers' own, or that of a module which was trusted before; nothing else that its files name is
+    # run.
     hub = {"revision": base["revision"], "trust_remote_code": False}
     backbone, _ = load_whole(AutoModel.from_pretrained, base["path"], config=config.backbone, dtype=dtype, **hub)
     embedder = cls(config, backbone)
     weights = load_file(cached_file(str(export), TRAINED_WEIGHTS, revision=revision))
     own = {name: tuple(value.shape) for name, value in embedder.state_dict().items()}
     wrong = [name for name, value in weights.items() if own.get(name) != tuple(value.shape) or not is_finite(value)]
-    missing = [name for name in own if name not in weights and (not name.startswith("backbone.") or f".{PREFIX_NAME}." in name)]
+    missing = [
+        name for name in own if name not in weights and (not name.startswith("backbone.") or f".{PREFIX_NAME}." in name)
+    ]
     if wrong or missing:
-        raise ValueError(f"{export} does not fit the backbone {base['path']}: {(wrong + missing)[0]} is missing, not finite or has another shape.")
+        raise ValueError(
+            f"{export} does not fit the backbone {base['path']}: {(wrong + missing)[0]} is missing, not finite or "
+            "has another shape."
+        )
     embedder.load_state_dict(weights, strict=False)
     # Not imported as usual, because transformers would then ask for it before it loads any export.
     peft = importlib.import_module("peft")
@@ -55,7 +73,9 @@ def load_adapted(cls, export, config, dtype=None, revision=None):
             warnings.filterwarnings("error", message=".*missing adapter keys")
             # In place: the embedder holds the same backbone.
             place = {"subfolder": ADAPTER_FOLDER, "revision": revision}
-            peft.PeftModel.from_pretrained(backbone, str(export), config=lora, **place).merge_and_unload(safe_merge=True)
+            peft.PeftModel.from_pretrained(backbone, str(export), config=lora, **place).merge_and_unload(
+                safe_merge=True
+            )
     except UserWarning as warning:
         raise ValueError(f"The adapter in {export} is not whole: {warning}") from warning
     # What was loaded is whole, and so is what is saved of it.
@@ -64,14 +84,22 @@ def load_adapted(cls, export, config, dtype=None, revision=None):
 
 
 def lora_config(kind, export, revision):
-    """The adapter's settings, made of those alone that exports have: others name modules to import, or change what is computed.
+    """The adapter's settings, made of those alone that exports have: others name modules to import, or change what is
+    computed.
 
     Raises:
         ValueError: one of the others is set.
     """
     file, usual = cached_file(str(export), "adapter_config.json", subfolder=ADAPTER_FOLDER, revision=revision), kind()
     settings = json.loads(Path(file).read_text(encoding="utf-8"))
-    foreign = [name for name, value in settings.items() if name not in LORA_FIELDS and value and value != getattr(usual, name, value)]
+    foreign = [
+        name
+        for name, value in settings.items()
+        if name not in LORA_FIELDS and value and value != getattr(usual, name, value)
+    ]
     if foreign or settings.get("peft_type") != "LORA":
-        raise ValueError(f"{export} has an adapter with {(foreign or ['peft_type'])[0]!r} in its adapter_config.json, which no export of pdfx sets.")
+        raise ValueError(
+            f"{export} has an adapter with {(foreign or ['peft_type'])[0]!r} in its adapter_config.json, which no "
+            "export of pdfx sets."
+        )
     return kind(**{name: settings[name] for name in LORA_FIELDS & settings.keys()})

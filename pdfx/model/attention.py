@@ -1,4 +1,5 @@
-"""The registered attention function: a packed row of K paths attends to each path's prefix and, causally, to its own sequence."""
+"""The registered attention function: a packed row of K paths attends to each path's prefix and, causally, to its own
+sequence."""
 
 import torch
 from torch.nn import functional
@@ -12,7 +13,18 @@ from .prefixes import PREFIX_NAME
 ATTENTION_NAME = __name__.replace(".", "_")
 
 
-def prefix_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, packing: Packing = None, attention="auto", **kwargs):
+def prefix_attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    packing: Packing = None,
+    attention="auto",
+    **kwargs,
+):
     """Attention of one decoder layer over a packed row (the form transformers' attention interface asks for).
 
     Args:
@@ -26,7 +38,10 @@ def prefix_attention(module, query, key, value, attention_mask, scaling=None, dr
     """
     window = kwargs.get("sliding_window")
     if window is not None and window < max(packing.lengths):
-        raise ValueError(f"The decoder's sliding window of {window} tokens is shorter than an input of {max(packing.lengths)}; shorten the inputs.")
+        raise ValueError(
+            f"The decoder's sliding window of {window} tokens is shorter than an input of {max(packing.lengths)}; "
+            "shorten the inputs."
+        )
     prefix = getattr(module, PREFIX_NAME, None)
     prefix_key, prefix_value = prefix(packing.paths) if prefix is not None else (None, None)
     attend = flash_attention if uses_flash(attention, query) else bucketed_attention
@@ -38,15 +53,18 @@ def uses_flash(attention: str, query: torch.Tensor) -> bool:
     """Whether the varlen kernel takes these tensors. Raises ValueError where it was demanded and cannot."""
     suits = is_flash_attn_2_available() and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
     if attention == "flash" and not suits:
-        raise ValueError("attention is 'flash', which needs the flash-attn package, a CUDA device and bf16; set it to 'auto', or install pdfx[flash].")
+        raise ValueError(
+            "attention is 'flash', which needs the flash-attn package, a CUDA device and bf16; set it to 'auto', or "
+            "install pdfx[flash]."
+        )
     return suits and attention != "sdpa"
 
 
 def bucketed_attention(query, key, value, prefix_key, prefix_value, packing: Packing, scaling, dropout):
     """Exact attention by PyTorch's own kernel, on sequences grouped by length.
 
-    Shapes: query ``[heads, K*N, head_dim]``, key and value ``[kv_heads, K*N, head_dim]``, prefixes ``[K, P, kv_heads, head_dim]`` or None;
-    returns ``[K*N, heads, head_dim]``.
+    Shapes: query ``[heads, K*N, head_dim]``, key and value ``[kv_heads, K*N, head_dim]``, prefixes ``[K, P, kv_heads,
+    head_dim]`` or None; returns ``[K*N, heads, head_dim]``.
     """
     count = len(packing.paths)
     rows = [tensor.transpose(0, 1).unflatten(0, (count, packing.tokens)) for tensor in (query, key, value)]
@@ -94,7 +112,8 @@ def flash_attention(query, key, value, prefix_key, prefix_value, packing: Packin
 
 
 def with_prefixes(key, value, prefix_key, prefix_value, packing: Packing):
-    """Keys and values ``[K*N, kv_heads, head_dim]`` with every segment's prefix before it, the segments' borders, and the longest segment."""
+    """Keys and values ``[K*N, kv_heads, head_dim]`` with every segment's prefix before it, the segments' borders, and
+    the longest segment."""
     longest = max(packing.lengths)
     if prefix_key is None:
         return key, value, packing.cumulative_lengths, longest

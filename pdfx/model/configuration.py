@@ -20,8 +20,10 @@ class ParallelEmbedderConfig(PretrainedConfig):
         matryoshka_dims: leading dimensions trained to work alone.
         attention: ``auto``, ``sdpa`` or ``flash``.
         inputs: how texts and images become tokens (``InputProcessor``'s settings).
-        base_model: ``path`` and ``revision`` of a backbone whose weights are not in the export, which then holds what was trained; None where it holds all.
-        modules: Python files beside the weights that register the backbone's own classes; they run only where remote code is trusted.
+        base_model: ``path`` and ``revision`` of a backbone whose weights are not in the export, which then holds what
+            was trained; None where it holds all.
+        modules: Python files beside the weights that register the backbone's own classes; they run only where remote
+            code is trusted.
     """
 
     model_type = "pdfx_parallel_embedder"
@@ -47,7 +49,8 @@ class ParallelEmbedderConfig(PretrainedConfig):
             model_type = backbone.get("model_type")
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(
-                    f"The backbone's model type '{model_type}' is neither known to the installed transformers nor registered by the model's modules."
+                    f"The backbone's model type '{model_type}' is neither known to the installed transformers nor "
+                    "registered by the model's modules."
                 )
             backbone = CONFIG_MAPPING[model_type](**backbone)
         self.backbone = backbone
@@ -66,7 +69,9 @@ class ParallelEmbedderConfig(PretrainedConfig):
         if paths < 1:
             raise ValueError(f"paths must be 1 or more, not {paths}.")
         if paths > 1 and (prefix_length == 0 or not self.prefix_layers):
-            raise ValueError("Without prefixes all paths are the same function: set prefix_length and prefix_layers, or paths to 1.")
+            raise ValueError(
+                "Without prefixes all paths are the same function: set prefix_length and prefix_layers, or paths to 1."
+            )
         super().__init__(**kwargs)
 
     @property
@@ -81,7 +86,8 @@ class ParallelEmbedderConfig(PretrainedConfig):
 
 
 def new_config(backbone_config, inputs: dict | None, prefix_layers, **settings) -> ParallelEmbedderConfig:
-    """Configuration of an embedder on a backbone; ``prefix_layers`` is ``all``, a number m (layers m and up), or a list."""
+    """Configuration of an embedder on a backbone; ``prefix_layers`` is ``all``, a number m (layers m and up), or a
+    list."""
     layers = backbone_config.get_text_config().num_hidden_layers
     if prefix_layers == "all":
         prefix_layers = range(layers)
@@ -91,4 +97,6 @@ def new_config(backbone_config, inputs: dict | None, prefix_layers, **settings) 
     if "image_grid_pinpoints" in inputs:
         # The backbone counts an image's tokens from its own configuration, which must agree with the processor's.
         backbone_config.image_grid_pinpoints = [list(pair) for pair in inputs["image_grid_pinpoints"]]
-    return ParallelEmbedderConfig(backbone=backbone_config, inputs=inputs, prefix_layers=list(prefix_layers), **settings)
+    return ParallelEmbedderConfig(
+        backbone=backbone_config, inputs=inputs, prefix_layers=list(prefix_layers), **settings
+    )

@@ -1,4 +1,5 @@
-"""Whose code runs: Python files that register a backbone's own classes with transformers, if they are trusted, and nothing that other files name."""
+"""Whose code runs: Python files that register a backbone's own classes with transformers, if they are trusted, and
+nothing that other files name."""
 
 import hashlib
 import importlib.util
@@ -31,7 +32,9 @@ def load_export_modules(export, revision: str | None, trust_remote_code: bool) -
     names = [Path(name).name for name in settings.get("modules", [])]
     needed = names and unknown_types(settings.get("backbone") or {})
     if needed and not trust_remote_code:
-        raise ValueError(f"{export} brings code of its own ({', '.join(names)}); read it, then pass trust_remote_code=True.")
+        raise ValueError(
+            f"{export} brings code of its own ({', '.join(names)}); read it, then pass trust_remote_code=True."
+        )
     files = [Path(cached_file(str(export), name, revision=revision)) for name in names]
     for file in files if needed else ():
         run_module_file(file)
@@ -39,7 +42,8 @@ def load_export_modules(export, revision: str | None, trust_remote_code: bool) -
 
 
 def write_own_modules(directory: Path, files: list[Path]) -> None:
-    """Let the backbone's own modules travel in an export: copied beside our code, and imported by it before the backbone's configuration is read.
+    """Let the backbone's own modules travel in an export: copied beside our code, and imported by it before the
+    backbone's configuration is read.
 
     Raises:
         ValueError: the export has another file of that name.
@@ -49,11 +53,16 @@ def write_own_modules(directory: Path, files: list[Path]) -> None:
     for path in files:
         copy = directory / path.name
         if copy.exists() and copy.read_bytes() != path.read_bytes():
-            raise ValueError(f"model.modules names {path}, but the export has a file of that name of its own; rename it.")
+            raise ValueError(
+                f"model.modules names {path}, but the export has a file of that name of its own; rename it."
+            )
         copy.write_bytes(path.read_bytes())
     imports = "".join(f"from .{path.stem} import __name__ as _{path.stem}  # noqa: E402, F401\n" for path in files)
     names = ", ".join(repr(path.name) for path in files)
-    text = f'"""Importing the backbone\'s own files registers their classes with transformers."""\n\n{imports}\nMODULE_FILES = ({names},)\n'
+    text = (
+        '"""Importing the backbone\'s own files registers their classes with '
+        f'transformers."""\n\n{imports}\nMODULE_FILES = ({names},)\n'
+    )
     (directory / "custom_code_files.py").write_text(text, encoding="utf-8")
     # transformers 5.8 to 5.10 copy only what a file imports by itself.
     for name in ("configuration.py", "modeling.py"):
@@ -72,18 +81,26 @@ def settings_without_code(path, revision: str | None) -> dict:
 
     Raises:
         OSError: there is none.
-        ValueError: transformers would fetch code that it names, or load an adapter beside it, and import what the adapter's settings name. Neither needs
-            ``trust_remote_code`` there.
+        ValueError: transformers would fetch code that it names, or load an adapter beside it, and import what the
+            adapter's settings name. Neither needs ``trust_remote_code`` there.
     """
     settings, _ = PretrainedConfig.get_config_dict(path, revision=revision)
     if find_adapter_config_file(str(path), revision=revision):
-        raise ValueError(f"{path} is or holds a PEFT adapter (adapter_config.json); merge it into its model first, or remove that file.")
+        raise ValueError(
+            f"{path} is or holds a PEFT adapter (adapter_config.json); merge it into its model first, or remove "
+            "that file."
+        )
     if kernels := hub_kernels(settings):
-        raise ValueError(f"{path} asks for {kernels[0]!r} as its attention, which is code from elsewhere; remove that from its config.json.")
+        raise ValueError(
+            f"{path} asks for {kernels[0]!r} as its attention, which is code from elsewhere; remove that from its "
+            "config.json."
+        )
     return settings
 
 
 def hub_kernels(settings) -> list[str]:
     """Attention implementations that lie on the hub."""
     parts = [part for value in settings.values() if isinstance(value, dict) for part in hub_kernels(value)]
-    return parts + [str(value) for name, value in settings.items() if name.endswith("attn_implementation") and "/" in str(value)]
+    return parts + [
+        str(value) for name, value in settings.items() if name.endswith("attn_implementation") and "/" in str(value)
+    ]

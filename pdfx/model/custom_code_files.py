@@ -1,7 +1,7 @@
 """Python files that the backbone itself brings (a vision tower of its own, say).
 
-None in the library. An export replaces this file by one that imports them from beside it, so that their classes are registered with transformers before the
-backbone's configuration is read.
+None in the library. An export replaces this file by one that imports them from beside it, so that their classes are
+registered with transformers before the backbone's configuration is read.
 """
 
 MODULE_FILES: tuple[str, ...] = ()

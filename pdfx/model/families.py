@@ -1,4 +1,5 @@
-"""What differs from one family of multimodal models to another: where its parts are and how its prompt marks an image."""
+"""What differs from one family of multimodal models to another: where its parts are and how its prompt marks an
+image."""
 
 from dataclasses import dataclass
 
@@ -40,14 +41,24 @@ class Family:
 FAMILIES = {
     family.model_type: family
     for family in (
-        # VLM2Vec gives Qwen2-VL a bare image token; we keep the model's own vision-start and vision-end tokens, as in its pretraining.
+        # VLM2Vec gives Qwen2-VL a bare image token; we keep the model's own vision-start and vision-end tokens, as in
+        # its pretraining.
         Family(
             "qwen2_vl",
             "language_model",
             "visual",
             "visual.merger",
             "<|vision_start|><|image_pad|><|vision_end|>",
-            ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>", "<|vision_pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+            (
+                "<|vision_start|>",
+                "<|image_pad|>",
+                "<|video_pad|>",
+                "<|vision_end|>",
+                "<|vision_pad|>",
+                "<|endoftext|>",
+                "<|im_start|>",
+                "<|im_end|>",
+            ),
             ("image_min_pixels", "image_max_pixels"),
         ),
         Family(
@@ -66,12 +77,14 @@ FAMILIES = {
 
 
 def family_of(backbone_config) -> Family:
-    """The family of a backbone's configuration. Raises ValueError for a model type that has none, and under a transformers that is too old for it."""
+    """The family of a backbone's configuration. Raises ValueError for a model type that has none, and under a
+    transformers that is too old for it."""
     family = family_of_type(backbone_config.model_type)
     if tuple(map(int, transformers.__version__.split(".")[:2])) < family.transformers:
         needed = ".".join(map(str, family.transformers))
         raise ValueError(
-            f"A '{family.model_type}' backbone needs transformers {needed} or later, and {transformers.__version__} is installed: it would draw weights anew."
+            f"A '{family.model_type}' backbone needs transformers {needed} or later, and {transformers.__version__} "
+            "is installed: it would draw weights anew."
         )
     return family
 

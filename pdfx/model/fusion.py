@@ -37,7 +37,8 @@ def unit(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Fusion(nn.Module):
-    """One embedding ``[B, F]`` from K unit ones ``[B, K, D]``: their mean, a learned softmax-weighted sum, or their concatenation (F = K*D), normalised."""
+    """One embedding ``[B, F]`` from K unit ones ``[B, K, D]``: their mean, a learned softmax-weighted sum, or their
+    concatenation (F = K*D), normalised."""
 
     def __init__(self, kind: str, paths: int):
         super().__init__()
@@ -51,7 +52,8 @@ class Fusion(nn.Module):
         """Fuse the embeddings of the chosen ``paths`` (int64 ``[k]``); with one path every kind returns that path.
 
         Returns:
-            ``[B, F]``, and the logits ``[K]`` of all paths, with which ``fuse`` does the same elsewhere; None where the weights are not learned.
+            ``[B, F]``, and the logits ``[K]`` of all paths, with which ``fuse`` does the same elsewhere; None where the
+            weights are not learned.
         """
         if self.kind != "softmax":
             return fuse(self.kind, embeddings), None
@@ -61,7 +63,8 @@ class Fusion(nn.Module):
 
 
 def fuse(kind: str, embeddings: torch.Tensor, logits: torch.Tensor | None = None) -> torch.Tensor:
-    """One embedding ``[B, F]`` from unit ones ``[B, k, D]``; ``logits`` ``[k]`` weigh them where ``kind`` is ``softmax``."""
+    """One embedding ``[B, F]`` from unit ones ``[B, k, D]``; ``logits`` ``[k]`` weigh them where ``kind`` is
+    ``softmax``."""
     if kind == "concat":
         return unit(embeddings.flatten(1))
     if kind == "softmax":

@@ -14,7 +14,8 @@ from .families import family_of_type
 
 
 def backbone_config(path: str, **hub):
-    """The configuration of a supported backbone, found in a directory or on the hub (``revision``, ``trust_remote_code``).
+    """The configuration of a supported backbone, found in a directory or on the hub (``revision``,
+    ``trust_remote_code``).
 
     Raises:
         OSError: there is none.
@@ -24,7 +25,10 @@ def backbone_config(path: str, **hub):
     # Before transformers reads it, whose own message lists all types that it knows.
     family_of_type(settings.get("model_type"))
     if unknown := unknown_types(settings):
-        raise ValueError(f"It has parts of type '{min(unknown)}', which no class is registered for; name the file that registers it in model.modules.")
+        raise ValueError(
+            f"It has parts of type '{min(unknown)}', which no class is registered for; name the file that registers "
+            "it in model.modules."
+        )
     return AutoConfig.from_pretrained(path, **hub)
 
 
@@ -32,7 +36,8 @@ def load_whole(load, path, *args, exact: bool = False, **kwargs):
     """The model that ``load`` (a class's ``from_pretrained``) gives, and its loading info.
 
     Args:
-        exact: whether weights that the model does not have are refused; a warning names them otherwise, except for a head that the backbone has no use for.
+        exact: whether weights that the model does not have are refused; a warning names them otherwise, except for a
+            head that the backbone has no use for.
 
     Raises:
         OSError: files are missing.
@@ -69,7 +74,9 @@ def load_whole(load, path, *args, exact: bool = False, **kwargs):
             if names is unknown and not exact:
                 warnings.warn(sentence, stacklevel=2)
             else:
-                raise ValueError(sentence + " Copy its files again; its config.json and its weights must belong together.")
+                raise ValueError(
+                    sentence + " Copy its files again; its config.json and its weights must belong together."
+                )
     return model, info
 
 
@@ -83,14 +90,16 @@ def first_ranks(problem: str | None) -> str | None:
 
 
 def is_finite(parameter: torch.Tensor) -> bool:
-    """Whether all values are numbers, in one pass without a copy; what is not here (sharded, or on the meta device) passes."""
+    """Whether all values are numbers, in one pass without a copy; what is not here (sharded, or on the meta device)
+    passes."""
     if parameter.is_meta or not parameter.numel() or not parameter.is_floating_point():
         return True
     return all(bound.isfinite() for bound in torch.aminmax(parameter.detach()))
 
 
 def as_dtype(asked, written) -> torch.dtype:
-    """The type that ``from_pretrained(dtype=asked)`` means: a type, its name, or the one ``written`` where it is None or ``auto``."""
+    """The type that ``from_pretrained(dtype=asked)`` means: a type, its name, or the one ``written`` where it is None
+    or ``auto``."""
     chosen = written if asked in (None, "auto") else asked
     chosen = getattr(torch, chosen, None) if isinstance(chosen, str) else chosen or torch.float32
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:

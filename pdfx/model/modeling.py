@@ -27,7 +27,8 @@ from .processing import InputProcessor, append_inputs, checked_items
 from .texts import is_blank  # noqa: F401
 
 LOCK = Lock()
-"""Held while a tokenizer works, whose padding is a state of its own, and while a model changes between training and evaluation mode."""
+"""Held while a tokenizer works, whose padding is a state of its own, and while a model changes between training and
+evaluation mode."""
 
 
 @dataclass
@@ -37,7 +38,8 @@ class EmbedderOutput(ModelOutput):
     Attributes:
         paths: float32 ``[n, K, D]``, unit rows.
         fused: float32 ``[n, F]``, unit rows.
-        fusion_logits: float32 ``[K]``, what a learned fusion weighs all paths with; None where the weights are not learned.
+        fusion_logits: float32 ``[K]``, what a learned fusion weighs all paths with; None where the weights are not
+            learned.
     """
 
     paths: torch.Tensor | None = None
@@ -46,15 +48,18 @@ class EmbedderOutput(ModelOutput):
 
 
 class ParallelEmbedder(PreTrainedModel):
-    """A multimodal LLM that gives K embeddings per input (Parallel Decoupling Framework, arXiv 2511.01588; the construction is ours).
+    """A multimodal LLM that gives K embeddings per input (Parallel Decoupling Framework, arXiv 2511.01588; the
+    construction is ours).
 
-    The vision tower, the projector and the token embedding run once per input. At the decoder's door the padded batch becomes one row of tokens without
-    padding, repeated for each path; every layer's attention prepends the path's own keys and values.
+    The vision tower, the projector and the token embedding run once per input. At the decoder's door the padded batch
+    becomes one row of tokens without padding, repeated for each path; every layer's attention prepends the path's own
+    keys and values.
 
     Attributes:
         processor: turns texts and images into inputs; set by ``from_backbone`` and ``from_pretrained``.
         module_files: the Python files of ``config.modules``, which ``save_pretrained`` copies.
-        vision_agreement: tells whether any rank needs the vision tower in this forward pass, given whether this one does.
+        vision_agreement: tells whether any rank needs the vision tower in this forward pass, given whether this one
+            does.
     """
 
     config_class = ParallelEmbedderConfig
@@ -67,8 +72,13 @@ class ParallelEmbedder(PreTrainedModel):
     def __init__(self, config: ParallelEmbedderConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.family = family_of(config.backbone)
-        # transformers sets the default type to what is to be loaded, of which the backbone's own configuration need not know.
-        self.backbone = backbone if backbone is not None else AutoModel.from_config(config.backbone, dtype=torch.get_default_dtype())
+        # transformers sets the default type to what is to be loaded, of which the backbone's own configuration need not
+        # know.
+        self.backbone = (
+            backbone
+            if backbone is not None
+            else AutoModel.from_config(config.backbone, dtype=torch.get_default_dtype())
+        )
         record_dtype(config, self.backbone.dtype)
         decoder = self.family.decoder_of(self.backbone)
         decoder.config._attn_implementation = ATTENTION_NAME
@@ -107,11 +117,14 @@ class ParallelEmbedder(PreTrainedModel):
             settings: further fields of ``ParallelEmbedderConfig``.
 
         Raises:
-            ValueError: unsupported family, contradictory settings, or weights that are missing, of another shape or not finite.
+            ValueError: unsupported family, contradictory settings, or weights that are missing, of another shape or not
+                finite.
             OSError: there is no such backbone.
         """
         hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-        backbone, _ = load_whole(AutoModel.from_pretrained, path, config=backbone_config(path, **hub), dtype=dtype, **hub)
+        backbone, _ = load_whole(
+            AutoModel.from_pretrained, path, config=backbone_config(path, **hub), dtype=dtype, **hub
+        )
         processor = AutoProcessor.from_pretrained(path, **hub)
         embedder = cls(new_config(backbone.config, inputs, prefix_layers, **settings), backbone)
         initialise_prefixes(embedder.decoder, embedder.config, seed, gathered)
@@ -123,10 +136,13 @@ class ParallelEmbedder(PreTrainedModel):
         """Load an exported embedder together with its processor, in the type that it was written in or in ``dtype``.
 
         Raises:
-            ValueError: a weight is missing, unknown, of another shape or not finite; the backbone needs a later transformers; or the export brings code of
-                its own (a vision tower, say) and ``trust_remote_code`` is not set.
+            ValueError: a weight is missing, unknown, of another shape or not finite; the backbone needs a later
+                transformers; or the export brings code of its own (a vision tower, say) and ``trust_remote_code`` is
+                not set.
         """
-        export, revision, wants_info = pretrained_model_name_or_path, kwargs.get("revision"), kwargs.pop("output_loading_info", False)
+        export = pretrained_model_name_or_path
+        revision = kwargs.get("revision")
+        wants_info = kwargs.pop("output_loading_info", False)
         files = load_export_modules(export, revision, trust_remote_code)
         config = kwargs.get("config") or cls.config_class.from_pretrained(export, revision=revision)
         asked = kwargs.pop("torch_dtype", None)
@@ -141,15 +157,23 @@ class ParallelEmbedder(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Write weights, configuration, this code, the processor and the backbone's own modules: all that ``from_pretrained`` reads, by the names it knows.
+        """Write weights, configuration, this code, the processor and the backbone's own modules: all that
+        ``from_pretrained`` reads, by the names it knows.
 
         Raises:
-            ValueError: the files of ``config.modules`` are not known, or ``push_to_hub`` is asked for, which sends no processor; ``model.push_to_hub`` does.
+            ValueError: the files of ``config.modules`` are not known, or ``push_to_hub`` is asked for, which sends no
+                processor; ``model.push_to_hub`` does.
         """
         if kwargs.get("push_to_hub"):
-            raise ValueError("save_pretrained(push_to_hub=True) would leave the processor behind; call push_to_hub, which sends all files.")
+            raise ValueError(
+                "save_pretrained(push_to_hub=True) would leave the processor behind; call push_to_hub, which sends "
+                "all files."
+            )
         if {file.name for file in self.module_files} != set(self.config.modules):
-            raise ValueError(f"The model needs the modules {', '.join(self.config.modules)}; say where they are by setting its module_files.")
+            raise ValueError(
+                f"The model needs the modules {', '.join(self.config.modules)}; say where they are by setting its "
+                "module_files."
+            )
         record_dtype(self.config, self.dtype)
         super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
         write_own_modules(Path(save_directory), self.module_files)
@@ -185,7 +209,8 @@ class ParallelEmbedder(PreTrainedModel):
             ValueError: a path that does not exist, or an input without a token.
         """
         count = len(inputs["input_ids"])
-        # ZeRO-3 applies an earlier step's gradient to parameters that the first backward pass does not reach, so trained vision takes part in each.
+        # ZeRO-3 applies an earlier step's gradient to parameters that the first backward pass does not reach, so
+        # trained vision takes part in each.
         needed = "pixel_values" in inputs or (self.training and self.trains_vision)
         missing_images = self.vision_agreement(needed) and "pixel_values" not in inputs
         if missing_images:
@@ -218,33 +243,48 @@ class ParallelEmbedder(PreTrainedModel):
 
     @property
     def trains_vision(self) -> bool:
-        """Whether a parameter is trained that only images reach: in the vision tower, the projector, or of the backbone itself (LLaVA-NeXT's line ends)."""
+        """Whether a parameter is trained that only images reach: in the vision tower, the projector, or of the backbone
+        itself (LLaVA-NeXT's line ends)."""
         parts = (self.family.vision_of(self.backbone), self.backbone.get_submodule(self.family.projector))
-        parameters = [*self.backbone.parameters(recurse=False), *(parameter for part in parts for parameter in part.parameters())]
+        parameters = [
+            *self.backbone.parameters(recurse=False),
+            *(parameter for part in parts for parameter in part.parameters()),
+        ]
         return any(parameter.requires_grad for parameter in parameters)
 
     def _dummy_inputs(self) -> dict[str, torch.Tensor]:
         if self._dummy is None:
-            raise ValueError("This rank has no image where another has one, and no processor to make a stand-in; call attach_processor first.")
+            raise ValueError(
+                "This rank has no image where another has one, and no processor to make a stand-in; call "
+                "attach_processor first."
+            )
         return self._dummy
 
     @torch.no_grad()
     def embed(
-        self, items: list[dict], side: str = "query", batch_size: int = 32, paths: list[int] | None = None, truncate_dim: int | None = None
+        self,
+        items: list[dict],
+        side: str = "query",
+        batch_size: int = 32,
+        paths: list[int] | None = None,
+        truncate_dim: int | None = None,
     ) -> EmbedderOutput:
         """Embed texts and images for use: no gradient, evaluation mode, results on the CPU.
 
         Threads may call it side by side.
 
         Args:
-            items: ``{"text": str, "images": [picture, ...]}``; either may be missing. A picture is a path, a file's bytes or a PIL image.
+            items: ``{"text": str, "images": [picture, ...]}``; either may be missing. A picture is a path, a file's
+                bytes or a PIL image.
             side: ``query`` or ``target``, which chooses the instruction.
             batch_size: items of one forward pass.
-            truncate_dim: keep the leading dimensions of a path only, 1 to D, and normalise again (Matryoshka); a concatenation is then one of cut paths.
+            truncate_dim: keep the leading dimensions of a path only, 1 to D, and normalise again (Matryoshka); a
+                concatenation is then one of cut paths.
 
         Raises:
             ValueError: an argument that has no meaning.
-            ItemError: an item cannot be embedded; it is named by its number. A text that is cut gives a warning instead.
+            ItemError: an item cannot be embedded; it is named by its number. A text that is cut gives a warning
+                instead.
         """
         if self.processor is None:
             raise ValueError("The embedder has no processor; load it with from_pretrained or call attach_processor.")
@@ -254,7 +294,10 @@ class ParallelEmbedder(PreTrainedModel):
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}.")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.config.hidden_size:
-            raise ValueError(f"truncate_dim must be among 1 to {self.config.hidden_size}, the dimensions of a path, not {truncate_dim}.")
+            raise ValueError(
+                f"truncate_dim must be among 1 to {self.config.hidden_size}, the dimensions of a path, not "
+                f"{truncate_dim}."
+            )
         outputs, truncated = [], 0
         with self._evaluation():
             for start in range(0, len(items), batch_size):
@@ -264,7 +307,10 @@ class ParallelEmbedder(PreTrainedModel):
                 outputs.append(self({name: tensor.to(self.device) for name, tensor in inputs.items()}, paths))
         if truncated:
             limit = self.processor.settings["max_text_tokens"]
-            warnings.warn(f"{truncated} of {len(items)} texts are longer than max_text_tokens ({limit}) and were cut there.", stacklevel=3)
+            warnings.warn(
+                f"{truncated} of {len(items)} texts are longer than max_text_tokens ({limit}) and were cut there.",
+                stacklevel=3,
+            )
         return join_outputs(outputs, truncate_dim, self.config.fusion)
 
     @contextmanager
@@ -284,7 +330,9 @@ class ParallelEmbedder(PreTrainedModel):
                     self.train(self._was_training)
 
 
-def join_outputs(outputs: list[EmbedderOutput], truncate_dim: int | None = None, fusion: str = "mean") -> EmbedderOutput:
+def join_outputs(
+    outputs: list[EmbedderOutput], truncate_dim: int | None = None, fusion: str = "mean"
+) -> EmbedderOutput:
     """Outputs of consecutive batches as one, on the CPU, optionally cut to leading dimensions and normalised again."""
     paths, fused = (torch.cat([output[name].cpu() for output in outputs]) for name in ("paths", "fused"))
     if truncate_dim is not None:

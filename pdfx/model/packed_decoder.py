@@ -1,8 +1,9 @@
 """The decoder's door: where B padded inputs become a row without padding, and the layer where that row becomes K rows.
 
-Hooks leave every family's own forward as it is, and sharded parameters to the modules that own them. They are set once and keep nothing: what belongs to one
-call is in its packing, which comes to the decoder in a context variable and goes from there to every layer as an argument. So threads do not
-meet, and a layer that is recomputed in the backward pass, in whatever thread, finds what it had.
+Hooks leave every family's own forward as it is, and sharded parameters to the modules that own them. They are set once
+and keep nothing: what belongs to one call is in its packing, which comes to the decoder in a context variable and goes
+from there to every layer as an argument. So threads do not meet, and a layer that is recomputed in the backward pass,
+in whatever thread, finds what it had.
 """
 
 from collections.abc import Iterator
@@ -30,11 +31,14 @@ def attach_hooks(decoder: nn.Module, first_prefix_layer: int) -> None:
 
 
 @contextmanager
-def packed_decoder(attention_mask: torch.Tensor, paths: torch.Tensor, share_trunk: bool, attention: str) -> Iterator[Packing]:
-    """Within the block the decoder, called by this thread, reads padded inputs of B sequences and gives states ``[1, K*N, D]``, path by path.
+def packed_decoder(
+    attention_mask: torch.Tensor, paths: torch.Tensor, share_trunk: bool, attention: str
+) -> Iterator[Packing]:
+    """Within the block the decoder, called by this thread, reads padded inputs of B sequences and gives states ``[1,
+    K*N, D]``, path by path.
 
-    Layers below the first one that holds a prefix are the same function for all paths, so they can run on one row (the shared trunk, ours); that layer and
-    those above it run on K rows.
+    Layers below the first one that holds a prefix are the same function for all paths, so they can run on one row (the
+    shared trunk, ours); that layer and those above it run on K rows.
 
     Args:
         attention_mask: ``[B, T]``.

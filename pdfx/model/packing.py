@@ -1,6 +1,7 @@
 """Index arithmetic of a padding-free batch: B padded inputs become N tokens in a row, the same row for each of K paths.
 
-Everything is built once per batch; the layers only gather. Legend: B sequences, K paths, T padded length, N tokens without padding, P prefix length.
+Everything is built once per batch; the layers only gather. Legend: B sequences, K paths, T padded length, N tokens
+without padding, P prefix length.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from functools import cached_property
 import torch
 
 MAX_WASTE = 0.25
-"""A bucket holds sequences of at least (1 - MAX_WASTE) of its longest one: its padding stays below that share of its tokens."""
+"""A bucket holds sequences of at least (1 - MAX_WASTE) of its longest one: its padding stays below that share of its
+tokens."""
 
 
 @dataclass
@@ -17,7 +19,8 @@ class Bucket:
     """Sequences of similar length that attend together.
 
     Attributes:
-        index: int64 ``[n, L]``, packed token of each place; places behind a sequence's end repeat token 0 and are dropped afterwards.
+        index: int64 ``[n, L]``, packed token of each place; places behind a sequence's end repeat token 0 and are
+            dropped afterwards.
     """
 
     index: torch.Tensor
@@ -28,7 +31,9 @@ class Bucket:
         Places behind a sequence's end lie after all its tokens, so that causality alone hides them.
         """
         length = self.index.shape[1]
-        return torch.full((length, prefix_length + length), -torch.inf, dtype=dtype, device=self.index.device).triu(prefix_length + 1)
+        return torch.full((length, prefix_length + length), -torch.inf, dtype=dtype, device=self.index.device).triu(
+            prefix_length + 1
+        )
 
 
 class Packing:
@@ -55,7 +60,9 @@ class Packing:
         self.token_index = keep.flatten().nonzero().squeeze(1)
         self.lengths: list[int] = keep.sum(1).tolist()
         if min(self.lengths) == 0:
-            raise ValueError(f"Sequence {self.lengths.index(0)} of the batch has no token; every input needs at least one.")
+            raise ValueError(
+                f"Sequence {self.lengths.index(0)} of the batch has no token; every input needs at least one."
+            )
         self.device = attention_mask.device
         lengths = torch.tensor(self.lengths, device=self.device)
         self.ends = lengths.cumsum(0) - 1
@@ -131,7 +138,9 @@ class Packing:
 
     def bucket_mask(self, number: int, prefix_length: int, dtype: torch.dtype) -> torch.Tensor:
         """The mask of one bucket, kept for the other layers of the batch."""
-        return self._keep(("mask", number, prefix_length, dtype), lambda: self.buckets[number].mask(prefix_length, dtype))
+        return self._keep(
+            ("mask", number, prefix_length, dtype), lambda: self.buckets[number].mask(prefix_length, dtype)
+        )
 
     @cached_property
     def cumulative_lengths(self) -> torch.Tensor:
@@ -147,7 +156,8 @@ class Packing:
     def key_index(self, prefix_length: int) -> torch.Tensor:
         """int64 ``[K*(B*P + N)]``: order that interleaves prefixes with tokens, kept for the other layers of the batch.
 
-        It picks from the K*P prefix rows followed by the K*N token rows: for each path and sequence, that path's P prefix rows and then the sequence's tokens.
+        It picks from the K*P prefix rows followed by the K*N token rows: for each path and sequence, that path's P
+        prefix rows and then the sequence's tokens.
         """
         return self._keep(("keys", prefix_length), lambda: self._key_index(prefix_length))
 
@@ -161,7 +171,11 @@ class Packing:
         index = torch.empty(paths * (sequences * prefix_length + self.tokens), dtype=torch.long, device=self.device)
         borders = self.cumulative_key_lengths(prefix_length)[:-1].long()
         prefix_places = borders[:, None] + torch.arange(prefix_length, device=self.device)
-        prefix_rows = torch.arange(paths * prefix_length, device=self.device).view(paths, 1, prefix_length).expand(-1, sequences, -1)
+        prefix_rows = (
+            torch.arange(paths * prefix_length, device=self.device)
+            .view(paths, 1, prefix_length)
+            .expand(-1, sequences, -1)
+        )
         index[prefix_places.flatten()] = prefix_rows.reshape(-1)
         taken = torch.zeros(len(index), dtype=torch.bool, device=self.device)
         taken[prefix_places.flatten()] = True

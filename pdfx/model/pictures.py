@@ -1,4 +1,5 @@
-"""From untrusted image bytes to RGB pictures, or to one sentence that says why not: the only place that opens pictures."""
+"""From untrusted image bytes to RGB pictures, or to one sentence that says why not: the only place that opens
+pictures."""
 
 from __future__ import annotations
 
@@ -24,14 +25,43 @@ MAX_SEGMENTS = 4096
 MAX_RUN_LENGTH_PIXELS = 1 << 24
 """Of a BMP with run lengths, which Pillow decodes in Python."""
 MAX_PROFILES = 16
-"""Of a PNG, each of which is inflated to at most a megabyte; and EXIF segments of a JPEG, which Pillow copies anew for each further one. One is usual."""
+"""Of a PNG, each of which is inflated to at most a megabyte; and EXIF segments of a JPEG, which Pillow copies anew for
+each further one. One is usual."""
 
-EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
-"""Formats that are read, with the extension of their members. Formats whose readers start other programs (EPS) are left out on purpose."""
+EXTENSIONS = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "AVIF": "avif",
+}
+"""Formats that are read, with the extension of their members. Formats whose readers start other programs (EPS) are left
+out on purpose."""
 
 _FORMATS = [name for name in EXTENSIONS if name != "MPO"]
 
-_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B", "I;16N"}
+_MODES = {
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "I;16",
+    "I;16L",
+    "I;16B",
+    "I;16N",
+}
 _SCAN_PIXELS = 25 * MAX_IMAGE_PIXELS
 """A JPEG's scans times its pixels: two to three seconds. Files of every day have up to 14 scans."""
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
@@ -73,16 +103,17 @@ class ImageError(ValueError):
 def decode_image(given: bytes | str | os.PathLike | Image.Image, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """What the model sees of a picture: upright, RGB, 8 bits per channel. It no longer needs the file.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit channels are scaled to 8 bits, and of an animation or a file of several pages
-    the first is taken. Colour profiles are not applied.
+    The EXIF orientation is applied, transparency is laid over white, 16-bit channels are scaled to 8 bits, and of an
+    animation or a file of several pages the first is taken. Colour profiles are not applied.
 
     Args:
-        given: a file's content, its path, or an image of Pillow's; one that is upright RGB without transparency comes back itself.
+        given: a file's content, its path, or an image of Pillow's; one that is upright RGB without transparency comes
+            back itself.
         max_pixels: of a file.
 
     Raises:
-        ImageError: no known format, truncated or damaged, more than ``max_pixels`` pixels (found before anything is decoded), made to take long, or a pixel
-            type without a standard range or a way to RGB.
+        ImageError: no known format, truncated or damaged, more than ``max_pixels`` pixels (found before anything is
+            decoded), made to take long, or a pixel type without a standard range or a way to RGB.
     """
     image = given if isinstance(given, Image.Image) else _open(_content(given, max_pixels), max_pixels)
     name = f"the {image.format} picture" if image.format else "the picture"
@@ -99,7 +130,8 @@ def decode_image(given: bytes | str | os.PathLike | Image.Image, max_pixels: int
             rgb = _to_rgb(image if turn is None else image.transpose(turn))
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders meet damaged bytes with many exception types (OSError, SyntaxError, struct.error, IndexError, ...)
+    # Pillow's decoders meet damaged bytes with many types of exception (OSError, SyntaxError, struct.error, ...).
+    except Exception as error:
         raise ImageError(f"{name} is truncated or damaged ({_brief(error)})") from error
     # What it says of turns and transparency has been done.
     rgb.info.clear()
@@ -125,7 +157,9 @@ def _content(given: bytes | str | os.PathLike, max_pixels: int) -> bytes:
     if isinstance(given, (bytes, bytearray, memoryview)):
         return bytes(given)
     if not isinstance(given, (str, os.PathLike)):
-        raise ImageError(f"a picture is given as a path, as the bytes of its file or as a PIL image, not as {type(given).__name__}")
+        raise ImageError(
+            f"a picture is given as a path, as the bytes of its file or as a PIL image, not as {type(given).__name__}"
+        )
     try:
         status = os.stat(given)
         if stat.S_ISREG(status.st_mode) and status.st_size <= max_file_bytes(max_pixels):
@@ -142,7 +176,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         with _quiet():
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.UnidentifiedImageError:
-        raise ImageError(f"the {len(data)} bytes are no picture in a known format ({', '.join(_FORMATS)}){_guess(data)}") from None
+        raise ImageError(
+            f"the {len(data)} bytes are no picture in a known format ({', '.join(_FORMATS)}){_guess(data)}"
+        ) from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"the picture is refused as a decompression bomb ({_brief(error)})") from error
     except Exception as error:  # see decode_image
@@ -160,7 +196,10 @@ def _refuse_pixel_types(image: Image.Image, name: str) -> None:
     # Older Pillows give the 16 bits of a PNG in this type.
     if (image.mode in ("I", "F") and image.format != "PNG") or bits == 12 or kind not in (None, 1):
         signed = "signed " if kind == 2 else ""
-        raise ImageError(f"{name} has {signed}{bits or 32}-bit pixels (type {image.mode}), which have no standard range; convert it to 8 or 16 bits")
+        raise ImageError(
+            f"{name} has {signed}{bits or 32}-bit pixels (type {image.mode}), which have no standard range; convert "
+            "it to 8 or 16 bits"
+        )
     if image.mode not in _MODES and image.mode != "I":
         raise ImageError(f"{name} has pixels of type {image.mode}, which have no plain way to RGB; convert it")
 
@@ -177,7 +216,9 @@ def _refuse_slow(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name} was closed before its pixels were read; give its path, or load it first")
     codec, pixels = image.tile[0][0], image.width * image.height
     if codec == "bmp_rle" and pixels > MAX_RUN_LENGTH_PIXELS:
-        raise ImageError(f"{name} has run lengths and {pixels} pixels, more than the {MAX_RUN_LENGTH_PIXELS} allowed then")
+        raise ImageError(
+            f"{name} has run lengths and {pixels} pixels, more than the {MAX_RUN_LENGTH_PIXELS} allowed then"
+        )
     if codec == "jpeg" and image.format in ("JPEG", "MPO"):
         allowed = max(25, min(100, _SCAN_PIXELS // pixels))
         scans = _scans(image.fp, allowed)
@@ -197,7 +238,8 @@ def _scale_transparency(image: Image.Image) -> None:
 
 
 def _scans(stream: BinaryIO, enough: int) -> int:
-    """The scans of a JPEG. Places where one could begin are counted first, which is quick and rarely gives more than ``enough``."""
+    """The scans of a JPEG. Places where one could begin are counted first, which is quick and rarely gives more than
+    ``enough``."""
     back = stream.tell()
     stream.seek(0)
     data = stream.read()
@@ -213,16 +255,22 @@ def _scans(stream: BinaryIO, enough: int) -> int:
 
 
 def _refuse_pieces(data: bytes) -> None:
-    """Raises ImageError for a PNG of too many chunks or profiles, or a TIFF of too many strips or tiles: Pillow reads all of them before the size is known."""
+    """Raises ImageError for a PNG of too many chunks or profiles, or a TIFF of too many strips or tiles: Pillow reads
+    all of them before the size is known."""
     is_png = data.startswith(b"\x89PNG")
     try:
         pieces = _chunks(data) if is_png else _strips(data) if data[:2] in (b"II", b"MM") else 0
     except struct.error:  # cut or damaged, which Pillow is to say
         return
     if pieces > MAX_PIECES or (is_png and data.count(b"iCCP") > MAX_PROFILES):
-        raise ImageError(f"the picture has more chunks, strips or tiles than the {MAX_PIECES} allowed, or more colour profiles than the {MAX_PROFILES} allowed")
+        raise ImageError(
+            f"the picture has more chunks, strips or tiles than the {MAX_PIECES} allowed, or more colour profiles "
+            f"than the {MAX_PROFILES} allowed"
+        )
     if data.startswith(b"\xff\xd8") and (_segments(data) > MAX_SEGMENTS or data.count(b"Exif\0\0") > MAX_PROFILES):
-        raise ImageError(f"the JPEG picture has more than {MAX_SEGMENTS} segments, or more than {MAX_PROFILES} with EXIF data")
+        raise ImageError(
+            f"the JPEG picture has more than {MAX_SEGMENTS} segments, or more than {MAX_PROFILES} with EXIF data"
+        )
 
 
 def _segments(data: bytes) -> int:
@@ -251,7 +299,10 @@ def _strips(data: bytes) -> int:
     first = place + struct.calcsize(head)
     size = min(struct.unpack_from(head, data, place)[0], 1 << 16) * struct.calcsize(entry)
     size = min(size, (len(data) - first) // struct.calcsize(entry) * struct.calcsize(entry))
-    return max((count for tag, _, count in struct.iter_unpack(entry, data[first : first + size]) if tag in _STRIP_TAGS), default=0)
+    return max(
+        (count for tag, _, count in struct.iter_unpack(entry, data[first : first + size]) if tag in _STRIP_TAGS),
+        default=0,
+    )
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -290,7 +341,14 @@ def _from_sixteen_bits(levels: np.ndarray, transparent: int | None) -> Image.Ima
 def _guess(data: bytes) -> str:
     """What bytes that are no picture look like, as the end of a sentence's part."""
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((f"; they look like {name}" for sign, name in _LOOKS if start.startswith(sign) or (sign == b"<svg" and sign in start)), "")
+    return next(
+        (
+            f"; they look like {name}"
+            for sign, name in _LOOKS
+            if start.startswith(sign) or (sign == b"<svg" and sign in start)
+        ),
+        "",
+    )
 
 
 @contextmanager

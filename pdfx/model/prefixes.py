@@ -1,6 +1,7 @@
 """Deep prefixes: learnable keys and values per path, owned by the attention module that reads them.
 
-The form follows ParScale: un-rotated keys in the grouped number of heads, visible to every token, not shifting token positions.
+The form follows ParScale: un-rotated keys in the grouped number of heads, visible to every token, not shifting token
+positions.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,8 @@ class PathPrefix(nn.Module):
 
 
 def attach_prefixes(decoder: nn.Module, config) -> None:
-    """Give every layer of ``config.prefix_layers`` a ``PathPrefix``. Raises ValueError for a layer that does not exist."""
+    """Give every layer of ``config.prefix_layers`` a ``PathPrefix``. Raises ValueError for a layer that does not
+    exist."""
     layers = decoder.layers
     for number in config.prefix_layers if config.prefix_length else ():
         if not 0 <= number < len(layers):
@@ -41,7 +43,14 @@ def attach_prefixes(decoder: nn.Module, config) -> None:
         attention = layers[number].self_attn
         weight = attention.k_proj.weight
         text = decoder.config
-        prefix = PathPrefix(config.paths, config.prefix_length, text.num_key_value_heads, attention.head_dim, weight.device, weight.dtype)
+        prefix = PathPrefix(
+            config.paths,
+            config.prefix_length,
+            text.num_key_value_heads,
+            attention.head_dim,
+            weight.device,
+            weight.dtype,
+        )
         attention.register_module(PREFIX_NAME, prefix)
 
 
@@ -54,8 +63,8 @@ def prefixes_of(module: nn.Module) -> list[PathPrefix]:
 def initialise_prefixes(decoder: nn.Module, config, seed: int, gathered: Gathered = nullcontext) -> None:
     """Draw all prefixes apart from one another (ours).
 
-    ``normal``: independent draws of standard deviation ``prefix_init_std``. ``tokens``: each layer's own keys and values of random vocabulary tokens,
-    so that a prefix starts where the layer's real keys and values live.
+    ``normal``: independent draws of standard deviation ``prefix_init_std``. ``tokens``: each layer's own keys and
+    values of random vocabulary tokens, so that a prefix starts where the layer's real keys and values live.
     """
     for number in config.prefix_layers if config.prefix_length else ():
         layer = decoder.layers[number]
@@ -64,7 +73,12 @@ def initialise_prefixes(decoder: nn.Module, config, seed: int, gathered: Gathere
             continue
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         if config.prefix_init == "tokens":
-            sources = (decoder.get_input_embeddings(), layer.input_layernorm, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            sources = (
+                decoder.get_input_embeddings(),
+                layer.input_layernorm,
+                layer.self_attn.k_proj,
+                layer.self_attn.v_proj,
+            )
             with gathered([parameter for source in sources for parameter in source.parameters()]):
                 embedding = sources[0].weight
                 tokens = torch.randint(embedding.shape[0], (config.paths * config.prefix_length,), generator=generator)

@@ -22,13 +22,15 @@ PROMPT_DEFAULTS = {
 
 
 IMAGE_TENSORS = ("pixel_values", "image_grid_thw", "image_sizes")
-"""What the families' processors make of images: one row per image, except for Qwen2-VL's ``pixel_values``, which has one per patch."""
+"""What the families' processors make of images: one row per image, except for Qwen2-VL's ``pixel_values``, which has
+one per patch."""
 
 
 HEAD_TOKENS = 256
 HEAD_CHARACTERS = 8
-"""A long text is tokenised in its first characters alone: so many per token, and until so many tokens stand behind those that are kept. What is kept is then
-the same as of the whole text, because a tokenizer's decisions do not reach that far back."""
+"""A long text is tokenised in its first characters alone: so many per token, and until so many tokens stand behind
+those that are kept. What is kept is then the same as of the whole text, because a tokenizer's decisions do not reach
+that far back."""
 
 
 class ItemError(ValueError):
@@ -48,10 +50,12 @@ class ItemError(ValueError):
 
 
 class InputProcessor:
-    """Turn items ``{"text": str, "images": [picture, ...]}`` into a padded batch of backbone inputs; a picture is whatever ``decode_image`` takes.
+    """Turn items ``{"text": str, "images": [picture, ...]}`` into a padded batch of backbone inputs; a picture is
+    whatever ``decode_image`` takes.
 
-    The prompt is: one marker per image, the side's instruction, the text, the tokenizer's end token (whose state is the ``last`` embedding). That form is ours.
-    A text over ``max_text_tokens`` is cut at the text; images are never cut. Strings with a meaning in the prompt are blanked out of texts.
+    The prompt is: one marker per image, the side's instruction, the text, the tokenizer's end token (whose state is the
+    ``last`` embedding). That form is ours. A text over ``max_text_tokens`` is cut at the text; images are never cut.
+    Strings with a meaning in the prompt are blanked out of texts.
 
     Args:
         processor: transformers' processor of the backbone (tokenizer and image processor).
@@ -69,14 +73,19 @@ class InputProcessor:
         settings = {**PROMPT_DEFAULTS, **settings}
         for name, value in settings.items():
             if name.startswith("image_") and value is not None and name not in family.image_settings:
-                raise ValueError(f"inputs.{name} has no effect on a {family.model_type} backbone; its image settings are {', '.join(family.image_settings)}.")
+                raise ValueError(
+                    f"inputs.{name} has no effect on a {family.model_type} backbone; its image settings are "
+                    f"{', '.join(family.image_settings)}."
+                )
         self.processor = processor
         self.family = family
         self.settings = settings
         self.tokenizer = processor.tokenizer
         self.end = self.tokenizer.eos_token
         if self.end is None:
-            raise ValueError("The backbone's tokenizer has no end-of-sequence token, which marks the embedding's place.")
+            raise ValueError(
+                "The backbone's tokenizer has no end-of-sequence token, which marks the embedding's place."
+            )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.end
         bound_images(processor.image_processor, settings)
@@ -95,7 +104,9 @@ class InputProcessor:
         for item, side in zip(items, sides, strict=True):
             text, cut = self.cut(self.clean(item["text"]))
             truncated += cut
-            texts.append(self.family.image_prompt * len(item["images"]) + self.settings[f"{side}_instruction"] + text + self.end)
+            texts.append(
+                self.family.image_prompt * len(item["images"]) + self.settings[f"{side}_instruction"] + text + self.end
+            )
         images = [decode_image(image) for item in items for image in item["images"]]
         inputs = self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
         return dict(inputs), truncated
@@ -112,11 +123,17 @@ class InputProcessor:
             for number, item in enumerate(items, start=first):
                 try:
                     self([item], [side])
-                except Exception as error:  # the backbone's processor is not ours: what it raises on odd pictures or texts is open
-                    raise ItemError(number, " ".join(str(error).split())[:300].removesuffix(".") or type(error).__name__) from error
+                except (
+                    Exception
+                ) as error:  # the backbone's processor is not ours: what it raises on odd pictures or texts is open
+                    raise ItemError(
+                        number, " ".join(str(error).split())[:300].removesuffix(".") or type(error).__name__
+                    ) from error
             raise
 
-    def select_items(self, inputs: dict[str, torch.Tensor], chosen: list[int], images: list[int]) -> dict[str, torch.Tensor]:
+    def select_items(
+        self, inputs: dict[str, torch.Tensor], chosen: list[int], images: list[int]
+    ) -> dict[str, torch.Tensor]:
         """The inputs of the ``chosen`` items, in that order, as if they alone had been processed.
 
         Only LLaVA-NeXT's crops stay filled up to the largest image of the call; the backbone leaves the filling out.
@@ -153,7 +170,9 @@ class InputProcessor:
             return text, False
         wanted, size = limit + HEAD_TOKENS, HEAD_CHARACTERS * (limit + HEAD_TOKENS)
         while True:
-            offsets = self.tokenizer(text[:size], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            offsets = self.tokenizer(text[:size], add_special_tokens=False, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
             if size >= len(text) or len(offsets) >= wanted:
                 break
             size *= 4
@@ -174,7 +193,8 @@ def checked_items(items: list[dict]) -> list[dict]:
 
     Raises:
         ValueError: it is no list of items.
-        ItemError: an item is no mapping, has an unknown key or nothing to embed, or one of its values has the wrong type.
+        ItemError: an item is no mapping, has an unknown key or nothing to embed, or one of its values has the wrong
+            type.
     """
     if isinstance(items, (str, bytes, dict)) or not hasattr(items, "__iter__"):
         raise ValueError(f"The items must be a list of dicts with 'text' and 'images', not one {type(items).__name__}.")
@@ -196,7 +216,9 @@ def _checked_item(number: int, item: dict) -> dict:
     if not isinstance(text, str):
         raise ItemError(number, f"'text' must be a str, not {type(text).__name__}")
     if not isinstance(images, (list, tuple)):
-        raise ItemError(number, f"'images' must be a list, not {type(images).__name__}; put a single picture into a list")
+        raise ItemError(
+            number, f"'images' must be a list, not {type(images).__name__}; put a single picture into a list"
+        )
     if is_blank(text) and not images:
         raise ItemError(number, "there is neither a text nor an image; give at least one of 'text' and 'images'")
     return {"text": text, "images": list(images)}
@@ -214,12 +236,15 @@ def bound_images(image_processor, settings: dict) -> None:
         size["longest_edge"] = largest
     if smallest is not None or largest is not None:
         if size["shortest_edge"] > size["longest_edge"]:
-            raise ValueError(f"image_min_pixels ({size['shortest_edge']}) is larger than image_max_pixels ({size['longest_edge']}).")
+            raise ValueError(
+                f"image_min_pixels ({size['shortest_edge']}) is larger than image_max_pixels ({size['longest_edge']})."
+            )
         image_processor.size = size
 
 
 def append_inputs(inputs: dict[str, torch.Tensor], extra: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Inputs of n items and of m more as inputs of n + m items; ``inputs`` may lack the image tensors that ``extra`` has."""
+    """Inputs of n items and of m more as inputs of n + m items; ``inputs`` may lack the image tensors that ``extra``
+    has."""
     result = {}
     for name, second in extra.items():
         second = second.to(inputs["input_ids"].device)

@@ -1,4 +1,5 @@
-"""Keep a frozen vision tower's outputs: they are a function of the pixels alone, so a hash of the pixels finds them again, exactly."""
+"""Keep a frozen vision tower's outputs: they are a function of the pixels alone, so a hash of the pixels finds them
+again, exactly."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,10 +16,11 @@ Output = tuple[torch.Tensor, ...]
 
 
 def cache_vision_tower(embedder: nn.Module, gigabytes: float, gathered: Gathered = nullcontext) -> "CachedTower":
-    """Put a cache of at most ``gigabytes`` (10^9 bytes) of host memory in place of the embedder's frozen vision tower, oldest use dropped first.
+    """Put a cache of at most ``gigabytes`` (10^9 bytes) of host memory in place of the embedder's frozen vision tower,
+    oldest use dropped first.
 
-    The tower itself leaves the module tree: every rank keeps it whole and runs it on its own, so that what one rank lacks costs the others nothing. It is in
-    no state dictionary any more. Meant for training.
+    The tower itself leaves the module tree: every rank keeps it whole and runs it on its own, so that what one rank
+    lacks costs the others nothing. It is in no state dictionary any more. Meant for training.
 
     Args:
         gathered: makes parameters whole that were loaded into shards.
@@ -28,7 +30,10 @@ def cache_vision_tower(embedder: nn.Module, gigabytes: float, gathered: Gathered
     """
     tower = embedder.family.vision_of(embedder.backbone)
     if any(parameter.requires_grad for parameter in tower.parameters()):
-        raise ValueError("The vision tower is trained, so its outputs cannot be cached; freeze it or set model.cache_vision to false.")
+        raise ValueError(
+            "The vision tower is trained, so its outputs cannot be cached; freeze it or set model.cache_vision "
+            "to false."
+        )
     unshard(tower, gathered)
     kind = CachedGridTower if embedder.family.model_type == "qwen2_vl" else CachedCropTower
     cached = kind(tower, embedder.backbone.config, int(gigabytes * 1e9))
@@ -75,10 +80,14 @@ class CachedTower(nn.Module):
         return super()._apply(function, recurse)
 
     @torch.no_grad()
-    def look_up(self, hashes: list[bytes], run: Callable[[list[int]], list[Output]], device: torch.device) -> list[Output]:
-        """The outputs for ``hashes``, on the host; ``run`` computes those of the places that are missing, each distinct hash once.
+    def look_up(
+        self, hashes: list[bytes], run: Callable[[list[int]], list[Output]], device: torch.device
+    ) -> list[Output]:
+        """The outputs for ``hashes``, on the host; ``run`` computes those of the places that are missing, each distinct
+        hash once.
 
-        On a CPU they are computed one by one: kernels may round by the size of their batch, and what a batch lacks depends on where a run was resumed.
+        On a CPU they are computed one by one: kernels may round by the size of their batch, and what a batch lacks
+        depends on where a run was resumed.
         """
         first = {key: place for place, key in reversed(list(enumerate(hashes)))}
         missing = sorted(place for key, place in first.items() if key not in self.entries)
@@ -103,7 +112,8 @@ class CachedTower(nn.Module):
 
 
 class CachedCropTower(CachedTower):
-    """For towers that map ``[crops, channels, height, width]`` to hidden states per crop, of which the backbone picks ``vision_feature_layer``."""
+    """For towers that map ``[crops, channels, height, width]`` to hidden states per crop, of which the backbone picks
+    ``vision_feature_layer``."""
 
     def forward(self, pixel_values: torch.Tensor, **kwargs):
         def run(missing: list[int]) -> list[Output]:
@@ -111,7 +121,10 @@ class CachedCropTower(CachedTower):
             return list(zip(*(states[layer] for layer in self.layers), strict=True))
 
         outputs = self.look_up([pixels_hash(crop) for crop in pixel_values], run, pixel_values.device)
-        states = {layer: torch.stack([output[i] for output in outputs]).to(pixel_values.device) for i, layer in enumerate(self.layers)}
+        states = {
+            layer: torch.stack([output[i] for output in outputs]).to(pixel_values.device)
+            for i, layer in enumerate(self.layers)
+        }
         return BaseModelOutputWithPooling(hidden_states=states)
 
 
@@ -122,13 +135,17 @@ class CachedGridTower(CachedTower):
         images = hidden_states.split(grid_thw.prod(-1).tolist())
 
         def run(missing: list[int]) -> list[Output]:
-            merged = self.tower(torch.cat([images[i] for i in missing]), grid_thw=grid_thw[missing], **kwargs).pooler_output
+            merged = self.tower(
+                torch.cat([images[i] for i in missing]), grid_thw=grid_thw[missing], **kwargs
+            ).pooler_output
             patches = grid_thw[missing].prod(-1)
             return [(part,) for part in merged.split((patches * len(merged) // patches.sum()).tolist())]
 
         hashes = [pixels_hash(image, grid) for image, grid in zip(images, grid_thw, strict=True)]
         outputs = self.look_up(hashes, run, hidden_states.device)
-        return BaseModelOutputWithPooling(pooler_output=torch.cat([output[0] for output in outputs]).to(hidden_states.device))
+        return BaseModelOutputWithPooling(
+            pooler_output=torch.cat([output[0] for output in outputs]).to(hidden_states.device)
+        )
 
 
 def size(output: Output) -> int:

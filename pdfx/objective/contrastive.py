@@ -1,8 +1,10 @@
-"""Exact InfoNCE against a pool of candidates, a few rows at a time: memory beside the embeddings does not grow with the batch.
+"""Exact InfoNCE against a pool of candidates, a few rows at a time: memory beside the embeddings does not grow with the
+batch.
 
-The gradients are made together with the value, while a block's scores are there, so that no score is computed twice. Each is linear in the weights
-of the rows, which are known beforehand; the idea is that of fused losses on large vocabularies (Hsu et al., Liger Kernel, arXiv 2410.10989).
-Legend: B rows on this rank, C candidates of all ranks, K paths, D dimension.
+The gradients are made together with the value, while a block's scores are there, so that no score is computed twice.
+Each is linear in the weights of the rows, which are known beforehand; the idea is that of fused losses on large
+vocabularies (Hsu et al., Liger Kernel, arXiv 2410.10989). Legend: B rows on this rank, C candidates of all ranks, K
+paths, D dimension.
 """
 
 from dataclasses import dataclass
@@ -13,20 +15,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CPU_SCORES = 2**21
-"""Scores that are worked on at once: on the CPU every pass over them should find them in the cache; elsewhere few large kernels win."""
+"""Scores that are worked on at once: on the CPU every pass over them should find them in the cache; elsewhere few large
+kernels win."""
 
 DEVICE_SCORES = 2**26
 
 SMALLEST_BLOCK = 64
-"""Rows of a block however many candidates there are; with fewer, reading the candidates would take longer than computing with them."""
+"""Rows of a block however many candidates there are; with fewer, reading the candidates would take longer than
+computing with them."""
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Which of the C candidates a row is contrasted with: the valid ones that are not its own positive and do not share its identity.
+    """Which of the C candidates a row is contrasted with: the valid ones that are not its own positive and do not share
+    its identity.
 
-    ``positive_start``: the positive of row i is candidate ``positive_start + i``. ``valid``: bool [C]. ``row_ids`` int64 [B] and
-    ``candidate_ids`` int64 [C]: a candidate with a row's id is no negative of that row; both None where identities are not compared.
+    ``positive_start``: the positive of row i is candidate ``positive_start + i``. ``valid``: bool [C]. ``row_ids``
+    int64 [B] and ``candidate_ids`` int64 [C]: a candidate with a row's id is no negative of that row; both None where
+    identities are not compared.
     """
 
     positive_start: int
@@ -41,17 +47,21 @@ class Exclusion:
 
     @cached_property
     def shared(self) -> Tensor:
-        """int64 [s]: candidates that share the identity of a row which is not their own. Usually few, so that few columns are compared."""
+        """int64 [s]: candidates that share the identity of a row which is not their own. Usually few, so that few
+        columns are compared."""
         if self.row_ids is None:
             return self.invalid[:0]
         ordered = self.row_ids.sort().values
-        rows = torch.searchsorted(ordered, self.candidate_ids, right=True) - torch.searchsorted(ordered, self.candidate_ids)
+        rows = torch.searchsorted(ordered, self.candidate_ids, right=True) - torch.searchsorted(
+            ordered, self.candidate_ids
+        )
         own = slice(self.positive_start, self.positive_start + len(self.row_ids))
         rows[own] -= (self.candidate_ids[own] == self.row_ids).long()
         return rows.nonzero().squeeze(1)
 
     def apply(self, scores: Tensor, block: slice) -> None:
-        """Set the scores [rows of the block, C] of what is no negative of its row to -inf, in place; the own positive is scored apart."""
+        """Set the scores [rows of the block, C] of what is no negative of its row to -inf, in place; the own positive
+        is scored apart."""
         scores.diagonal(self.positive_start + block.start).fill_(-torch.inf)
         scores.index_fill_(1, self.invalid, -torch.inf)
         if len(self.shared):
@@ -60,9 +70,15 @@ class Exclusion:
 
 
 def info_nce(
-    rows: Tensor, candidates: Tensor, log_temperature: Tensor, exclusion: Exclusion, weights: Tensor, block_rows: int | None = None
+    rows: Tensor,
+    candidates: Tensor,
+    log_temperature: Tensor,
+    exclusion: Exclusion,
+    weights: Tensor,
+    block_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sums of ``-log softmax`` of each row's positive among its candidates, path by path (van den Oord et al., arXiv 1807.03748).
+    """Weighted sums of ``-log softmax`` of each row's positive among its candidates, path by path (van den Oord et al.,
+    arXiv 1807.03748).
 
     Args:
         rows: [B, K, D], scored by dot products with
@@ -73,28 +89,48 @@ def info_nce(
         block_rows: rows scored at once, chosen by their bytes where None; changes memory, not the result.
 
     Returns:
-        sums [K], differentiable in the first three arguments, and hits bool [B, K]: the positive beats every negative strictly.
+        sums [K], differentiable in the first three arguments, and hits bool [B, K]: the positive beats every negative
+        strictly.
     """
     if block_rows is None:
         scores = CPU_SCORES if rows.device.type == "cpu" else DEVICE_SCORES
         block_rows = max(SMALLEST_BLOCK, scores // len(candidates))
-    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, candidates, log_temperature))
-    return _InfoNCE.apply(rows, candidates, log_temperature.to(rows.dtype), exclusion, weights.to(rows.dtype), block_rows, differentiable)
+    differentiable = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (rows, candidates, log_temperature)
+    )
+    return _InfoNCE.apply(
+        rows, candidates, log_temperature.to(rows.dtype), exclusion, weights.to(rows.dtype), block_rows, differentiable
+    )
 
 
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, candidates: Tensor, log_temperature: Tensor, exclusion: Exclusion, weights: Tensor, block_rows: int, differentiable: bool):
+    def forward(
+        ctx,
+        rows: Tensor,
+        candidates: Tensor,
+        log_temperature: Tensor,
+        exclusion: Exclusion,
+        weights: Tensor,
+        block_rows: int,
+        differentiable: bool,
+    ):
         count, paths, dimension = rows.shape
         sums, hits = rows.new_zeros(paths), torch.empty(rows.shape[:2], dtype=torch.bool, device=rows.device)
         gradients = None
         if differentiable:
-            gradients = [rows.new_empty(paths, count, dimension), rows.new_zeros(paths, len(candidates), dimension), torch.zeros_like(sums)]
+            gradients = [
+                rows.new_empty(paths, count, dimension),
+                rows.new_zeros(paths, len(candidates), dimension),
+                torch.zeros_like(sums),
+            ]
         buffer = rows.new_empty(min(block_rows, len(rows)) * len(candidates))
         with torch.autocast(rows.device.type, enabled=False):
             for path in range(paths):
                 one = rows[:, path], candidates[:, path], torch.exp(-log_temperature), exclusion, weights
-                sums[path] = _one_path(*one, hits[:, path], gradients and [gradient[path] for gradient in gradients], buffer, block_rows)
+                sums[path] = _one_path(
+                    *one, hits[:, path], gradients and [gradient[path] for gradient in gradients], buffer, block_rows
+                )
         if gradients:
             ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(hits)
@@ -106,7 +142,12 @@ class _InfoNCE(torch.autograd.Function):
         rows_gradient, candidates_gradient, temperature_gradient = ctx.saved_tensors
         each = sums_gradient[:, None, None]
         none = (None,) * 4
-        return (rows_gradient * each).transpose(0, 1), (candidates_gradient * each).transpose(0, 1), (temperature_gradient * sums_gradient).sum(), *none
+        return (
+            (rows_gradient * each).transpose(0, 1),
+            (candidates_gradient * each).transpose(0, 1),
+            (temperature_gradient * sums_gradient).sum(),
+            *none,
+        )
 
 
 def _one_path(
@@ -120,7 +161,8 @@ def _one_path(
     buffer: Tensor,
     block_rows: int,
 ) -> Tensor:
-    """The weighted sum of one path's losses; fills ``hits`` [B] and the ``gradients`` of rows [B, D], candidates [C, D] and log-temperature []."""
+    """The weighted sum of one path's losses; fills ``hits`` [B] and the ``gradients`` of rows [B, D], candidates [C, D]
+    and log-temperature []."""
     total = weights.new_zeros(())
     for start in range(0, len(rows), block_rows):
         block = slice(start, min(start + block_rows, len(rows)))
@@ -140,12 +182,14 @@ def _one_path(
         if gradients is None:
             continue
         rows_gradient, candidates_gradient, temperature_gradient = gradients
-        # d loss / d score is p at a negative and p - 1 at the positive; expm1 keeps the digits of p - 1 where the loss is small.
+        # d loss / d score is p at a negative and p - 1 at the positive; expm1 keeps the digits of p - 1 where the loss
+        # is small.
         push = (weights[block] * inverse / partition)[:, None]
         pull = (weights[block] * inverse * torch.expm1(-losses))[:, None]
         rows_gradient[block] = torch.mm(exponentials, candidates).mul_(push).addcmul_(pull, candidates[own])
         candidates_gradient.addmm_(exponentials.T, rows[block] * push)
         candidates_gradient[own].addcmul_(pull, rows[block])
-        # Every score is a row's product over the temperature, so sum(d loss / d score * score) = sum(row * d loss / d row).
+        # Every score is a row's product over the temperature, so sum(d loss / d score * score) = sum(row * d loss / d
+        # row).
         temperature_gradient -= (rows[block] * rows_gradient[block]).sum()
     return total

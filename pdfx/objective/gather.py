@@ -24,15 +24,18 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 def all_gather(tensors: list[Tensor]) -> list[Tensor]:
     """Concatenate each ``[n_i, ...]`` over ranks to ``[W * n_i, ...]``, rank 0 first, in one collective.
 
-    Every rank must pass the same shapes, and all tensors of a call share their dtype. The gradient that a rank receives is the sum over
-    ranks r of dL_r / d(its own tensor), where L_r is the loss of rank r: remote rows are not constants.
+    Every rank must pass the same shapes, and all tensors of a call share their dtype. The gradient that a rank receives
+    is the sum over ranks r of dL_r / d(its own tensor), where L_r is the loss of rank r: remote rows are not constants.
     """
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     gathered = _AllGather.apply(flat).split([tensor.numel() for tensor in tensors], dim=1)
-    return [part.reshape(world_size * tensor.shape[0], *tensor.shape[1:]) for part, tensor in zip(gathered, tensors, strict=True)]
+    return [
+        part.reshape(world_size * tensor.shape[0], *tensor.shape[1:])
+        for part, tensor in zip(gathered, tensors, strict=True)
+    ]
 
 
 class _AllGather(torch.autograd.Function):

@@ -1,12 +1,13 @@
 """vCLUB: a variational upper bound of the mutual information between the K embeddings of one input.
 
-Cheng et al., "CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information" (arXiv 2006.12013), equation 13. For an ordered pair of paths with
-embeddings x and y, q(y|x) = N(mu(x), diag exp(logvar(x))) is fitted by maximum likelihood and
+Cheng et al., "CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information" (arXiv 2006.12013), equation 13. For an
+ordered pair of paths with embeddings x and y, q(y|x) = N(mu(x), diag exp(logvar(x))) is fitted by maximum likelihood
+and
 
     I(x; y) <= 1/B sum_i log q(y_i|x_i) - 1/B^2 sum_i sum_j log q(y_j|x_i).
 
-Legend: S sides (query, target), G = S * K * (K - 1) ordered pairs of paths, B batch, D dimension, H hidden width. One network per pair; all of them
-run as batched matrix products.
+Legend: S sides (query, target), G = S * K * (K - 1) ordered pairs of paths, B batch, D dimension, H hidden width. One
+network per pair; all of them run as batched matrix products.
 """
 
 import hashlib
@@ -21,9 +22,10 @@ from torch.nn.utils import parameters_to_vector
 from pdfx.objective.gather import all_reduce_sum
 
 LOGVAR_BOUND = 6.0
-"""Embeddings enter scaled by sqrt(D), so a dimension's mean square is about 1, and so is the variance that q starts from. logvar may move smoothly
-within +-6 around that, that is, up to 99.75 % of a dimension may be explained before q stops getting surer; without a floor, paths that collapse
-into one would let the variance go to 0 and the estimate to infinity. The value is ours."""
+"""Embeddings enter scaled by sqrt(D), so a dimension's mean square is about 1, and so is the variance that q starts
+from. logvar may move smoothly within +-6 around that, that is, up to 99.75 % of a dimension may be explained before q
+stops getting surer; without a floor, paths that collapse into one would let the variance go to 0 and the estimate to
+infinity. The value is ours."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,11 @@ class Estimate:
     """What one rank's batch says.
 
     per_side: [S], nats, the mean over a side's ordered pairs of paths; differentiable in the embeddings.
-    sums: scalars without gradient that are sums over rows, so that adding them up over ranks pools the ranks' rows. ``residual``: squares of y - mu(x);
-        ``variation``: squares of y around its batch mean, so R^2 = 1 - residual / variation; ``gap``: nats by which log q(y|x) exceeds the log-likelihood
-        of a Gaussian with the batch's own mean and variance, averaged over pairs of paths; ``rows``: 1.
+    sums: scalars without gradient that are sums over rows, so that adding them up over ranks pools the ranks' rows.
+    ``residual``: squares of y - mu(x);
+        ``variation``: squares of y around its batch mean, so R^2 = 1 - residual / variation; ``gap``: nats by which log
+        q(y|x) exceeds the log-likelihood of a Gaussian with the batch's own mean and variance, averaged over pairs of
+        paths; ``rows``: 1.
     """
 
     per_side: Tensor
@@ -66,16 +70,19 @@ class VariationalNetworks(nn.Module):
         self.register_buffer("predicted", torch.tensor([j for _, j in flat]), persistent=False)
 
     def negative_log_likelihood(self, embeddings: Tensor, valid: Tensor) -> Tensor:
-        """[G], the sum over valid rows of -log q(y|x), without its constant. ``embeddings`` [S, B, K, D], bool ``valid`` [B]."""
+        """[G], the sum over valid rows of -log q(y|x), without its constant. ``embeddings`` [S, B, K, D], bool
+        ``valid`` [B]."""
         x, y = self._pairs(embeddings.detach())
         mean, logvar = self._predict(x, *self.parameters())
         return (_negative_log_likelihood(y, mean, logvar) * valid).sum(-1)
 
     def estimate(self, embeddings: Tensor, valid: Tensor) -> Estimate:
-        """vCLUB of the valid rows of ``embeddings`` [S, B, K, D], with the networks held fixed. Fewer than two valid rows give 0 and no gradient.
+        """vCLUB of the valid rows of ``embeddings`` [S, B, K, D], with the networks held fixed. Fewer than two valid
+        rows give 0 and no gradient.
 
-        The all-pairs term is exact in O(B D): with m1 and m2 the batch means of y and y^2, mean_j (y_j - mu)^2 = m2 - 2 mu m1 + mu^2. Subtracting
-        (y - mu)^2 leaves (m2 - m1^2) - (y - m1)^2 + 2 (mu - m1)(y - m1), which has no difference of large numbers; logvar's own term cancels.
+        The all-pairs term is exact in O(B D): with m1 and m2 the batch means of y and y^2, mean_j (y_j - mu)^2 = m2 - 2
+        mu m1 + mu^2. Subtracting (y - mu)^2 leaves (m2 - m1^2) - (y - m1)^2 + 2 (mu - m1)(y - m1), which has no
+        difference of large numbers; logvar's own term cancels.
         """
         x, y = self._pairs(embeddings)
         mean, logvar = self._predict(x, *(parameter.detach() for parameter in self.parameters()))
@@ -93,7 +100,9 @@ class VariationalNetworks(nn.Module):
             marginal = -0.5 * (variance / stated + stated.log()).sum((1, 2))
             residual = (valid[:, None] * (y - mean).square()).sum()
             gap = rows * (likelihood - marginal).mean()
-        return Estimate(information, {"residual": residual, "variation": rows * variance.sum().detach(), "gap": gap, "rows": rows})
+        return Estimate(
+            information, {"residual": residual, "variation": rows * variance.sum().detach(), "gap": gap, "rows": rows}
+        )
 
     def _pairs(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """x and y, each [G, B, D]."""
@@ -102,7 +111,9 @@ class VariationalNetworks(nn.Module):
         return by_path[self.given], by_path[self.predicted]
 
     @staticmethod
-    def _predict(x: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, output_weight: Tensor, output_bias: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict(
+        x: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, output_weight: Tensor, output_bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
         hidden = functional.gelu(torch.baddbmm(hidden_bias, x, hidden_weight))
         mean, raw = torch.baddbmm(output_bias, hidden, output_weight).chunk(2, dim=-1)
         return mean, LOGVAR_BOUND * torch.tanh(raw / LOGVAR_BOUND)
@@ -113,11 +124,20 @@ def _negative_log_likelihood(y: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * ((y - mean).square() * torch.exp(-logvar) + logvar).sum(-1)
 
 
-def fit(networks: VariationalNetworks, optimizer: torch.optim.Optimizer, embeddings: Tensor, valid: Tensor, rows: int, steps: int) -> Tensor:
-    """Take ``steps`` maximum-likelihood steps on the valid rows of all ranks' ``embeddings`` [S, B, K, D], which get no gradient.
+def fit(
+    networks: VariationalNetworks,
+    optimizer: torch.optim.Optimizer,
+    embeddings: Tensor,
+    valid: Tensor,
+    rows: int,
+    steps: int,
+) -> Tensor:
+    """Take ``steps`` maximum-likelihood steps on the valid rows of all ranks' ``embeddings`` [S, B, K, D], which get no
+    gradient.
 
-    Gradients are summed over ranks and divided by ``rows``, the valid rows of all ranks, so the networks stay the same on every rank and equal those of
-    one process with the whole batch. Returns what the last step improved on: the mean of -log q(y|x) / D, without its constant, over rows and pairs.
+    Gradients are summed over ranks and divided by ``rows``, the valid rows of all ranks, so the networks stay the same
+    on every rank and equal those of one process with the whole batch. Returns what the last step improved on: the mean
+    of -log q(y|x) / D, without its constant, over rows and pairs.
     """
     parameters = list(networks.parameters())
     for _ in range(steps):

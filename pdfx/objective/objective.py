@@ -2,11 +2,13 @@
 
     loss = path_weight * sum_k InfoNCE_k + fused_weight * InfoNCE_fused + weight(step) * diversity
 
-The loss of rank r is L_r with mean over ranks = the global loss and sum over ranks s of dL_s / dE_r = W * d(global loss) / dE_r: what an engine that
-averages gradients over ranks turns into the update of one process with the whole batch. The mutual-information term is the exception by its nature:
-it is estimated on each rank's own pairs, and the global loss holds the mean of these W estimates.
+The loss of rank r is L_r with mean over ranks = the global loss and sum over ranks s of dL_s / dE_r = W * d(global
+loss) / dE_r: what an engine that averages gradients over ranks turns into the update of one process with the whole
+batch. The mutual-information term is the exception by its nature: it is estimated on each rank's own pairs, and the
+global loss holds the mean of these W estimates.
 
-Legend: B pairs on this rank, K paths, M hard negatives per pair, D dimension of a path, F of the fused embedding, W world size, C candidates.
+Legend: B pairs on this rank, K paths, M hard negatives per pair, D dimension of a path, F of the fused embedding, W
+world size, C candidates.
 """
 
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ from pdfx.objective.mutual_information import VariationalNetworks, fit
 
 @dataclass(frozen=True)
 class Local:
-    """One rank's embeddings of one kind, the paths' [.., K, D] or the fused [.., 1, F], zero where they count nowhere."""
+    """One rank's embeddings of one kind, the paths' [.., K, D] or the fused [.., 1, F], zero where they count
+    nowhere."""
 
     query: Tensor  # [B, K, D]
     target: Tensor  # [B, K, D]
@@ -51,8 +54,8 @@ class Objective:
         paths: K. With one path there is nothing to keep apart, and no diversity term.
         dimension: D.
         seed: of the variational networks' initial weights.
-        matryoshka_dims: leading dimensions that are contrasted as embeddings of their own, re-normalised; each InfoNCE is then the mean over these and
-            the full embedding. They cut the fused embedding likewise.
+        matryoshka_dims: leading dimensions that are contrasted as embeddings of their own, re-normalised; each InfoNCE
+            is then the mean over these and the full embedding. They cut the fused embedding likewise.
 
     Raises:
         UserError: a Matryoshka dimension is no leading part of D.
@@ -64,7 +67,10 @@ class Objective:
     def __init__(self, settings: ObjectiveSection, paths: int, dimension: int, seed: int, matryoshka_dims: list[int]):
         wrong = [size for size in matryoshka_dims if not 1 <= size <= dimension]
         if wrong:
-            raise UserError(f"model.matryoshka_dims holds {wrong[0]}, but the embeddings have {dimension} dimensions; choose values from 1 to {dimension}.")
+            raise UserError(
+                f"model.matryoshka_dims holds {wrong[0]}, but the embeddings have {dimension} dimensions; choose "
+                f"values from 1 to {dimension}."
+            )
         self.settings = settings
         self.paths = paths
         self.matryoshka_dims = sorted(set(matryoshka_dims) - {dimension})
@@ -79,11 +85,14 @@ class Objective:
 
     def _start_variational(self, dimension: int) -> None:
         options = self.settings.mutual_information
-        self.variational = VariationalNetworks(len(self.sides), self.paths, dimension, options.hidden, self.seed + self.resets)
+        self.variational = VariationalNetworks(
+            len(self.sides), self.paths, dimension, options.hidden, self.seed + self.resets
+        )
         self.optimizer = torch.optim.AdamW(self.variational.parameters(), lr=options.learning_rate)
 
     def reset_variational(self, step: int) -> None:
-        """Start the variational networks anew before optimiser step ``step`` (0 is the first), with other initial weights; the warm-up begins again there."""
+        """Start the variational networks anew before optimiser step ``step`` (0 is the first), with other initial
+        weights; the warm-up begins again there."""
         self.resets, self.fitted_since, device = self.resets + 1, step, self.variational.hidden_weight.device
         self._start_variational(self.variational.dimension)
         self.to(device)
@@ -104,13 +113,20 @@ class Objective:
         return networks | {"resets": self.resets, "fitted_since": self.fitted_since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` gave. Raises UserError where it came from other objective settings, paths or dimension."""
-        shapes = {name: tuple(value.shape) for name, value in self.variational.state_dict().items()} if self.variational is not None else {}
+        """Take up what ``state_dict`` gave. Raises UserError where it came from other objective settings, paths or
+        dimension."""
+        shapes = (
+            {name: tuple(value.shape) for name, value in self.variational.state_dict().items()}
+            if self.variational is not None
+            else {}
+        )
         saved = {name: tuple(value.shape) for name, value in state.get("variational", {}).items()}
         if shapes != saved:
             raise UserError(
-                f"The checkpoint's variational networks have the shapes {saved or 'of none at all'}, but these settings need {shapes or 'none'}; "
-                "resume with the objective.diversity, objective.mutual_information, model.paths and backbone of the checkpoint, or start a new run."
+                f"The checkpoint's variational networks have the shapes {saved or 'of none at all'}, but these "
+                f"settings need {shapes or 'none'}; "
+                "resume with the objective.diversity, objective.mutual_information, model.paths and backbone of the "
+                "checkpoint, or start a new run."
             )
         if self.variational is not None:
             self.variational.load_state_dict(state["variational"])
@@ -121,13 +137,15 @@ class Objective:
             self.resets, self.fitted_since = state.get("resets", 0), state.get("fitted_since", 0)
 
     def diversity_weight(self, step: int) -> float:
-        """The weight of the diversity term at optimiser step ``step`` (0 is the first). For mutual information it rises linearly from 0, while q learns."""
+        """The weight of the diversity term at optimiser step ``step`` (0 is the first). For mutual information it rises
+        linearly from 0, while q learns."""
         warmup = self.settings.mutual_information.warmup_steps if self.diversity == "mutual_information" else 0
         return self.settings.diversity_weight * (min(1.0, (step - self.fitted_since) / warmup) if warmup else 1.0)
 
     def fit_variational(self, query: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Fit the variational networks to detached ``query`` and ``target`` [B, K, D] of all ranks for the set number of steps; nothing where there are none,
-        nor where a valid pair of some rank is not finite, which would spoil them for good.
+        """Fit the variational networks to detached ``query`` and ``target`` [B, K, D] of all ranks for the set number
+        of steps; nothing where there are none, nor where a valid pair of some rank is not finite, which would spoil
+        them for good.
 
         Returns:
             ``mi_negative_log_likelihood``: nats per dimension, without its constant, before the last step.
@@ -168,15 +186,19 @@ class Objective:
             query_fused, target_fused, negatives_fused: [B, F], [B, F] and [B, M, F].
             target_ids, negative_ids: int64 [B] and [B, M]; equal ones are the same thing.
             valid, negative_valid: bool [B] and [B, M]; what is False counts nowhere, whatever its embedding holds.
-            log_temperature: scalar; a rank's gradient of it is that of its own loss, so the mean over ranks is that of the global loss.
+            log_temperature: scalar; a rank's gradient of it is that of its own loss, so the mean over ranks is that of
+                the global loss.
             step: optimiser step, for the warm-up.
 
         Returns:
-            The scalar loss (float32, or float64 where the embeddings are), differentiable in every embedding and ``log_temperature``, and detached
-            scalars that are alike on every rank: ``loss`` and its parts ``loss_path_k``, ``loss_fused``, ``mutual_information`` (nats, and per side),
-            ``orthogonality``; ``mi_r2`` and ``mi_log_likelihood_gap`` (nats per pair of paths), the quality of q; ``diversity_weight``; ``path_cosine``,
-            the mean over pairs of paths and both sides, and ``path_cosine_max``, that of the two paths that are most alike; ``accuracy``, how often the
-            fused target beats all the query's negatives strictly; ``temperature``.
+            The scalar loss (float32, or float64 where the embeddings are), differentiable in every embedding and
+            ``log_temperature``, and detached
+            scalars that are alike on every rank: ``loss`` and its parts ``loss_path_k``, ``loss_fused``,
+                ``mutual_information`` (nats, and per side),
+            ``orthogonality``; ``mi_r2`` and ``mi_log_likelihood_gap`` (nats per pair of paths), the quality of q;
+            ``diversity_weight``; ``path_cosine``, the mean over pairs of paths and both sides, and ``path_cosine_max``,
+            that of the two paths that are most alike; ``accuracy``, how often the fused target beats all the query's
+            negatives strictly; ``temperature``.
 
         Raises:
             UserError: no pair of any rank is valid.
@@ -185,7 +207,9 @@ class Objective:
         negative_valid = negative_valid & valid[:, None]
         with torch.autocast(query.device.type, enabled=False):
             path = _local(query, target, negatives, valid, negative_valid, dtype)
-            fused = _local(query_fused[:, None], target_fused[:, None], negatives_fused[:, :, None], valid, negative_valid, dtype)
+            fused = _local(
+                query_fused[:, None], target_fused[:, None], negatives_fused[:, :, None], valid, negative_valid, dtype
+            )
             pairs = self._pairs(target_ids, negative_ids, valid, negative_valid)
             terms, metrics = self._contrast(path, fused, pairs, log_temperature.to(dtype))
             pooled, cosines = {}, path.query.new_zeros(0)
@@ -198,15 +222,19 @@ class Objective:
                 terms.append(weight * diversity)
                 metrics |= parts | {"diversity_weight": both.new_tensor(weight)}
             loss = torch.stack(terms).sum()
-            metrics = _reduce({"loss": loss, **metrics, "temperature": log_temperature.exp().to(dtype)}, pooled, cosines)
+            metrics = _reduce(
+                {"loss": loss, **metrics, "temperature": log_temperature.exp().to(dtype)}, pooled, cosines
+            )
         return loss, metrics
 
     def _pairs(self, target_ids: Tensor, negative_ids: Tensor, valid: Tensor, negative_valid: Tensor) -> Pairs:
-        """Gather identities and validity of all ranks: those of the B targets of each rank, then those of its B * M negatives."""
+        """Gather identities and validity of all ranks: those of the B targets of each rank, then those of its B * M
+        negatives."""
         rank, world_size = rank_and_world_size()
         everything = all_gather([target_ids, valid.long(), negative_ids.flatten(), negative_valid.long().flatten()])
         all_targets, all_valid, all_negatives, all_negative_valid = everything
-        pool_ids, pool_valid = torch.cat([all_targets, all_negatives]), torch.cat([all_valid, all_negative_valid]).bool()
+        pool_ids = torch.cat([all_targets, all_negatives])
+        pool_valid = torch.cat([all_valid, all_negative_valid]).bool()
         count = _require_valid(int(all_valid.sum()))
         start, masks = rank * len(valid), self.settings.mask_same_target
         return Pairs(
@@ -216,12 +244,22 @@ class Objective:
             Exclusion(start, all_valid.bool(), *((target_ids, all_targets) if masks else ())),
         )
 
-    def _contrast(self, path: Local, fused: Local, pairs: Pairs, log_temperature: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _contrast(
+        self, path: Local, fused: Local, pairs: Pairs, log_temperature: Tensor
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The weighted contrastive terms of the loss, and the metrics of all of them, in one gather of embeddings."""
         symmetric = self.settings.symmetric
         weights = {"path": self.settings.path_weight, "fused": self.settings.fused_weight}
         kinds = {"path": path, "fused": fused}
-        pools = iter(all_gather([x for kind in kinds.values() for x in (kind.target, kind.negatives, *([kind.query] if symmetric else []))]))
+        pools = iter(
+            all_gather(
+                [
+                    x
+                    for kind in kinds.values()
+                    for x in (kind.target, kind.negatives, *([kind.query] if symmetric else []))
+                ]
+            )
+        )
         terms, metrics = [], {}
         for name, local in kinds.items():
             candidates = torch.cat([next(pools), next(pools)])
@@ -229,21 +267,42 @@ class Objective:
             # A kind of weight 0 is only looked at.
             with torch.set_grad_enabled(torch.is_grad_enabled() and weights[name] > 0):
                 losses, hits = self._info_nce(local, candidates, queries, pairs, log_temperature)
-            metrics |= {f"loss_path_{k}": value for k, value in enumerate(losses)} if name == "path" else {"loss_fused": losses[0]}
+            metrics |= (
+                {f"loss_path_{k}": value for k, value in enumerate(losses)}
+                if name == "path"
+                else {"loss_fused": losses[0]}
+            )
             if name == "fused":
                 metrics["accuracy"] = _average(hits[:, 0].to(losses.dtype), pairs)
             if weights[name] > 0:
                 terms.append(weights[name] * losses.sum())
         return terms, metrics
 
-    def _info_nce(self, local: Local, candidates: Tensor, queries: Tensor | None, pairs: Pairs, log_temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [K] averaged as by ``_average`` and over directions and leading dimensions, and hits [B, K] of the full embeddings from queries to targets."""
+    def _info_nce(
+        self, local: Local, candidates: Tensor, queries: Tensor | None, pairs: Pairs, log_temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [K] averaged as by ``_average`` and over directions and leading dimensions, and hits [B, K] of the
+        full embeddings from queries to targets."""
         weights = pairs.weight * pairs.valid.to(local.query.dtype)
         losses, hits = [], []
         for size in (None, *self.matryoshka_dims):
-            loss, hit = info_nce(_lead(local.query, size), _lead(candidates, size), log_temperature, pairs.to_targets, weights, self.block_rows)
+            loss, hit = info_nce(
+                _lead(local.query, size),
+                _lead(candidates, size),
+                log_temperature,
+                pairs.to_targets,
+                weights,
+                self.block_rows,
+            )
             if queries is not None:
-                back, _ = info_nce(_lead(local.target, size), _lead(queries, size), log_temperature, pairs.to_queries, weights, self.block_rows)
+                back, _ = info_nce(
+                    _lead(local.target, size),
+                    _lead(queries, size),
+                    log_temperature,
+                    pairs.to_queries,
+                    weights,
+                    self.block_rows,
+                )
                 loss = (loss + back) / 2
             losses.append(loss)
             hits.append(hit)
@@ -256,7 +315,9 @@ class Objective:
             return penalty, {"orthogonality": penalty}, {}
         estimate = self.variational.estimate(self._sides(*both), pairs.valid)
         per_side = estimate.per_side.to(both.dtype)
-        parts = {"mutual_information": per_side.mean()} | {f"mutual_information_{side}": value for side, value in zip(self.sides, per_side, strict=True)}
+        parts = {"mutual_information": per_side.mean()} | {
+            f"mutual_information_{side}": value for side, value in zip(self.sides, per_side, strict=True)
+        }
         return per_side.mean(), parts, {name: value.to(both.dtype) for name, value in estimate.sums.items()}
 
     def _sides(self, query: Tensor, target: Tensor) -> Tensor:
@@ -264,8 +325,14 @@ class Objective:
         return torch.stack([{"query": query, "target": target}[side] for side in self.sides])
 
 
-def _local(query: Tensor, target: Tensor, negatives: Tensor, valid: Tensor, negative_valid: Tensor, dtype: torch.dtype) -> Local:
-    return Local(_keep(query.to(dtype), valid), _keep(target.to(dtype), valid), _keep(negatives.to(dtype), negative_valid).flatten(0, 1))
+def _local(
+    query: Tensor, target: Tensor, negatives: Tensor, valid: Tensor, negative_valid: Tensor, dtype: torch.dtype
+) -> Local:
+    return Local(
+        _keep(query.to(dtype), valid),
+        _keep(target.to(dtype), valid),
+        _keep(negatives.to(dtype), negative_valid).flatten(0, 1),
+    )
 
 
 def _keep(embeddings: Tensor, valid: Tensor) -> Tensor:
@@ -278,21 +345,24 @@ def _lead(embeddings: Tensor, size: int | None) -> Tensor:
 
 
 def _average(values: Tensor, pairs: Pairs) -> Tensor:
-    """W / (valid pairs of all ranks) times the sum of ``values`` [B, ...] over this rank's valid rows: its mean over ranks is the mean over all valid rows."""
+    """W / (valid pairs of all ranks) times the sum of ``values`` [B, ...] over this rank's valid rows: its mean over
+    ranks is the mean over all valid rows."""
     return pairs.weight * _keep(values, pairs.valid).sum(0)
 
 
 def _require_valid(count: int) -> int:
     if count == 0:
         raise UserError(
-            "Not one pair of this step is valid on any rank, so there is nothing to learn from: every sample was unusable or a filler; "
+            "Not one pair of this step is valid on any rank, so there is nothing to learn from: every sample was "
+            "unusable or a filler; "
             "check the shards in data.train, or make the batch larger."
         )
     return count
 
 
 def _reduce(metrics: dict[str, Tensor], pooled: dict[str, Tensor], cosines: Tensor) -> dict[str, Tensor]:
-    """Means of ``metrics`` over ranks, q's quality from the sums ``pooled``, and mean and maximum of the ``cosines`` [K(K-1)/2], in one all-reduce."""
+    """Means of ``metrics`` over ranks, q's quality from the sums ``pooled``, and mean and maximum of the ``cosines``
+    [K(K-1)/2], in one all-reduce."""
     _, world_size = rank_and_world_size()
     everything = all_reduce_sum(torch.cat([torch.stack([*metrics.values(), *pooled.values()]).detach(), cosines]))
     everything, cosines = everything.tensor_split([len(metrics) + len(pooled)])

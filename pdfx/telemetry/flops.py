@@ -1,10 +1,12 @@
 """Model FLOPs of a training step, from the shapes of its inputs.
 
-A product of [n, a] with [a, b] counts 2nab FLOPs. Forward: ``2 * weights * rows`` for linear and patch-embedding modules, ``4 * width * pairs`` for
-attention, where a pair is a query and a key that it sees (causal, own prefix included). Backward: as much again for the gradients of inputs, and
-``2 * trained weights * rows`` for those of weights; attention twice its forward. With several passes per step every forward counts twice, as it runs twice.
+A product of [n, a] with [a, b] counts 2nab FLOPs. Forward: ``2 * weights * rows`` for linear and patch-embedding
+modules, ``4 * width * pairs`` for attention, where a pair is a query and a key that it sees (causal, own prefix
+included). Backward: as much again for the gradients of inputs, and ``2 * trained weights * rows`` for those of weights;
+attention twice its forward. With several passes per step every forward counts twice, as it runs twice.
 
-Left out: norms, activations, rotary positions, pooling, objective, optimiser, and what activation checkpointing recomputes, which is no work of the model.
+Left out: norms, activations, rotary positions, pooling, objective, optimiser, and what activation checkpointing
+recomputes, which is no work of the model.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class StepCost:
     Args:
         embedder: prepared for training, whole or sharded.
         chunk_paths: the recipe's ``train.chunk_paths``.
-        cached: whether the vision tower answers from a cache; it then counts as not run, as does a tower that is no plain transformer.
+        cached: whether the vision tower answers from a cache; it then counts as not run, as does a tower that is no
+            plain transformer.
     """
 
     def __init__(self, embedder: ParallelEmbedder, chunk_paths: int | None = None, cached: bool = False):
@@ -58,7 +61,9 @@ class StepCost:
         size = min(chunk_paths or config.paths, config.paths)
         self.path_groups = [min(size, config.paths - start) for start in range(0, config.paths, size)]
         text, vision = config.backbone.get_text_config(), config.backbone.vision_config
-        width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+        width = text.num_attention_heads * (
+            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        )
         layers, first = embedder.decoder.layers, min(config.prefix_layers, default=0)
         self.trunk = part_of(layers[:first], width * first, True)
         self.upper = part_of(layers[first:], width * (len(layers) - first), True)
@@ -71,7 +76,9 @@ class StepCost:
         self.tower_counts, self.projector_counts = depth > 0 and not cached, not (cached and merges)
         attention = (vision.embed_dim if merges else vision.hidden_size) * depth
         self.tower = part_of(tower, attention, trained, inside)
-        self.projector = part_of(projector, 0, trained or any(parameter.requires_grad for parameter in projector.parameters()))
+        self.projector = part_of(
+            projector, 0, trained or any(parameter.requires_grad for parameter in projector.parameters())
+        )
 
     def of(self, batch: Batch) -> int:
         """FLOPs of an optimiser step on this rank's batch, all passes over it included."""
@@ -88,12 +95,17 @@ class StepCost:
         lengths = inputs["attention_mask"].sum(1).long()
         tokens, causal = int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum())
         # The trunk runs on one row where there are several paths, and holds no prefix.
-        works = [(self.trunk, tokens, causal), (self.upper, paths * tokens, paths * (causal + tokens * self.prefix_length))]
+        works = [
+            (self.trunk, tokens, causal),
+            (self.upper, paths * tokens, paths * (causal + tokens * self.prefix_length)),
+        ]
         if "pixel_values" in inputs:
             rows, pairs, merged = self.vision_rows(inputs)
             works += [(self.tower, rows, pairs)] if self.tower_counts else []
             works += [(self.projector, merged, 0)] if self.projector_counts else []
-        return sum(part.forward(rows, pairs) for part, rows, pairs in works), sum(part.backward(rows, pairs) for part, rows, pairs in works)
+        return sum(part.forward(rows, pairs) for part, rows, pairs in works), sum(
+            part.backward(rows, pairs) for part, rows, pairs in works
+        )
 
     def vision_rows(self, inputs: dict[str, torch.Tensor]) -> tuple[int, int, int]:
         """Rows and attention pairs of the vision tower, and rows of the projector."""
@@ -104,21 +116,28 @@ class StepCost:
             return int(patches.sum()), int((patches**2).sum()), int(patches.sum()) // vision.spatial_merge_size**2
         from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-        crops = sum(image_size_to_num_patches(size, self.backbone.image_grid_pinpoints, vision.image_size) for size in inputs["image_sizes"].tolist())
+        crops = sum(
+            image_size_to_num_patches(size, self.backbone.image_grid_pinpoints, vision.image_size)
+            for size in inputs["image_sizes"].tolist()
+        )
         patches = (vision.image_size // vision.patch_size) ** 2
         return crops * (patches + 1), crops * (patches + 1) ** 2, crops * patches
 
 
 def padding_share(batch: Batch, embedder: ParallelEmbedder, device: torch.device) -> float:
-    """Share of the places in this rank's attention that are padding: none with the varlen kernel, that of the buckets otherwise. Nothing else is padded."""
+    """Share of the places in this rank's attention that are padding: none with the varlen kernel, that of the buckets
+    otherwise. Nothing else is padded."""
     if uses_flash(embedder.config.attention, torch.empty(0, device=device, dtype=embedder.dtype)):
         return 0.0
     packings = [Packing(chunk.inputs["attention_mask"], torch.zeros(1, dtype=torch.long)) for chunk in batch.chunks]
-    return 1 - sum(packing.tokens for packing in packings) / sum(packing.tokens / (1 - packing.padding_share) for packing in packings)
+    return 1 - sum(packing.tokens for packing in packings) / sum(
+        packing.tokens / (1 - packing.padding_share) for packing in packings
+    )
 
 
 def part_of(module: nn.Module, attention: int, reached: bool, without: set[nn.Module] = frozenset()) -> Part:
-    """Count a module's linear and convolution weights, sharded ones by their whole size, except in the modules ``without``."""
+    """Count a module's linear and convolution weights, sharded ones by their whole size, except in the modules
+    ``without``."""
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     weights = [child.weight for child in module.modules() if isinstance(child, kinds) and child not in without]
     sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in weights]

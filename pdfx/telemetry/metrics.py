@@ -1,7 +1,7 @@
 """What a run tells: files that others read, TensorBoard, and the console; on rank 0 only.
 
-``metrics.jsonl`` and ``coverage.jsonl`` hold what the run's arithmetic decides, and so are the same after a resume; ``timings.jsonl`` holds what the machine
-decides.
+``metrics.jsonl`` and ``coverage.jsonl`` hold what the run's arithmetic decides, and so are the same after a resume;
+``timings.jsonl`` holds what the machine decides.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Telemetry:
     Args:
         run: the run's directory, which exists.
         total_steps: of the whole run.
-        first_step: the step that comes next; records of it and later ones, which a killed run may have left, are dropped.
+        first_step: the step that comes next; records of it and later ones, which a killed run may have left, are
+            dropped.
         tensorboard: whether to write TensorBoard files.
     """
 
@@ -75,7 +76,8 @@ class Telemetry:
         self.say(step_line(step, self.total_steps, metrics, timings))
 
     def log_evaluation(self, step: int, results: Results) -> None:
-        """One record of an evaluation, its names prefixed by ``evaluation/``; tables on the console, of several data sets that of the first metric alone."""
+        """One record of an evaluation, its names prefixed by ``evaluation/``; tables on the console, of several data
+        sets that of the first metric alone."""
         metrics = flattened(results)
         write_record(self.metrics, {"step": step, **{f"evaluation/{name}": value for name, value in metrics.items()}})
         self._board("evaluation", step, metrics)
@@ -138,7 +140,8 @@ class StepTimer:
         self.padding_share = padding_share
 
     def report(self, peak_memory: float, phases: dict[str, float]) -> dict[str, float]:
-        """Figures since the last report, in seconds, GiB and 10^12 FLOPs per second and device; ``phases`` in seconds. ``padding_share`` is the last step's."""
+        """Figures since the last report, in seconds, GiB and 10^12 FLOPs per second and device; ``phases`` in seconds.
+        ``padding_share`` is the last step's."""
         seconds = time.perf_counter() - self.start
         report = {
             "seconds": seconds,
@@ -159,7 +162,10 @@ class StepTimer:
 def step_line(step: int, total_steps: int, metrics: dict[str, float], timings: dict[str, float]) -> str:
     """One line for people; the files hold everything."""
     paths = " ".join(f"{value:.3f}" for name, value in metrics.items() if name.startswith("loss_path_"))
-    parts = [f"step {step}/{total_steps}", f"loss {metrics['loss']:.4f} (paths {paths}, fused {metrics['loss_fused']:.3f})"]
+    parts = [
+        f"step {step}/{total_steps}",
+        f"loss {metrics['loss']:.4f} (paths {paths}, fused {metrics['loss_fused']:.3f})",
+    ]
     if "mutual_information" in metrics:
         parts.append(f"MI {metrics['mutual_information']:.3g} (R² {metrics['mi_r2']:.2f})")
     if "path_cosine" in metrics:
@@ -167,13 +173,18 @@ def step_line(step: int, total_steps: int, metrics: dict[str, float], timings: d
     parts.append(f"lr {metrics['learning_rate']:.2e}")
     speed = f"{timings['pairs_per_second']:.1f} pairs/s, {timings['model_tflops']:.3g} TFLOP/s"
     share = f" (MFU {timings['mfu']:.0%})" if "mfu" in timings else ""
-    parts.append(f"{speed}{share}, {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB")
+    parts.append(
+        f"{speed}{share}, {timings['data_wait_share']:.0%} waiting for data, {timings['peak_memory_gib']:.1f} GiB"
+    )
     return "  ".join(parts)
 
 
 def write_record(stream, record: dict) -> None:
-    """One JSON line, on its way to the disk before the next step. A value that is no number becomes null, because JSON has no NaN."""
-    clean = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
+    """One JSON line, on its way to the disk before the next step. A value that is no number becomes null, because JSON
+    has no NaN."""
+    clean = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
     with naming(stream.name):
         stream.write(json.dumps(clean) + "\n")
         stream.flush()

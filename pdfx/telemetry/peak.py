@@ -14,10 +14,13 @@ SIDE = 8192
 REPEATS = 20
 
 
-def shared_peak_tflops(stated: float | str, world: World, dtype: torch.dtype, say: Callable[[str], None]) -> float | None:
+def shared_peak_tflops(
+    stated: float | str, world: World, dtype: torch.dtype, say: Callable[[str], None]
+) -> float | None:
     """``train.peak_tflops``, measured where it is "measure"; the same on every rank, which call this together.
 
-    None on CPUs: their cores are shared with data workers, other ranks and other programs, so that a short measurement depends on who else was busy.
+    None on CPUs: their cores are shared with data workers, other ranks and other programs, so that a short measurement
+    depends on who else was busy.
     """
     if stated != "measure":
         return stated
@@ -27,12 +30,16 @@ def shared_peak_tflops(stated: float | str, world: World, dtype: torch.dtype, sa
     world.barrier()
     peak = world.from_first(measured_peak_tflops(world.device, dtype))
     name, kind = torch.cuda.get_device_name(world.device), str(dtype).removeprefix("torch.")
-    say(f"The best of {REPEATS} products of {SIDE} x {SIDE} matrices in {kind} reaches {peak:.3g} TFLOP/s on {name}; MFU is the share of that.")
+    say(
+        f"The best of {REPEATS} products of {SIDE} x {SIDE} matrices in {kind} reaches {peak:.3g} TFLOP/s on {name}; "
+        "MFU is the share of that."
+    )
     return peak
 
 
 def measured_peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """10^12 FLOPs per second of a large square matrix product: the best of a few, since whatever else the GPU does can only slow it down."""
+    """10^12 FLOPs per second of a large square matrix product: the best of a few, since whatever else the GPU does can
+    only slow it down."""
     left, right = (torch.ones(SIDE, SIDE, dtype=dtype, device=device) for _ in range(2))
     return 2 * SIDE**3 / min(_seconds(left, right) for _ in range(REPEATS)) / 1e12
 

@@ -17,7 +17,8 @@ from pdfx.evaluate.retrieval import retrieval_metrics
 
 
 def metric_among(metrics: dict[str, float], train: TrainSection) -> Metric | None:
-    """The figure that decides, where the recipe names one and ``metrics`` are an evaluation's; they are empty where there was none.
+    """The figure that decides, where the recipe names one and ``metrics`` are an evaluation's; they are empty where
+    there was none.
 
     Raises:
         UserError: the evaluation does not give it.
@@ -31,12 +32,18 @@ def metric_among(metrics: dict[str, float], train: TrainSection) -> Metric | Non
 
 
 def check_metric_name(config: Config, data_sets: Iterable[str] | None) -> None:
-    """Raises UserError, naming the nearest, where ``train.metric_for_best_model`` is no figure of an evaluation on these data sets."""
+    """Raises UserError, naming the nearest, where ``train.metric_for_best_model`` is no figure of an evaluation on
+    these data sets."""
     name = config.train.metric_for_best_model
     if name is None:
         return
     # The names follow from the number of paths and evaluate.recall_at, whatever is embedded.
-    items = EmbeddedItems(torch.eye(2).repeat_interleave(config.model.paths, 0).view(2, config.model.paths, 2), torch.eye(2), torch.arange(2), np.arange(2))
+    items = EmbeddedItems(
+        torch.eye(2).repeat_interleave(config.model.paths, 0).view(2, config.model.paths, 2),
+        torch.eye(2),
+        torch.arange(2),
+        np.arange(2),
+    )
     metrics = retrieval_metrics(items, items, config.evaluate.recall_at)
     known = flattened(dict.fromkeys(data_sets or (), metrics))
     if name not in known:

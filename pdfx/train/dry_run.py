@@ -21,7 +21,8 @@ from pdfx.train.schedule import count_steps, settle_warm_ups
 
 
 def dry_run(config: Config) -> None:
-    """Print the resolved configuration, a table of parameters and the number of steps; only on rank 0 where a launcher started several.
+    """Print the resolved configuration, a table of parameters and the number of steps; only on rank 0 where a launcher
+    started several.
 
     Raises:
         UserError: a mistake in model, data or the DeepSpeed file.
@@ -36,7 +37,11 @@ def dry_run(config: Config) -> None:
     check_metric_name(config, open_evaluation(config))
     steps, plan = count_steps(config.train, sequence.mixture.epoch_samples, ranks)
     told = tell_settings(config, sequence.sets, steps, ranks)
-    told = [f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}", *settle_warm_ups(config, steps), *told]
+    told = [
+        f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}",
+        *settle_warm_ups(config, steps),
+        *told,
+    ]
     out.print(dump_config(config), soft_wrap=True)
     out.print(parameter_table(embedder))
     out.print(mixture_table(sequence))
@@ -72,7 +77,9 @@ def count_parameters(embedder: ParallelEmbedder) -> dict[str, tuple[int, int]]:
     for name, parameter in embedder.named_parameters():
         part = part_of(name, embedder)
         trained, frozen = counts.get(part, (0, 0))
-        counts[part] = (trained + parameter.numel(), frozen) if parameter.requires_grad else (trained, frozen + parameter.numel())
+        counts[part] = (
+            (trained + parameter.numel(), frozen) if parameter.requires_grad else (trained, frozen + parameter.numel())
+        )
     return counts
 
 
@@ -85,7 +92,11 @@ def part_of(name: str, embedder: ParallelEmbedder) -> str:
     if "lora_" in name:
         return "adapters"
     # The projector before the tower, which contains it in some families.
-    for part, place in (("projector", family.projector), ("vision tower", family.vision), ("language model", family.decoder)):
+    for part, place in (
+        ("projector", family.projector),
+        ("vision tower", family.vision),
+        ("language model", family.decoder),
+    ):
         if within.startswith(place + "."):
             return part
     return "fusion" if name.startswith("fusion.") else "other"

@@ -22,8 +22,8 @@ LOG_TEMPERATURE = "log_temperature_offset"
 class TrainingModule(nn.Module):
     """The embedder and the temperature in one module, so that ZeRO shards, gathers and updates both.
 
-    What the objective needs beside the embeddings of paths (temperature, weights of a learned fusion) leaves the module with them, as copies: the
-    objective stage can then use it where no sharded parameter is gathered.
+    What the objective needs beside the embeddings of paths (temperature, weights of a learned fusion) leaves the module
+    with them, as copies: the objective stage can then use it where no sharded parameter is gathered.
 
     Args:
         embedder: trained by its embeddings' gradients.
@@ -35,17 +35,19 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.embedder = embedder
         self.initial_log_temperature = math.log(temperature)
-        # The parameter is the distance from the start: near 0 even bf16 resolves it finely, which it does not do near log(0.02).
-        # ZeRO-3 wants one type of number throughout.
+        # The parameter is the distance from the start: near 0 even bf16 resolves it finely, which it does not do near
+        # log(0.02). ZeRO-3 wants one type of number throughout.
         self.offset_bounds = tuple(math.log(bound) - self.initial_log_temperature for bound in TEMPERATURE_BOUNDS)
         self.log_temperature_offset = nn.Parameter(torch.zeros(1, dtype=embedder.dtype)) if learned else None
 
-    def forward(self, inputs: dict[str, torch.Tensor], paths: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, inputs: dict[str, torch.Tensor], paths: list[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embed n inputs by the k given paths, all K by default.
 
         Returns:
-            paths ``[n, k, D]``, the fusion ``[n, F]`` of these k, the logarithm of the temperature, a float32 scalar, and the fusion's logits, float32
-            ``[K]`` (``[0]`` where the fusion is not learned).
+            paths ``[n, k, D]``, the fusion ``[n, F]`` of these k, the logarithm of the temperature, a float32 scalar,
+            and the fusion's logits, float32 ``[K]`` (``[0]`` where the fusion is not learned).
         """
         output = self.embedder(inputs, paths)
         log_temperature = torch.tensor(self.initial_log_temperature, device=output.paths.device)
@@ -60,8 +62,8 @@ class TrainingModule(nn.Module):
 def parameter_groups(module: TrainingModule, config: Config) -> list[dict]:
     """The trainable parameters as the optimiser's groups.
 
-    ``prefixes`` have their own learning rate and no weight decay, ``undecayed`` (norms, biases, fusion, temperature) have no decay; ``weights`` are the rest.
-    ``base_lr`` is what the schedule's factor multiplies.
+    ``prefixes`` have their own learning rate and no weight decay, ``undecayed`` (norms, biases, fusion, temperature)
+    have no decay; ``weights`` are the rest. ``base_lr`` is what the schedule's factor multiplies.
     """
     train = config.train
     members: dict[str, list[nn.Parameter]] = {"prefixes": [], "undecayed": [], "weights": []}
@@ -88,8 +90,14 @@ def group_of(name: str, parameter: nn.Parameter) -> str:
 
 
 def make_optimizer(groups: list[dict], settings: dict, train: TrainSection) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): torch's own, or DeepSpeed's for the CPU where the optimiser is offloaded."""
-    options = {"lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_epsilon, "weight_decay": train.weight_decay}
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): torch's own, or DeepSpeed's for the CPU where the optimiser is
+    offloaded."""
+    options = {
+        "lr": train.learning_rate,
+        "betas": (train.adam_beta1, train.adam_beta2),
+        "eps": train.adam_epsilon,
+        "weight_decay": train.weight_decay,
+    }
     if settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -101,7 +109,8 @@ def make_optimizer(groups: list[dict], settings: dict, train: TrainSection) -> t
 def start_engine(module: TrainingModule, config: Config, settings: dict) -> deepspeed.DeepSpeedEngine:
     """Shard the module and make it trainable under DeepSpeed's settings. Every rank calls this at the same time.
 
-    Under bf16 DeepSpeed casts the parameters and keeps float32 masters in the optimiser; otherwise all parameters must be float32 already.
+    Under bf16 DeepSpeed casts the parameters and keeps float32 masters in the optimiser; otherwise all parameters must
+    be float32 already.
     """
     optimizer = make_optimizer(parameter_groups(module, config), settings, config.train)
     with quiet_deepspeed():
@@ -111,8 +120,8 @@ def start_engine(module: TrainingModule, config: Config, settings: dict) -> deep
 
 @torch.no_grad()
 def bound_temperature(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Put a learned temperature that a step took beyond ``TEMPERATURE_BOUNDS`` back to the bound, where it is kept. The rounded copy that the module reads
-    follows with the next step; the module bounds it by itself."""
+    """Put a learned temperature that a step took beyond ``TEMPERATURE_BOUNDS`` back to the bound, where it is kept. The
+    rounded copy that the module reads follows with the next step; the module bounds it by itself."""
     parameter = engine.module.log_temperature_offset
     part = None if parameter is None else part_of(engine, LOG_TEMPERATURE, parameter)
     if part is not None:

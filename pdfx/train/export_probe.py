@@ -1,7 +1,8 @@
-"""A few raw inputs with the trainer's own embeddings of them, kept in every checkpoint: what converts the checkpoint can prove itself on them.
+"""A few raw inputs with the trainer's own embeddings of them, kept in every checkpoint: what converts the checkpoint
+can prove itself on them.
 
-``probe/items.json`` is a list of ``{"side", "text", "images": [file names]}``, its pictures lie beside it as PNG, and ``probe/embeddings.safetensors`` holds
-``paths`` ``[n, K, D]`` and ``fused`` ``[n, F]`` in the same order.
+``probe/items.json`` is a list of ``{"side", "text", "images": [file names]}``, its pictures lie beside it as PNG, and
+``probe/embeddings.safetensors`` holds ``paths`` ``[n, K, D]`` and ``fused`` ``[n, F]`` in the same order.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Probe:
             except SampleError:
                 continue
         if not samples:
-            raise UserError(f"None of the first samples of {dataset.path} can be read; check the shards with 'pdfx shards check --full'.")
+            raise UserError(
+                f"None of the first samples of {dataset.path} can be read; check the shards with 'pdfx shards check "
+                "--full'."
+            )
         samples.sort(key=lambda sample: not (sample.query["images"] or sample.target["images"]))
         self.items = [(side, getattr(sample, side)) for sample in samples[:SAMPLES] for side in ("query", "target")]
         self.processor = processor
@@ -63,11 +67,16 @@ class Probe:
             entries.append({"side": side, "text": item["text"], "images": names})
         (directory / "items.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False), encoding="utf-8")
         tensors = {name: output[name].cpu().contiguous() for name in ("paths", "fused")}
-        write_tensors(directory / "embeddings.safetensors", [(Entry(name, value.dtype, tuple(value.shape)), [value]) for name, value in tensors.items()], {})
+        write_tensors(
+            directory / "embeddings.safetensors",
+            [(Entry(name, value.dtype, tuple(value.shape)), [value]) for name, value in tensors.items()],
+            {},
+        )
 
 
 def embed_inputs(engine: deepspeed.DeepSpeedEngine, inputs: dict[str, torch.Tensor], world: World) -> EmbedderOutput:
-    """Embed without gradient and without dropout. Under ZeRO-3 all ranks must call this together, each with inputs of its own."""
+    """Embed without gradient and without dropout. Under ZeRO-3 all ranks must call this together, each with inputs of
+    its own."""
     training = engine.module.training
     engine.eval()
     try:

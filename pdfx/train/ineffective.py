@@ -18,12 +18,18 @@ from pdfx.host.urls import is_url
 
 
 def tell_settings(config: Config, sets: list[TrainingSet], steps: int, ranks: int) -> list[str]:
-    """All there is to say at the start about settings that are not used, or not fully. Arguments as of ``settings_without_effect``."""
-    return settings_without_effect(config, steps, ranks) + unused_keys(config.train.deepspeed) + tell_hard_negatives(sets, config.data)
+    """All there is to say at the start about settings that are not used, or not fully. Arguments as of
+    ``settings_without_effect``."""
+    return (
+        settings_without_effect(config, steps, ranks)
+        + unused_keys(config.train.deepspeed)
+        + tell_hard_negatives(sets, config.data)
+    )
 
 
 def settings_without_effect(config: Config, steps: int, ranks: int) -> list[str]:
-    """A sentence per reason, which names the settings that the recipe changes from their defaults and that nothing in the run depends on.
+    """A sentence per reason, which names the settings that the recipe changes from their defaults and that nothing in
+    the run depends on.
 
     Args:
         steps: of the whole run.
@@ -32,18 +38,29 @@ def settings_without_effect(config: Config, steps: int, ranks: int) -> list[str]
     changed = {key: value for key, value, default in leaves(config) if value != default}
     reasons: dict[str, list[str]] = {}
     for patterns, condition, reason in TABLE:
-        found = [key for key in changed if any(fnmatchcase(key, pattern) for pattern in patterns.split()) and not any(key in keys for keys in reasons.values())]
+        found = [
+            key
+            for key in changed
+            if any(fnmatchcase(key, pattern) for pattern in patterns.split())
+            and not any(key in keys for keys in reasons.values())
+        ]
         if found and condition(config, steps, ranks):
             reasons.setdefault(reason, []).extend(found)
-    return [f"Warning: {' and '.join(keys)} {'have' if len(keys) > 1 else 'has'} no effect: {reason}." for reason, keys in reasons.items()] + [
+    return [
+        f"Warning: {' and '.join(keys)} {'have' if len(keys) > 1 else 'has'} no effect: {reason}."
+        for reason, keys in reasons.items()
+    ] + [
         f"Warning: {key} is {value} and the run has {steps} step{'s' if steps > 1 else ''}, so {reason}."
         for key, reason in TOO_LATE.items()
-        if (value := changed.get(key)) is not None and value > steps and not any(key in keys for keys in reasons.values())
+        if (value := changed.get(key)) is not None
+        and value > steps
+        and not any(key in keys for keys in reasons.values())
     ]
 
 
 def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, default) of every setting; the default is ``PydanticUndefined`` where there is none, and what lies in a list is not walked."""
+    """(key, value, default) of every setting; the default is ``PydanticUndefined`` where there is none, and what lies
+    in a list is not walked."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
@@ -55,7 +72,12 @@ def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Any]]
 
 def is_local(config: Config) -> bool:
     named = config.data.evaluation or []
-    return not any(map(is_url, [*(own.path for own in config.data.training_sets()), *([named] if isinstance(named, str) else named)]))
+    return not any(
+        map(
+            is_url,
+            [*(own.path for own in config.data.training_sets()), *([named] if isinstance(named, str) else named)],
+        )
+    )
 
 
 def has_information(config: Config) -> bool:
@@ -64,27 +86,67 @@ def has_information(config: Config) -> bool:
 
 def has_chunks(config: Config) -> bool:
     train = config.train
-    return train.gradient_accumulation_steps > 1 or train.chunk_tokens is not None or (train.chunk_paths or config.model.paths) < config.model.paths
+    return (
+        train.gradient_accumulation_steps > 1
+        or train.chunk_tokens is not None
+        or (train.chunk_paths or config.model.paths) < config.model.paths
+    )
 
 
 Condition = Callable[[Config, int, int], bool]
 TABLE: list[tuple[str, Condition, str]] = [
     ("model.revision", lambda c, *_: Path(c.model.path).is_dir(), "model.path is a local folder"),
-    ("model.prefix.layers model.prefix.init* model.prefix.learning_rate", lambda c, *_: c.model.prefix.length == 0, "model.prefix.length is 0"),
-    ("model.prefix.init_std", lambda c, *_: c.model.prefix.init == "tokens", "it belongs to model.prefix.init 'normal'"),
-    ("model.fusion objective.diversity* objective.mutual_information.* guards.collapsed_paths.*", lambda c, *_: c.model.paths == 1, "model.paths is 1"),
+    (
+        "model.prefix.layers model.prefix.init* model.prefix.learning_rate",
+        lambda c, *_: c.model.prefix.length == 0,
+        "model.prefix.length is 0",
+    ),
+    (
+        "model.prefix.init_std",
+        lambda c, *_: c.model.prefix.init == "tokens",
+        "it belongs to model.prefix.init 'normal'",
+    ),
+    (
+        "model.fusion objective.diversity* objective.mutual_information.* guards.collapsed_paths.*",
+        lambda c, *_: c.model.paths == 1,
+        "model.paths is 1",
+    ),
     ("train.chunk_paths", lambda c, *_: c.train.chunk_paths >= c.model.paths, "it is not below model.paths"),
     ("model.cache_vision_gigabytes", lambda c, *_: not c.model.cache_vision, "model.cache_vision is off"),
     ("objective.diversity_weight", lambda c, *_: c.objective.diversity == "none", "objective.diversity is 'none'"),
-    ("objective.mutual_information.* guards.variational.*", lambda c, *_: not has_information(c), "no mutual information is estimated"),
-    ("guards.variational.resets", lambda c, *_: c.guards.variational.action == "stop", "guards.variational.action is 'stop'"),
+    (
+        "objective.mutual_information.* guards.variational.*",
+        lambda c, *_: not has_information(c),
+        "no mutual information is estimated",
+    ),
+    (
+        "guards.variational.resets",
+        lambda c, *_: c.guards.variational.action == "stop",
+        "guards.variational.action is 'stop'",
+    ),
     ("guards.non_finite.*_*", lambda c, *_: c.guards.non_finite.action == "stop", "guards.non_finite.action is 'stop'"),
-    ("guards.collapsed_paths.cosine guards.collapsed_paths.steps", lambda c, *_: c.guards.collapsed_paths.action == "off", "that guard is off"),
-    ("guards.agreement_steps guards.lost_seconds", lambda c, _, ranks: ranks == 1, "one process has none to compare itself with"),
+    (
+        "guards.collapsed_paths.cosine guards.collapsed_paths.steps",
+        lambda c, *_: c.guards.collapsed_paths.action == "off",
+        "that guard is off",
+    ),
+    (
+        "guards.agreement_steps guards.lost_seconds",
+        lambda c, _, ranks: ranks == 1,
+        "one process has none to compare itself with",
+    ),
     ("train.gradient_reduction", lambda c, *_: not has_chunks(c), "a step is a single pass"),
-    ("train.greater_is_better", lambda c, *_: c.train.metric_for_best_model is None, "train.metric_for_best_model is not set"),
+    (
+        "train.greater_is_better",
+        lambda c, *_: c.train.metric_for_best_model is None,
+        "train.metric_for_best_model is not set",
+    ),
     ("train.resume_elastic", lambda c, *_: c.train.resume == "never", "train.resume is 'never'"),
-    ("data.mixture_temperature data.sub_batch_pairs", lambda c, *_: len(c.data.training_sets()) == 1, "there is a single data set"),
+    (
+        "data.mixture_temperature data.sub_batch_pairs",
+        lambda c, *_: len(c.data.training_sets()) == 1,
+        "there is a single data set",
+    ),
     ("data.prefetch_batches", lambda c, *_: c.data.num_workers == 0, "data.num_workers is 0"),
     ("data.read_* data.cache_dir data.cache_gigabytes", lambda c, *_: is_local(c), "all data is in local folders"),
     ("data.cache_gigabytes", lambda c, *_: c.data.cache_dir is None, "data.cache_dir is not set"),
@@ -95,7 +157,8 @@ TABLE: list[tuple[str, Condition, str]] = [
 
 TOO_LATE = {
     "train.warmup_steps": "the learning rate never rises to its full value; lower it, or leave it out",
-    "objective.mutual_information.warmup_steps": "objective.diversity_weight is never reached; lower it, or leave it out",
+    "objective.mutual_information.warmup_steps": "objective.diversity_weight is never reached; lower it, or "
+    "leave it out",
     "train.logging_steps": "only the last step is logged",
     "train.save_steps": "only the last step is saved",
     "train.keep_steps": "it keeps no checkpoint",

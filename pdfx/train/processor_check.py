@@ -1,4 +1,5 @@
-"""Whether a run that is resumed has the tokenizer and the image processor of its checkpoint: other files of theirs would give other inputs in silence."""
+"""Whether a run that is resumed has the tokenizer and the image processor of its checkpoint: other files of theirs
+would give other inputs in silence."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ def processed_sample(processor: InputProcessor) -> dict[str, str]:
     inputs, _ = processor([{"text": "Größe 42: two cats, 两只猫", "images": [picture]}], ["query"])
     pixels = inputs["pixel_values"].double()
     figures = [round(value.item(), 2) for value in (pixels.mean(), pixels.std(), pixels.min(), pixels.max())]
-    return {"tokens": hashlib.sha256(str(inputs["input_ids"].tolist()).encode()).hexdigest(), "pixels": str([*pixels.shape, *figures])}
+    return {
+        "tokens": hashlib.sha256(str(inputs["input_ids"].tolist()).encode()).hexdigest(),
+        "pixels": str([*pixels.shape, *figures]),
+    }
 
 
 def check_same_processor(checkpoint: Checkpoint, processed: dict[str, str], model_path: str) -> None:
@@ -30,6 +34,7 @@ def check_same_processor(checkpoint: Checkpoint, processed: dict[str, str], mode
     # Older checkpoints have no sample.
     if checkpoint.state().get(PROCESSOR, processed) != processed:
         raise UserError(
-            f"The processor of model.path '{model_path}' makes other inputs of the same text and picture than that which {checkpoint.path} was trained with; "
+            f"The processor of model.path '{model_path}' makes other inputs of the same text and picture than that "
+            f"which {checkpoint.path} was trained with; "
             "give the same tokenizer and image processor."
         )

@@ -15,10 +15,13 @@ SKIPPED = 2
 
 @contextmanager
 def profiled(path: Path, steps: int | None) -> Iterator[Callable[[], None]]:
-    """Write a trace of ``steps`` steps, after the first two, to ``path``; nothing where ``steps`` is None. The block calls what it is given after each step."""
+    """Write a trace of ``steps`` steps, after the first two, to ``path``; nothing where ``steps`` is None. The block
+    calls what it is given after each step."""
     if steps is None:
         yield lambda: None
         return
     schedule = profiler.schedule(wait=SKIPPED - 1, warmup=1, active=steps, repeat=1)
-    with profiler.profile(schedule=schedule, on_trace_ready=lambda profile: profile.export_chrome_trace(str(path))) as profile:
+    with profiler.profile(
+        schedule=schedule, on_trace_ready=lambda profile: profile.export_chrome_trace(str(path))
+    ) as profile:
         yield profile.step

@@ -12,17 +12,22 @@ from torch import Tensor
 from pdfx.telemetry.phases import Phases
 
 SHARE = 0.1
-"""Share of a rank's memory that whole gradients may take where the choice is left to the program. The value is ours: the rest must hold weights, optimiser
-state and activations, which usually fill it."""
+"""Share of a rank's memory that whole gradients may take where the choice is left to the program. The value is ours:
+the rest must hold weights, optimiser state and activations, which usually fill it."""
 
 
-def backward_all(engine: deepspeed.DeepSpeedEngine, losses: Iterable[Tensor], count: int, per_step: bool, phases: Phases) -> None:
-    """Send ``count`` losses back, each made when the one before is done, and leave the sum of their gradients, averaged over ranks, to ``engine.step``.
+def backward_all(
+    engine: deepspeed.DeepSpeedEngine, losses: Iterable[Tensor], count: int, per_step: bool, phases: Phases
+) -> None:
+    """Send ``count`` losses back, each made when the one before is done, and leave the sum of their gradients, averaged
+    over ranks, to ``engine.step``.
 
     Args:
-        per_step: one reduction for all of them; gradients are added up on each rank until then, in float32. Otherwise each is reduced into the shards at
-            once, so that a rank never holds more than one bucket of whole gradients. ZeRO 1 keeps whole gradients and always reduces once.
-        phases: takes the time; that of a reduction for itself where it is a step of its own, and not a part of the backward pass.
+        per_step: one reduction for all of them; gradients are added up on each rank until then, in float32. Otherwise
+            each is reduced into the shards at once, so that a rank never holds more than one bucket of whole gradients.
+            ZeRO 1 keeps whole gradients and always reduces once.
+        phases: takes the time; that of a reduction for itself where it is a step of its own, and not a part of the
+            backward pass.
     """
     if per_step and count > 1 and engine.zero_optimization_stage() > 1:
         with phases("reduce"):
@@ -45,14 +50,16 @@ def _reduce_once(engine: deepspeed.DeepSpeedEngine, losses: Iterable[Tensor], ph
                 sums.add()
             sums.put_back()
         except BaseException:
-            # Leaving the block reduces whatever gradients there are; a rank that fails alone (out of memory, say) would wait for the others for ever.
+            # Leaving the block reduces whatever gradients there are; a rank that fails alone (out of memory, say) would
+            # wait for the others for ever.
             for parameter in trainable(engine.module):
                 parameter.grad = None
             raise
 
 
 class WideSums:
-    """Float32 sums of gradients that are narrower themselves: bf16 has 8 bits, and adding up many chunks in it would lose the small ones."""
+    """Float32 sums of gradients that are narrower themselves: bf16 has 8 bits, and adding up many chunks in it would
+    lose the small ones."""
 
     def __init__(self, parameters: list[torch.nn.Parameter]):
         self.parameters = [parameter for parameter in parameters if parameter.dtype.itemsize < 4]
@@ -81,8 +88,11 @@ def trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def gradient_bytes(module: torch.nn.Module) -> int:
-    """What all gradients take on a rank that keeps them whole: the gradients and, where these are narrower, their float32 sums."""
-    counts = [(getattr(parameter, "ds_numel", parameter.numel()), parameter.dtype.itemsize) for parameter in trainable(module)]
+    """What all gradients take on a rank that keeps them whole: the gradients and, where these are narrower, their
+    float32 sums."""
+    counts = [
+        (getattr(parameter, "ds_numel", parameter.numel()), parameter.dtype.itemsize) for parameter in trainable(module)
+    ]
     return sum(count * (size if size >= 4 else size + 4) for count, size in counts)
 
 
@@ -106,7 +116,14 @@ def choose_reduction(setting: str, stage: int, gradients: int, memory: int) -> t
         return True, "Gradients are summed over ranks once per step, as ZeRO stage 1 always does."
     if setting != "auto":
         once = setting == "step"
-        return once, f"Gradients are summed over ranks {'once per step' if once else 'after each chunk'}, as train.gradient_reduction says."
+        return (
+            once,
+            f"Gradients are summed over ranks {'once per step' if once else 'after each chunk'}, as "
+            "train.gradient_reduction says.",
+        )
     once = gradients <= SHARE * memory
-    sizes = f"they take {gradients / 2**30:.2f} GiB, {'at most' if once else 'more than'} {SHARE:.0%} of a rank's {memory / 2**30:.0f} GiB"
+    sizes = (
+        f"they take {gradients / 2**30:.2f} GiB, {'at most' if once else 'more than'} {SHARE:.0%} of a rank's "
+        f"{memory / 2**30:.0f} GiB"
+    )
     return once, f"Gradients are summed over ranks {'once per step' if once else 'after each chunk'}: whole, {sizes}."

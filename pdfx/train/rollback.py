@@ -24,13 +24,15 @@ def checkpoint_before(run: Path, request: RollBack, world: World) -> Checkpoint:
             return checkpoint
     with world.together():
         raise UserError(
-            f"{request.reason[0].upper()}{request.reason[1:]}, and {run} holds no whole checkpoint from before step {request.step} to go back to; "
+            f"{request.reason[0].upper()}{request.reason[1:]}, and {run} holds no whole checkpoint from before step "
+            f"{request.step} to go back to; "
             f"lower train.save_steps or raise train.save_total_limit, and {CURE}"
         )
 
 
 def remove_later_checkpoints(run: Path, step: int) -> None:
-    """Remove what was saved after ``step``, so that a resume takes up the stretch that is trained anew and not the one that was taken back."""
+    """Remove what was saved after ``step``, so that a resume takes up the stretch that is trained anew and not the one
+    that was taken back."""
     for path in checkpoint_paths(run):
         if step_of(path) > step:
             remove_checkpoint(path)

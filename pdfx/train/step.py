@@ -1,9 +1,10 @@
 """One optimiser step by chunked backprop on the DeepSpeed engine.
 
-Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983): the loss and its gradient are computed on
-the embeddings of all chunks, then each chunk is embedded again with its graph and receives its part of that gradient. Chunks may also be cut across the
-paths, and ranks may have different numbers of them (both ours). A single pass keeps its graph and is done once.
-Legend: B pairs on this rank, K paths, k paths of one pass, M hard negatives per pair, D dimension of an embedding.
+Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983): the loss and
+its gradient are computed on the embeddings of all chunks, then each chunk is embedded again with its graph and receives
+its part of that gradient. Chunks may also be cut across the paths, and ranks may have different numbers of them (both
+ours). A single pass keeps its graph and is done once. Legend: B pairs on this rank, K paths, k paths of one pass, M
+hard negatives per pair, D dimension of an embedding.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Embeddings:
 class Stepper:
     """Makes optimiser steps.
 
-    Dropout in a pass depends on (seed, step, rank, number of the pass) alone: its second time repeats the first exactly, and a resumed run repeats the
-    uninterrupted one, without any random state being kept.
+    Dropout in a pass depends on (seed, step, rank, number of the pass) alone: its second time repeats the first
+    exactly, and a resumed run repeats the uninterrupted one, without any random state being kept.
 
     Args:
         engine: wraps a ``TrainingModule``.
@@ -75,23 +76,35 @@ class Stepper:
     """
 
     def __init__(
-        self, engine: deepspeed.DeepSpeedEngine, objective: Objective, world: World, train: TrainSection, filler: dict[str, Tensor], reduce_once: bool
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        objective: Objective,
+        world: World,
+        train: TrainSection,
+        filler: dict[str, Tensor],
+        reduce_once: bool,
     ):
-        self.engine, self.objective, self.world, self.seed, self.reduce_once = engine, objective, world, train.seed, reduce_once
+        self.engine = engine
+        self.objective = objective
+        self.world = world
+        self.seed = train.seed
+        self.reduce_once = reduce_once
         config = engine.module.embedder.config
         self.fusion, self.path_groups = config.fusion, group_paths(config.paths, train.chunk_paths)
         self.filler = Chunk(filler, torch.empty(0, dtype=torch.int64))
         self.phases = Phases(world.device)
 
     def __call__(self, batch: Batch, step: int) -> dict[str, float]:
-        """Update the parameters by one batch, or leave all of them and the optimiser's state as they are where loss or gradient is not finite on some rank.
+        """Update the parameters by one batch, or leave all of them and the optimiser's state as they are where loss or
+        gradient is not finite on some rank.
 
         Args:
             batch: this rank's share.
             step: the optimiser step, counted from 1.
 
         Returns:
-            The objective's metrics and ``grad_norm``, the norm before clipping; alike on every rank. ``was_skipped`` tells whether there was no update.
+            The objective's metrics and ``grad_norm``, the norm before clipping; alike on every rank. ``was_skipped``
+            tells whether there was no update.
         """
         passes = self.passes(batch)
         batch = replace(batch, chunks=[]).to(self.world.device, non_blocking=True)
@@ -102,7 +115,9 @@ class Stepper:
             gradients, metrics = self.gradients(batch, embeddings, step)
         if gradients is None:
             return metrics | {"grad_norm": math.nan}
-        backward_all(self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once, self.phases)
+        backward_all(
+            self.engine, self.surrogates(passes, kept, gradients, step), len(passes), self.reduce_once, self.phases
+        )
         with self.phases("optimiser"):
             self.engine.step()
             bound_temperature(self.engine)
@@ -110,14 +125,19 @@ class Stepper:
         return metrics | {"grad_norm": float(self.engine.get_global_grad_norm())}
 
     def passes(self, batch: Batch) -> list[Pass]:
-        """The forward passes of a batch, as many on every rank: under ZeRO-3 each gathers parameters from all of them."""
+        """The forward passes of a batch, as many on every rank: under ZeRO-3 each gathers parameters from all of
+        them."""
         count = self.world.largest([len(batch.chunks)])[0]
         chunks = batch.chunks + [self.filler] * (count - len(batch.chunks))
-        return [Pass(chunk, paths, number) for number, (chunk, paths) in enumerate((chunk, paths) for chunk in chunks for paths in self.path_groups)]
+        return [
+            Pass(chunk, paths, number)
+            for number, (chunk, paths) in enumerate((chunk, paths) for chunk in chunks for paths in self.path_groups)
+        ]
 
     def embed(self, part: Pass, step: int, with_graph: bool) -> Embeddings:
         """Do one pass in training mode, with the random numbers that belong to it."""
-        # A chunk's pictures are on the device only while it is embedded, so a larger batch takes no more of the device's memory.
+        # A chunk's pictures are on the device only while it is embedded, so a larger batch takes no more of the
+        # device's memory.
         inputs = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in part.chunk.inputs.items()}
         torch.manual_seed(derived_seed(self.seed, "dropout", step, self.world.rank, part.number))
         with torch.set_grad_enabled(with_graph), self.phases("embed"):
@@ -131,13 +151,15 @@ class Stepper:
         for part, output in zip(passes, outputs, strict=True):
             if whole is None:
                 shape = (items, count, output.paths.shape[-1])
-                whole = Embeddings(output.paths.new_empty(shape), *(tensor.detach().clone() for tensor in output.tensors()[1:]))
+                whole = Embeddings(
+                    output.paths.new_empty(shape), *(tensor.detach().clone() for tensor in output.tensors()[1:])
+                )
             whole.paths[part.place(whole.paths.device)] = output.paths.detach()[: len(part.chunk.slots)]
         return whole
 
     def gradients(self, batch: Batch, embeddings: Embeddings, step: int) -> tuple[Embeddings | None, dict[str, float]]:
-        """The gradient of the loss with respect to the whole batch's embeddings and what stands beside them, None where the loss is not finite on some rank;
-        and the objective's metrics."""
+        """The gradient of the loss with respect to the whole batch's embeddings and what stands beside them, None where
+        the loss is not finite on some rank; and the objective's metrics."""
         for leaf in embeddings.tensors():
             leaf.requires_grad_(True)
         paths = split_slots(embeddings.paths, batch.pairs, batch.negatives)
@@ -152,8 +174,11 @@ class Stepper:
         gradients = torch.autograd.grad(loss, embeddings.tensors(), allow_unused=True, materialize_grads=True)
         return Embeddings(*gradients), metrics
 
-    def surrogates(self, passes: list[Pass], kept: Embeddings | None, gradients: Embeddings, step: int) -> Iterator[Tensor]:
-        """For each pass a scalar whose gradient in the parameters is the share of the loss's gradient that flows through the pass."""
+    def surrogates(
+        self, passes: list[Pass], kept: Embeddings | None, gradients: Embeddings, step: int
+    ) -> Iterator[Tensor]:
+        """For each pass a scalar whose gradient in the parameters is the share of the loss's gradient that flows
+        through the pass."""
         for part in passes:
             output = self.embed(part, step, with_graph=True) if kept is None else kept
             yield surrogate(output, part, gradients, len(passes))
@@ -171,7 +196,8 @@ def group_paths(paths: int, at_most: int | None) -> list[list[int]]:
 
 
 def chunk_tokens_per_path(train: TrainSection, paths: int) -> int | None:
-    """Tokens of one path that a chunk may hold, so that a pass by all paths of a group keeps to ``train.chunk_tokens``."""
+    """Tokens of one path that a chunk may hold, so that a pass by all paths of a group keeps to
+    ``train.chunk_tokens``."""
     return train.chunk_tokens and max(1, train.chunk_tokens // min(train.chunk_paths or paths, paths))
 
 
@@ -182,9 +208,12 @@ def split_slots(embeddings: Tensor, pairs: int, negatives: int) -> tuple[Tensor,
 
 
 def surrogate(output: Embeddings, part: Pass, gradients: Embeddings, passes: int) -> Tensor:
-    """See ``Stepper.surrogates``. What stands beside the embeddings gets an equal part of its gradient from every pass, and a filler takes part times zero,
-    so that every pass's graph reaches every parameter and ZeRO reduces alike for each."""
+    """See ``Stepper.surrogates``. What stands beside the embeddings gets an equal part of its gradient from every pass,
+    and a filler takes part times zero, so that every pass's graph reaches every parameter and ZeRO reduces alike for
+    each."""
     items = len(part.chunk.slots)
-    loss = (output.paths[:items] * gradients.paths[part.place(output.paths.device)]).sum() + 0 * output.paths[items:].sum()
+    loss = (output.paths[:items] * gradients.paths[part.place(output.paths.device)]).sum() + 0 * output.paths[
+        items:
+    ].sum()
     beside = output.log_temperature * gradients.log_temperature + (output.fusion_logits * gradients.fusion_logits).sum()
     return loss + beside / passes

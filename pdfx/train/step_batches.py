@@ -1,4 +1,5 @@
-"""From the loader to the step: batches with what all ranks must know of them, and the books about what could not be used."""
+"""From the loader to the step: batches with what all ranks must know of them, and the books about what could not be
+used."""
 
 from __future__ import annotations
 
@@ -29,8 +30,11 @@ class Feed:
         self._told_oversized = False
         self._epochs = loader.epochs
 
-    def next(self, step: int, global_pairs: int, timer: StepTimer, embedder: ParallelEmbedder, say: Callable[[str], None]) -> Batch:
-        """The batch of optimiser step ``step``, counted in ``timer``, in the books of coverage and by the guard against corrupt data.
+    def next(
+        self, step: int, global_pairs: int, timer: StepTimer, embedder: ParallelEmbedder, say: Callable[[str], None]
+    ) -> Batch:
+        """The batch of optimiser step ``step``, counted in ``timer``, in the books of coverage and by the guard against
+        corrupt data.
 
         Args:
             global_pairs: pairs of the step over all ranks.
@@ -44,9 +48,18 @@ class Feed:
         with self.world.together():
             batch = next(self.loader)
         timer.waited += time.perf_counter() - started
-        counts = [len(batch.problems), batch.truncated, count_tokens(batch), batch.oversized, self.cost.of(batch), *self.loader.coverage.count(batch.problems)]
+        counts = [
+            len(batch.problems),
+            batch.truncated,
+            count_tokens(batch),
+            batch.oversized,
+            self.cost.of(batch),
+            *self.loader.coverage.count(batch.problems),
+        ]
         corrupt, truncated, tokens, oversized, flops, *unusable = self.world.total(counts)
-        sentences = [problem.sentence for own in self.world.gather(batch.problems) for problem in own] if corrupt else []
+        sentences = (
+            [problem.sentence for own in self.world.gather(batch.problems) for problem in own] if corrupt else []
+        )
         self.truncated += truncated
         self.loader.coverage.add(unusable)
         timer.add(global_pairs, tokens, flops, padding_share(batch, embedder, self.world.device))
@@ -55,7 +68,8 @@ class Feed:
         if oversized and not self._told_oversized:
             self._told_oversized = True
             say(
-                f"step {step}: {oversized} inputs hold more tokens than train.chunk_tokens allows for all paths of a pass, so each is a chunk of its own; "
+                f"step {step}: {oversized} inputs hold more tokens than train.chunk_tokens allows for all paths of a "
+                "pass, so each is a chunk of its own; "
                 "lower inputs.max_text_tokens or the images' bounds where memory runs out. This is said once."
             )
         with self.world.together():
@@ -72,7 +86,12 @@ class Feed:
     def figures(self) -> dict[str, float]:
         """For the record of a step: epochs and samples so far, and what could not be used as it is."""
         samples = self.loader.samples
-        return {"epoch": samples / self.loader.epoch_samples, "samples": samples, "corrupt": self.loader.guard.corrupt, "truncated": self.truncated}
+        return {
+            "epoch": samples / self.loader.epoch_samples,
+            "samples": samples,
+            "corrupt": self.loader.guard.corrupt,
+            "truncated": self.truncated,
+        }
 
 
 def count_tokens(batch: Batch) -> int:

@@ -1,4 +1,5 @@
-"""What a run watches itself for after every step. All of it follows from metrics that are alike on every rank, so all ranks decide alike."""
+"""What a run watches itself for after every step. All of it follows from metrics that are alike on every rank, so all
+ranks decide alike."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from pdfx.errors import UserError
 from pdfx.objective import Objective
 from pdfx.train.step import was_skipped
 
-CURE = "resume from the last checkpoint with a lower train.learning_rate, a larger train.warmup_steps, or train.max_grad_norm set."
+CURE = (
+    "resume from the last checkpoint with a lower train.learning_rate, a larger train.warmup_steps, or "
+    "train.max_grad_norm set."
+)
 COUNTERS = {"skipped", "roll_backs", "resets", "collapsed", "returned_to", "recent"}
 
 
@@ -33,7 +37,9 @@ class StepGuards:
         state: what ``state_dict`` of an earlier one gave.
     """
 
-    def __init__(self, settings: GuardsSection, objective: Objective, say: Callable[[str], None], state: dict | None = None):
+    def __init__(
+        self, settings: GuardsSection, objective: Objective, say: Callable[[str], None], state: dict | None = None
+    ):
         self.settings, self.objective, self.say = settings, objective, say
         self.skipped, self.roll_backs, self.resets, self.collapsed, self.returned_to = 0, 0, 0, 0, -1
         self.recent: list[int] = []
@@ -71,7 +77,8 @@ class StepGuards:
         """Count a roll-back to ``checkpoint_step``; the skipped steps behind it are forgotten.
 
         Returns:
-            Whether to repeat the samples since then: the first time, which is all it takes after a fault of the hardware. Where the same stretch fails
+            Whether to repeat the samples since then: the first time, which is all it takes after a fault of the
+                hardware. Where the same stretch fails
             again, it is its samples that lead there, and the run goes on without them.
         """
         repeat = checkpoint_step != self.returned_to
@@ -80,13 +87,22 @@ class StepGuards:
 
     def _check_zero_loss(self, step: int, metrics: dict[str, float]) -> None:
         # The contrastive terms that count; the diversity term would hide that they are all 0.
-        weights = {"loss_path_": self.objective.settings.path_weight, "loss_fused": self.objective.settings.fused_weight}
-        terms = [value for name, value in metrics.items() for prefix, weight in weights.items() if weight and name.startswith(prefix)]
+        weights = {
+            "loss_path_": self.objective.settings.path_weight,
+            "loss_fused": self.objective.settings.fused_weight,
+        }
+        terms = [
+            value
+            for name, value in metrics.items()
+            for prefix, weight in weights.items()
+            if weight and name.startswith(prefix)
+        ]
         if any(terms) or self.told_zero:
             return
         self.told_zero = True
         sentence = (
-            f"The contrastive loss of step {step} is exactly 0, so nothing would be learned: no pair has a negative that counts, or all pairs are told apart "
+            f"The contrastive loss of step {step} is exactly 0, so nothing would be learned: no pair has a negative "
+            "that counts, or all pairs are told apart "
             "perfectly; check that the data has distinct targets and that the global batch holds more than one pair."
         )
         if self.settings.zero_loss == "stop":
@@ -105,8 +121,10 @@ class StepGuards:
             return
         self.told_collapsed = True
         sentence = (
-            f"Two paths are nearly the same function: their mean cosine was above {settings.cosine:g} (guards.collapsed_paths.cosine) in the {self.collapsed} "
-            f"steps up to step {step} and is {cosine:.4f} now; raise objective.diversity_weight or model.prefix.learning_rate, or start the prefixes further "
+            f"Two paths are nearly the same function: their mean cosine was above {settings.cosine:g} "
+            f"(guards.collapsed_paths.cosine) in the {self.collapsed} "
+            f"steps up to step {step} and is {cosine:.4f} now; raise objective.diversity_weight or "
+            "model.prefix.learning_rate, or start the prefixes further "
             "apart (model.prefix.init: normal with a larger model.prefix.init_std)."
         )
         if settings.action == "stop":
@@ -118,16 +136,23 @@ class StepGuards:
         settings = self.settings.variational
         if likelihood is None or likelihood <= settings.bound:
             return False
-        what = f"The variational networks diverged in step {step}: their negative log-likelihood is {likelihood:.4g} nats per dimension"
+        what = (
+            f"The variational networks diverged in step {step}: their negative log-likelihood is {likelihood:.4g} "
+            "nats per dimension"
+        )
         if settings.action == "stop" or self.resets == settings.resets:
             again = f" They were reset {self.resets} times before (guards.variational.resets)." if self.resets else ""
             raise UserError(
-                f"{what}, and guards.variational.bound is {settings.bound:g}; lower objective.mutual_information.learning_rate or "
+                f"{what}, and guards.variational.bound is {settings.bound:g}; lower "
+                "objective.mutual_information.learning_rate or "
                 f"objective.mutual_information.steps, and resume from the last checkpoint.{again}"
             )
         self.resets += 1
         self.objective.reset_variational(step)
-        self.say(f"Warning: {what}; they start anew, and so does the warm-up of their term (reset {self.resets} of at most {settings.resets}).")
+        self.say(
+            f"Warning: {what}; they start anew, and so does the warm-up of their term (reset {self.resets} of at "
+            f"most {settings.resets})."
+        )
         return True
 
     def _skip(self, step: int, metrics: dict[str, float], diverged: bool) -> None:
@@ -139,7 +164,10 @@ class StepGuards:
             raise UserError(f"{what}; {CURE}")
         self.skipped += 1
         if not diverged:
-            self.recent = [*(earlier for earlier in self.recent if earlier > step - self.settings.non_finite.window_steps), step]
+            self.recent = [
+                *(earlier for earlier in self.recent if earlier > step - self.settings.non_finite.window_steps),
+                step,
+            ]
         self.say(f"Warning: {what}; no rank updated anything ({self.skipped} steps skipped so far).")
 
     def _consider_roll_back(self, step: int) -> RollBack | None:
@@ -149,12 +177,19 @@ class StepGuards:
         while row < len(self.recent) and self.recent[-1 - row] == step - row:
             row += 1
         if row >= settings.in_a_row:
-            first, reason = step - row + 1, f"{row} steps in a row up to step {step} were not finite (guards.non_finite.in_a_row)"
+            first = step - row + 1
+            reason = f"{row} steps in a row up to step {step} were not finite (guards.non_finite.in_a_row)"
         elif len(self.recent) >= settings.in_window:
             first = self.recent[0]
-            reason = f"{len(self.recent)} of the {step - first + 1} steps up to step {step} were not finite (guards.non_finite.in_window)"
+            reason = (
+                f"{len(self.recent)} of the {step - first + 1} steps up to step {step} were not finite "
+                "(guards.non_finite.in_window)"
+            )
         else:
             return None
         if self.roll_backs >= settings.roll_backs:
-            raise UserError(f"{reason[0].upper()}{reason[1:]}, after {self.roll_backs} roll-backs (guards.non_finite.roll_backs); {CURE}")
+            raise UserError(
+                f"{reason[0].upper()}{reason[1:]}, after {self.roll_backs} roll-backs "
+                f"(guards.non_finite.roll_backs); {CURE}"
+            )
         return RollBack(first, reason)

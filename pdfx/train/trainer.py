@@ -100,13 +100,19 @@ class Trainer:
     """
 
     def __init__(self, config: Config, world: World, progress: Progress | None = None):
-        self.config, self.world, self.telemetry, self.evaluated, self.progress = config, world, None, {}, progress or Progress()
+        self.config = config
+        self.world = world
+        self.telemetry = None
+        self.evaluated = {}
+        self.progress = progress or Progress()
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             self.run_path = open_run_directory(config.train) if world.rank == 0 else None
         self.run_path = world.from_first(self.run_path)
         with world.together():
-            settings = load_deepspeed_config(config.train.deepspeed, config.train, world.size, partial(backbone_width, config))
+            settings = load_deepspeed_config(
+                config.train.deepspeed, config.train, world.size, partial(backbone_width, config)
+            )
             self.evaluation = open_evaluation(config)
             check_metric_name(config, self.evaluation)
         stage = settings["zero_optimization"]["stage"]
@@ -128,9 +134,17 @@ class Trainer:
             self._open_data(state, StepCost(embedder, config.train.chunk_paths, config.model.cache_vision))
             self.probe = Probe(self.loader.dataset, self.processor)
             self.total_steps, plan = count_steps(config.train, self.loader.epoch_samples, world.size)
-            self.notes += tell_settings(config, self.loader.sets, self.total_steps, world.size) if world.rank == 0 else []
+            self.notes += (
+                tell_settings(config, self.loader.sets, self.total_steps, world.size) if world.rank == 0 else []
+            )
             self.notes[:0] = settle_warm_ups(config, self.total_steps)
-            self.objective = Objective(config.objective, config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims)
+            self.objective = Objective(
+                config.objective,
+                config.model.paths,
+                embedder.config.hidden_size,
+                config.train.seed,
+                config.model.matryoshka_dims,
+            )
             self.objective.to(world.device)
         self._start_engine(embedder, settings, checkpoint)
         reduce_once = self._choose_reduction(stage)
@@ -139,7 +153,9 @@ class Trainer:
         self.stepper.phases.enter = self.progress.phase
         self.guards = StepGuards(config.guards, self.objective, self._say, state.get("guards"))
         self.sharding = sharding(config, stage, world.size)
-        self.saver = CheckpointSaver(self.run_path, self.engine, world, config.train.save_in_background, retention_of(config.train))
+        self.saver = CheckpointSaver(
+            self.run_path, self.engine, world, config.train.save_in_background, retention_of(config.train)
+        )
         with world.together():
             if checkpoint and config.train.resume != "auto" and self.origin != state.get(ORIGIN) and world.rank == 0:
                 self.notes += set_aside(self.run_path, checkpoint)
@@ -149,7 +165,9 @@ class Trainer:
         config, train = self.config, self.config.train
         shape = (train.per_device_train_batch_size, train.gradient_accumulation_steps)
         tokens = chunk_tokens_per_path(train, config.model.paths)
-        self.loader = TrainLoader(config.data, self.processor, self.world.rank, self.world.size, *shape, train.seed, state["loader"], tokens)
+        self.loader = TrainLoader(
+            config.data, self.processor, self.world.rank, self.world.size, *shape, train.seed, state["loader"], tokens
+        )
         self.feed = Feed(self.loader, self.world, cost, state["truncated"])
 
     def _start_engine(self, embedder, settings: dict, checkpoint: Checkpoint | None) -> None:
@@ -181,16 +199,25 @@ class Trainer:
         write_config(self.run_path, self.config)
         self.telemetry = Telemetry(self.run_path, self.total_steps, self.step + 1, self.config.train.tensorboard)
         self._say(*(f"Passed over: {sentence}" for sentence in passed_over))
-        self._say(f"Going on from {checkpoint.path} after step {self.step}." if checkpoint else "Starting a new run.", plan, *self.notes)
+        self._say(
+            f"Going on from {checkpoint.path} after step {self.step}." if checkpoint else "Starting a new run.",
+            plan,
+            *self.notes,
+        )
 
     def run(self, stop: StopRequest) -> bool:
         """Train to the last step. Returns False where it stopped before, after saving a checkpoint."""
-        with profiled(self.run_path / TRACE, self.config.train.profile_steps if self.world.rank == 0 else None) as advance:
+        with profiled(
+            self.run_path / TRACE, self.config.train.profile_steps if self.world.rank == 0 else None
+        ) as advance:
             return self._run(stop, advance)
 
     def _run(self, stop: StopRequest, advance: Callable[[], None]) -> bool:
         train, saved, due = self.config.train, self.step, False
-        timer = StepTimer(self.world.size, shared_peak_tflops(train.peak_tflops, self.world, self.engine.module.embedder.dtype, self._say))
+        timer = StepTimer(
+            self.world.size,
+            shared_peak_tflops(train.peak_tflops, self.world, self.engine.module.embedder.dtype, self._say),
+        )
         while self.step < self.total_steps:
             metrics = self._train_step(timer)
             advance()
@@ -208,12 +235,15 @@ class Trainer:
                 self._log(metrics, timer)
             self._log_coverage(last)
             self.evaluated = {}
-            if self.evaluation is not None and (last or (train.eval_steps is not None and self.step % train.eval_steps == 0)):
+            if self.evaluation is not None and (
+                last or (train.eval_steps is not None and self.step % train.eval_steps == 0)
+            ):
                 self._evaluate()
                 timer.reset()
             self._say(*self.saver.advance())
             stopping = self.world.any(stop.asked)
-            # After a skipped step there is nothing new to save, and what is saved pushes older checkpoints out, which a roll-back may need; so it waits.
+            # After a skipped step there is nothing new to save, and what is saved pushes older checkpoints out, which a
+            # roll-back may need; so it waits.
             due = due or self.step % train.save_steps == 0
             if (due and not was_skipped(metrics)) or last or stopping:
                 self.save()
@@ -246,7 +276,9 @@ class Trainer:
         """Raises UserError where a rank is out of step; looked at from time to time."""
         turn, rest = divmod(self.step, self.config.guards.agreement_steps or self.step + 1)
         if rest == 0 and self.world.size > 1:
-            state = state_of_step(self.step, self.loader.state_dict(), metrics, self.engine.module, self.objective.variational, turn)
+            state = state_of_step(
+                self.step, self.loader.state_dict(), metrics, self.engine.module, self.objective.variational, turn
+            )
             require_agreement(self.world, state, f"after step {self.step}")
 
     def _roll_back(self, trouble: RollBack) -> int:
@@ -272,7 +304,9 @@ class Trainer:
         if not self.telemetry:
             return
         figures = metrics | self.feed.figures() | self.guards.figures()
-        self.telemetry.log_step(self.step, figures, timer.report(peak_memory(self.world.device), self.stepper.phases.take()))
+        self.telemetry.log_step(
+            self.step, figures, timer.report(peak_memory(self.world.device), self.stepper.phases.take())
+        )
 
     def _log_coverage(self, last: bool) -> None:
         """At the end of each epoch, and of the run."""
@@ -294,7 +328,9 @@ class Trainer:
         config, world, workers = self.config, self.world, self.config.data.num_workers
         self.progress.mark("list the items of the evaluation", "pause")
         ranks = world.rank, world.size
-        results = evaluate_data_sets(embed, self.evaluation, self.processor, config.evaluate, *ranks, workers, lambda name: advance, self._say)
+        results = evaluate_data_sets(
+            embed, self.evaluation, self.processor, config.evaluate, *ranks, workers, lambda name: advance, self._say
+        )
         self.evaluated = flattened(results)
         if self.telemetry:
             self.telemetry.log_evaluation(self.step, results)
@@ -302,12 +338,27 @@ class Trainer:
     def save(self) -> None:
         """Begin to write a checkpoint of the current step."""
         self.progress.mark("save a checkpoint", "pause")
-        state = {"step": self.step, "truncated": self.feed.truncated, "loader": self.loader.state_dict(), "model": self.identity, SHARDING: self.sharding}
-        state |= {"guards": self.guards.state_dict(), ORIGIN: self.origin, FROZEN: self.frozen, PROCESSOR: self.processed}
+        state = {
+            "step": self.step,
+            "truncated": self.feed.truncated,
+            "loader": self.loader.state_dict(),
+            "model": self.identity,
+            SHARDING: self.sharding,
+        }
+        state |= {
+            "guards": self.guards.state_dict(),
+            ORIGIN: self.origin,
+            FROZEN: self.frozen,
+            PROCESSOR: self.processed,
+        }
         with self.world.together():
             metric = metric_among(self.evaluated, self.config.train)
         probe = partial(self.probe.write, engine=self.engine, world=self.world)
-        self._say(*self.saver.save(Content(self.step, state, self.objective.state_dict(), dump_config(self.config), probe, metric)))
+        self._say(
+            *self.saver.save(
+                Content(self.step, state, self.objective.state_dict(), dump_config(self.config), probe, metric)
+            )
+        )
 
     def _say(self, *sentences: str) -> None:
         for sentence in sentences if self.telemetry else ():

@@ -13,7 +13,9 @@ def make_checkpoint(run: Path, step: int, metric: float | None = None, files: di
     path = run / CHECKPOINTS / directory_name(step)
     for folder in ("parameters", "state"):
         (path / folder).mkdir(parents=True)
-    contents = dict.fromkeys(("config.yaml", "parameters/rank-00000-of-00001.safetensors"), bytes([step % 256]) * 100) | (files or {})
+    contents = dict.fromkeys(
+        ("config.yaml", "parameters/rank-00000-of-00001.safetensors"), bytes([step % 256]) * 100
+    ) | (files or {})
     files = {name: write_checksummed(path / name, data) for name, data in contents.items()}
     write_manifest(path, Manifest(step, files, None if metric is None else Metric("score", metric)))
     return path

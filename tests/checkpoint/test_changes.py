@@ -7,7 +7,16 @@ import pytest
 import torch
 from checkpoint.made import make_checkpoint
 
-from pdfx.checkpoint.directory import BUFFERS, OBJECTIVE, PARAMETERS, PROBE, STATE, open_verified, remove_checkpoint, remove_unfinished
+from pdfx.checkpoint.directory import (
+    BUFFERS,
+    OBJECTIVE,
+    PARAMETERS,
+    PROBE,
+    STATE,
+    open_verified,
+    remove_checkpoint,
+    remove_unfinished,
+)
 from pdfx.checkpoint.manifest import Manifest, read_manifest, strays, write_manifest
 from pdfx.checkpoint.parameters import MASTER, SavedParameters, part_file_name, parts_metadata
 from pdfx.checkpoint.retention import Retention, prune
@@ -17,20 +26,43 @@ from pdfx.host.checksums import write_checksummed
 from pdfx.host.tensor_files import Entry, write_tensors
 
 PART = f"{PARAMETERS}/{part_file_name(1, 2)}"
-FILES = [f"{PARAMETERS}/{part_file_name(0, 2)}", PART, STATE, OBJECTIVE, BUFFERS, f"{PROBE}/items.json", f"{PROBE}/0.0.png", "config.yaml", MANIFEST]
+FILES = [
+    f"{PARAMETERS}/{part_file_name(0, 2)}",
+    PART,
+    STATE,
+    OBJECTIVE,
+    BUFFERS,
+    f"{PROBE}/items.json",
+    f"{PROBE}/0.0.png",
+    "config.yaml",
+    MANIFEST,
+]
 MEANWHILE = "changed while reading"
 
 
 def part_bytes(path, rank: int, ranks: int, value: float) -> bytes:
     values = torch.full((6 // ranks,), value)
-    write_tensors(path, [(Entry(f"{MASTER}/a", torch.float32, (6 // ranks,)), [values])], parts_metadata({"a": rank * 6 // ranks}, {"a": (6,)}))
+    write_tensors(
+        path,
+        [(Entry(f"{MASTER}/a", torch.float32, (6 // ranks,)), [values])],
+        parts_metadata({"a": rank * 6 // ranks}, {"a": (6,)}),
+    )
     return path.read_bytes()
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    parts = {f"{PARAMETERS}/{part_file_name(rank, 2)}": part_bytes(tmp_path / "part", rank, 2, float(rank)) for rank in range(2)}
-    others = {STATE: b'{"step": 1}', OBJECTIVE: b"objective", BUFFERS: b"buffers", f"{PROBE}/items.json": b"[]", f"{PROBE}/0.0.png": b"png"}
+    parts = {
+        f"{PARAMETERS}/{part_file_name(rank, 2)}": part_bytes(tmp_path / "part", rank, 2, float(rank))
+        for rank in range(2)
+    }
+    others = {
+        STATE: b'{"step": 1}',
+        OBJECTIVE: b"objective",
+        BUFFERS: b"buffers",
+        f"{PROBE}/items.json": b"[]",
+        f"{PROBE}/0.0.png": b"png",
+    }
     made = tmp_path / "run" / CHECKPOINTS / "step-00000001"
     for folder in (PARAMETERS, "state", PROBE):
         (made / folder).mkdir(parents=True)
@@ -44,7 +76,10 @@ def read(path, meanwhile=lambda: None) -> dict[str, bytes]:
     found = open_verified(path)
     saved = SavedParameters(found.files(PARAMETERS))
     meanwhile()
-    contents = {"a": saved.read(MASTER, "a").numpy().tobytes(), "probe": b"".join(file.read_bytes() for file in found.files(PROBE))}
+    contents = {
+        "a": saved.read(MASTER, "a").numpy().tobytes(),
+        "probe": b"".join(file.read_bytes() for file in found.files(PROBE)),
+    }
     contents |= {name: found.file(name).read_bytes() for name in (STATE, OBJECTIVE, BUFFERS, "config.yaml")}
     found.require_unchanged()
     return contents
@@ -83,7 +118,16 @@ def test_a_file_that_is_not_what_the_manifest_says_is_noticed(checkpoint, tmp_pa
         read(checkpoint, spoil if when == MEANWHILE else lambda: None)
 
 
-@pytest.mark.parametrize("name", [f"{PARAMETERS}/{part_file_name(0, 1)}", f"{PARAMETERS}/{part_file_name(2, 3)}", "state/more.pt", f"{PROBE}/1.0.png", "stray"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{PARAMETERS}/{part_file_name(0, 1)}",
+        f"{PARAMETERS}/{part_file_name(2, 3)}",
+        "state/more.pt",
+        f"{PROBE}/1.0.png",
+        "stray",
+    ],
+)
 def test_a_file_that_was_added_is_named_and_never_read(checkpoint, tmp_path, name):
     expected = read(checkpoint)
     (checkpoint / name).write_bytes(part_bytes(tmp_path / "part", 0, 1, 7.0))
@@ -100,7 +144,9 @@ def test_a_file_that_is_a_link_to_its_own_content_is_harmless(checkpoint, tmp_pa
     assert read(checkpoint) == expected
 
 
-@pytest.mark.parametrize("name", ["../run.txt", "/etc/hostname", "state/../../x", "state//x", "./x", "", MANIFEST, "state/"])
+@pytest.mark.parametrize(
+    "name", ["../run.txt", "/etc/hostname", "state/../../x", "state//x", "./x", "", MANIFEST, "state/"]
+)
 def test_a_manifest_that_leads_elsewhere_is_refused(checkpoint, name):
     manifest = read_manifest(checkpoint)
     write_manifest(checkpoint, Manifest(1, manifest.files | {name: manifest.files[STATE]}))

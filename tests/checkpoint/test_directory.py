@@ -6,7 +6,15 @@ import os
 import pytest
 from checkpoint.made import flip, make_checkpoint
 
-from pdfx.checkpoint.directory import PARTIAL, REPLACED, checkpoint_paths, newest_whole, open_checkpoint, open_verified, remove_unfinished
+from pdfx.checkpoint.directory import (
+    PARTIAL,
+    REPLACED,
+    checkpoint_paths,
+    newest_whole,
+    open_checkpoint,
+    open_verified,
+    remove_unfinished,
+)
 from pdfx.checkpoint.manifest import read_manifest, share_out
 from pdfx.config.run_files import CHECKPOINTS, MANIFEST
 from pdfx.errors import UserError

@@ -17,8 +17,18 @@ def run(tmp_path):
     for step, score in ((100, 0.5), (200, 0.25), (300, None)):
         make_checkpoint(tmp_path, step, score)
     (tmp_path / CHECKPOINTS / ("step-00000400" + PARTIAL)).mkdir()
-    train = {"output_dir": "run", "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10, "save_steps": 100}
-    tree = {"model": {"path": "x"}, "data": {"train": "x"}, "train": train | {"eval_steps": 50, "metric_for_best_model": "score"}}
+    train = {
+        "output_dir": "run",
+        "deepspeed": "zero.json",
+        "per_device_train_batch_size": 4,
+        "max_steps": 10,
+        "save_steps": 100,
+    }
+    tree = {
+        "model": {"path": "x"},
+        "data": {"train": "x"},
+        "train": train | {"eval_steps": 50, "metric_for_best_model": "score"},
+    }
     (tmp_path / "config.yaml").write_text(dump_config(parse_config(tree)))
     return tmp_path
 
@@ -55,7 +65,12 @@ def test_a_missing_file_is_told_at_once(run, capsys):
     code, out, _ = call(capsys, run, "--json", "-")
     rows = {row["step"]: row for row in json.loads(out)}
     assert code == 1 and "config.yaml is missing" in rows[300]["problem"]
-    assert (rows[100]["best"], rows[200]["best"], rows[200]["metric"], rows[400]["finished"]) == (True, False, 0.25, False)
+    assert (rows[100]["best"], rows[200]["best"], rows[200]["metric"], rows[400]["finished"]) == (
+        True,
+        False,
+        0.25,
+        False,
+    )
     assert rows[100]["bytes"] > 200 and rows[100]["age"] >= 0
 
 

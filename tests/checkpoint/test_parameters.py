@@ -10,7 +10,10 @@ from pdfx.errors import UserError
 from pdfx.host.tensor_files import Entry, write_tensors
 
 SHAPES = {"a": (3, 5), "b": (1,), "c": (7,)}
-VALUES = {name: torch.arange(torch.Size(shape).numel()).float() + 100 * number for number, (name, shape) in enumerate(SHAPES.items())}
+VALUES = {
+    name: torch.arange(torch.Size(shape).numel()).float() + 100 * number
+    for number, (name, shape) in enumerate(SHAPES.items())
+}
 
 
 def write(directory, cuts: list[int], skipped: int | None = None) -> None:
@@ -54,5 +57,8 @@ def test_a_missing_file_is_told_with_what_it_held(tmp_path, skipped, element):
 def test_a_file_that_overlaps_another_is_refused_with_both_names(tmp_path):
     write(tmp_path, [10])
     write(tmp_path, [])
-    with pytest.raises(UserError, match="rank-00000-of-00001.safetensors and .*rank-00000-of-00002.safetensors both hold element 0 of a"):
+    with pytest.raises(
+        UserError,
+        match="rank-00000-of-00001.safetensors and .*rank-00000-of-00002.safetensors both hold element 0 of a",
+    ):
         SavedParameters(sorted(tmp_path.iterdir()))

@@ -49,7 +49,9 @@ def test_a_damaged_checkpoint_takes_no_whole_ones_place(tmp_path):
 
 def test_what_another_release_wrote_stays_and_is_told(tmp_path):
     paths = [make_checkpoint(tmp_path, step) for step in (1, 2, 3, 4)]
-    (paths[1] / MANIFEST).write_text(json.dumps(json.loads((paths[1] / MANIFEST).read_text()) | {"version": VERSION + 1}))
+    (paths[1] / MANIFEST).write_text(
+        json.dumps(json.loads((paths[1] / MANIFEST).read_text()) | {"version": VERSION + 1})
+    )
     (told,) = prune(tmp_path, Retention(1), 4)
     assert left(tmp_path) == [2, 4]
     assert f"{paths[1]} cannot be read: its format is version {VERSION + 1}" in told
@@ -78,7 +80,9 @@ def test_later_checkpoints_of_a_run_that_went_back_are_left_alone(tmp_path):
 
 
 def section(**values) -> TrainSection:
-    return TrainSection(**{"output_dir": "run", "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10} | values)
+    return TrainSection(
+        **{"output_dir": "run", "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10} | values
+    )
 
 
 def test_a_user_chooses_by_step_the_newest_or_the_best(tmp_path):
@@ -96,7 +100,10 @@ def test_a_user_chooses_by_step_the_newest_or_the_best(tmp_path):
 
 
 def test_settings_that_would_keep_nothing_or_never_know_the_best_are_refused():
-    with pytest.raises(ValueError, match="keep_steps is 150, at which nothing is saved; set it to a multiple of save_steps, which is 100"):
+    with pytest.raises(
+        ValueError,
+        match="keep_steps is 150, at which nothing is saved; set it to a multiple of save_steps, which is 100",
+    ):
         section(save_steps=100, keep_steps=150)
     for eval_steps in (None, 30):
         with pytest.raises(ValueError, match="set eval_steps to a number that divides save_steps"):

@@ -1,4 +1,5 @@
-"""No setting changes in silence between a checkpoint and a run that takes it up: what decides an embedding is refused, all else is told."""
+"""No setting changes in silence between a checkpoint and a run that takes it up: what decides an embedding is refused,
+all else is told."""
 
 from collections.abc import Iterator
 
@@ -57,21 +58,30 @@ def test_each_setting_that_changed_is_refused_or_told(tmp_path):
     names = {key: ".".join(key) for key in KEYS}
     # A name that no setting bears would except nothing.
     assert FREE | EVIDENT <= set(names.values())
-    decisive = {key for key, name in names.items() if name.startswith(DECISIVE)} - {key for key, name in names.items() if name in FREE}
+    decisive = {key for key, name in names.items() if name.startswith(DECISIVE)} - {
+        key for key, name in names.items() if name in FREE
+    }
     told = settings_changes(saved_with(tmp_path, with_others([key for key in KEYS if key not in decisive])), config())
-    assert [sentence.split(" is ")[0] for sentence in told] == [name for key, name in names.items() if key not in decisive and name not in EVIDENT]
+    assert [sentence.split(" is ")[0] for sentence in told] == [
+        name for key, name in names.items() if key not in decisive and name not in EVIDENT
+    ]
     assert all(sentence.endswith("from here on; it was something else up to the checkpoint.") for sentence in told)
     checkpoint = open_checkpoint(tmp_path / "checkpoints/step-00000001")
     for key in decisive:
         checkpoint.file("config.yaml").write_text(yaml.safe_dump(with_others([key])))
-        with pytest.raises(UserError, match=rf"^{names[key]} is .* and was 'something else' up to .*, which changes every embedding"):
+        with pytest.raises(
+            UserError, match=rf"^{names[key]} is .* and was 'something else' up to .*, which changes every embedding"
+        ):
             settings_changes(checkpoint, config())
 
 
 @pytest.mark.parametrize(
     ("sections", "sentence"),
     [
-        ({"inputs": {"query_instruction": "find: "}}, "inputs.query_instruction is 'find: ' and was '' up to .*step-00000001, which changes every embedding"),
+        (
+            {"inputs": {"query_instruction": "find: "}},
+            "inputs.query_instruction is 'find: ' and was '' up to .*step-00000001, which changes every embedding",
+        ),
         ({"inputs": {"max_text_tokens": 64}}, "inputs.max_text_tokens is '64' and was '512'"),
         ({"model": {"lora": None}}, "model.lora is 'null' and was '{alpha: 64"),
         ({"model": {"pooling": "mean"}}, "model.pooling is 'mean' and was 'last'"),
@@ -84,7 +94,9 @@ def test_what_decides_an_embedding_is_refused_with_both_values(tmp_path, section
 
 def test_a_choice_is_told_with_both_values_and_without_secrets(tmp_path):
     saved = saved_with(tmp_path, config(data={"train": "https://me:secret@host/a?sig=secret"}).model_dump(mode="json"))
-    told = settings_changes(saved, config(train={"learning_rate": 1e-3}, data={"train": ["https://host/a?sig=other"], "hard_negatives": 2}))
+    told = settings_changes(
+        saved, config(train={"learning_rate": 1e-3}, data={"train": ["https://host/a?sig=other"], "hard_negatives": 2})
+    )
     assert told == [
         "data.train is [https://host/a] from here on; it was https://host/a up to the checkpoint.",
         "data.hard_negatives is 2 from here on; it was null up to the checkpoint.",
@@ -98,11 +110,21 @@ def test_a_setting_that_the_checkpoints_pdfx_did_not_know_is_no_change(tmp_path)
     assert settings_changes(saved_with(tmp_path, tree | {"gone": {"a": 1}}), config()) == []
 
 
-@given(cuts=st.lists(st.integers(0, 30), max_size=4).map(sorted), place=st.integers(0, 29), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+@given(
+    cuts=st.lists(st.integers(0, 30), max_size=4).map(sorted),
+    place=st.integers(0, 29),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
 def test_frozen_weights_have_one_fingerprint_in_any_pieces_and_another_after_any_change(cuts, place, dtype):
     weight = torch.linspace(-1, 1, 30).to(dtype)
     pieces = [weight[start:end] for start, end in zip([0, *cuts], [*cuts, 30], strict=True)]
-    assert fingerprint({"a": bit_sum(piece)} for piece in pieces) == fingerprint([{"a": bit_sum(weight.view(5, 6).t())}])
+    assert fingerprint({"a": bit_sum(piece)} for piece in pieces) == fingerprint(
+        [{"a": bit_sum(weight.view(5, 6).t())}]
+    )
     other = weight.clone()
     other[place] = torch.nextafter(other[place], torch.tensor(9.0, dtype=dtype))
-    assert fingerprint([{"a": bit_sum(other)}]) != fingerprint([{"a": bit_sum(weight)}]) != fingerprint([{"b": bit_sum(weight)}])
+    assert (
+        fingerprint([{"a": bit_sum(other)}])
+        != fingerprint([{"a": bit_sum(weight)}])
+        != fingerprint([{"b": bit_sum(weight)}])
+    )

@@ -14,7 +14,14 @@ from pdfx.config import Config, ConfigError, dump_config, load_config, parse_con
 from pdfx.config.data_sections import DataSetSection
 from pdfx.config.section import Section, section_of
 
-SECTION_FILES = {"config.py", "data_sections.py", "guard_sections.py", "saving_section.py", "section.py", "ineffective.py"}
+SECTION_FILES = {
+    "config.py",
+    "data_sections.py",
+    "guard_sections.py",
+    "saving_section.py",
+    "section.py",
+    "ineffective.py",
+}
 """Where settings are checked; reading them there is not yet an effect."""
 SOUND = {"loss": 2.0, "loss_path_0": 0.5, "loss_path_1": 0.5, "loss_fused": 1.0, "grad_norm": 1.0}
 
@@ -77,18 +84,28 @@ def test_a_setting_takes_another_value_from_the_command_line_alone_or_is_refused
     before, after = (yaml.safe_load(dump_config(found)) for found in (base, config))
     assert before != after
     for part in key.split(".")[:-1]:
-        assert {other: value for other, value in before.items() if other != part} == {other: value for other, value in after.items() if other != part}
+        assert {other: value for other, value in before.items() if other != part} == {
+            other: value for other, value in after.items() if other != part
+        }
         before, after = before[part], after[part]
     assert {other for other in before if before[other] != after[other]} == {name}
 
 
 def everything(folder: Path) -> dict:
     """A recipe in which nothing is switched off."""
-    data = [{"path": str(tiny_shards(folder / name, 12, 1)), "name": name, "weight": weight, "max_samples": 9} for name, weight in (("a", 1), ("b", 2))]
+    data = [
+        {"path": str(tiny_shards(folder / name, 12, 1)), "name": name, "weight": weight, "max_samples": 9}
+        for name, weight in (("a", 1), ("b", 2))
+    ]
     return tiny_tree(
         folder,
         model={"paths": 2, "cache_vision": True, "lora": {"r": 2, "targets": ["q_proj"]}, "matryoshka_dims": [8]},
-        data={"train": data, "evaluation": str(tiny_shards(folder / "evaluation", 4)), "hard_negatives": 1, "num_workers": 0},
+        data={
+            "train": data,
+            "evaluation": str(tiny_shards(folder / "evaluation", 4)),
+            "hard_negatives": 1,
+            "num_workers": 0,
+        },
         train={
             "max_steps": 2,
             "save_steps": 1,
@@ -102,7 +119,8 @@ def everything(folder: Path) -> dict:
 
 
 def read_settings(trees: list[dict]) -> set[tuple[str, str]]:
-    """In a rank: (section, setting) that a run of each recipe after the other and its guards read, apart from checks of the recipe itself."""
+    """In a rank: (section, setting) that a run of each recipe after the other and its guards read, apart from checks of
+    the recipe itself."""
     from pdfx.distributed.world import join_world
     from pdfx.faults.shutdown import watched
     from pdfx.faults.stopping import StopRequest
@@ -114,7 +132,9 @@ def read_settings(trees: list[dict]) -> set[tuple[str, str]]:
     def recording(section: Section, name: str):
         if name in type(section).__pydantic_fields__:
             frame = sys._getframe(1)
-            if "/pdfx/" in frame.f_code.co_filename and (Path(frame.f_code.co_filename).name not in SECTION_FILES or frame.f_code.co_name == "training_sets"):
+            if "/pdfx/" in frame.f_code.co_filename and (
+                Path(frame.f_code.co_filename).name not in SECTION_FILES or frame.f_code.co_name == "training_sets"
+            ):
                 read.add((type(section).__name__, name))
         return super(Section, section).__getattribute__(name)
 
@@ -140,7 +160,9 @@ def read_settings(trees: list[dict]) -> set[tuple[str, str]]:
 
 def test_a_run_reads_every_setting(tmp_path, two_ranks):
     tree = everything(tmp_path)
-    again = tree | {"train": tree["train"] | {"max_steps": None, "num_train_epochs": 3, "gradient_accumulation_steps": 2}}
+    again = tree | {
+        "train": tree["train"] | {"max_steps": None, "num_train_epochs": 3, "gradient_accumulation_steps": 2}
+    }
     read = set.union(*two_ranks.run(read_settings, [tree, again], timeout=250))
     # The inputs' settings travel as one dictionary, into the model's configuration.
     needed = {(section.__name__, name) for section, name, _ in SETTINGS.values() if section.__name__ != "InputsSection"}

@@ -19,13 +19,25 @@ CASES = [
     # (settings without an effect, the reason, what makes them have one)
     (["model.prefix.init_std=1"], "belongs to model.prefix.init 'normal'", ["model.prefix.init=normal"]),
     (["model.cache_vision_gigabytes=2"], "model.cache_vision is off", ["model.cache_vision=true"]),
-    (["model.fusion=softmax", "objective.diversity=orthogonality", "objective.diversity_weight=1"], "model.paths is 1", ["model.paths=2"]),
+    (
+        ["model.fusion=softmax", "objective.diversity=orthogonality", "objective.diversity_weight=1"],
+        "model.paths is 1",
+        ["model.paths=2"],
+    ),
     (["guards.collapsed_paths.action=stop", "guards.collapsed_paths.steps=9"], "model.paths is 1", ["model.paths=2"]),
     (["train.chunk_paths=4"], "not below model.paths", ["model.paths=5"]),
     (["objective.diversity_weight=0.5"], "objective.diversity is 'none'", ["objective.diversity=orthogonality"]),
-    (["objective.mutual_information.hidden=9", "guards.variational.bound=3"], "no mutual information is estimated", ["objective.diversity=mutual_information"]),
+    (
+        ["objective.mutual_information.hidden=9", "guards.variational.bound=3"],
+        "no mutual information is estimated",
+        ["objective.diversity=mutual_information"],
+    ),
     (["guards.variational.resets=1"], "guards.variational.action is 'stop'", ["guards.variational.action=reset"]),
-    (["guards.non_finite.in_a_row=2", "guards.non_finite.roll_backs=1"], "guards.non_finite.action is 'stop'", ["guards.non_finite.action=skip"]),
+    (
+        ["guards.non_finite.in_a_row=2", "guards.non_finite.roll_backs=1"],
+        "guards.non_finite.action is 'stop'",
+        ["guards.non_finite.action=skip"],
+    ),
     (["guards.collapsed_paths.cosine=0.5"], "that guard is off", ["guards.collapsed_paths.action=warn"]),
     (["train.gradient_reduction=chunk"], "a step is a single pass", ["train.gradient_accumulation_steps=2"]),
     (
@@ -42,11 +54,19 @@ CASES = [
     (["data.read_retry_seconds=2"], "data.read_retries is 0", ["data.read_retries=1"]),
     (["evaluate.batch_size=2", "evaluate.recall_at=[2]"], "data.evaluation is not set", ["data.evaluation=x"]),
     (["train.warmup_steps=61"], "the learning rate never rises", ["train.max_steps=61"]),
-    (["objective.mutual_information.warmup_steps=100"], "objective.diversity_weight is never reached", ["train.max_steps=100"]),
+    (
+        ["objective.mutual_information.warmup_steps=100"],
+        "objective.diversity_weight is never reached",
+        ["train.max_steps=100"],
+    ),
     (["train.logging_steps=61"], "only the last step is logged", ["train.max_steps=61"]),
     (["train.save_steps=61"], "only the last step is saved", ["train.max_steps=61"]),
     (["train.save_steps=50", "train.keep_steps=100"], "it keeps no checkpoint", ["train.max_steps=100"]),
-    (["data.evaluation=x", "train.eval_steps=70"], "the only evaluation is after the last step", ["train.max_steps=70"]),
+    (
+        ["data.evaluation=x", "train.eval_steps=70"],
+        "the only evaluation is after the last step",
+        ["train.max_steps=70"],
+    ),
     (["train.profile_steps=61"], "the profile ends with the run", ["train.max_steps=61"]),
     (["guards.agreement_steps=61"], "compared at the start only", ["train.max_steps=61"]),
     (["guards.collapsed_paths.steps=61"], "that guard never acts", ["train.max_steps=61"]),
@@ -74,14 +94,20 @@ def told(folder: Path, overrides: list[str]) -> tuple[Config, list[str]]:
     return config, settings_without_effect(config, config.train.max_steps, RANKS)
 
 
-@pytest.mark.parametrize(("settings", "reason", "cure"), CASES, ids=lambda value: value[0] if isinstance(value, list) else None)
-def test_a_setting_without_effect_is_named_once_with_its_reason_until_the_reason_is_gone(tmp_path, settings, reason, cure):
+@pytest.mark.parametrize(
+    ("settings", "reason", "cure"), CASES, ids=lambda value: value[0] if isinstance(value, list) else None
+)
+def test_a_setting_without_effect_is_named_once_with_its_reason_until_the_reason_is_gone(
+    tmp_path, settings, reason, cure
+):
     around = SETTING.get(reason, [])
     _, sentences = told(tmp_path, [*around, *settings])
     found = [sentence for sentence in sentences if reason in sentence]
     assert len(found) == 1 and found[0].startswith("Warning: ")
     named = [
-        setting.partition("=")[0] for setting in settings if setting.partition("=")[0] not in ("data.evaluation", "train.save_steps") or len(settings) == 1
+        setting.partition("=")[0]
+        for setting in settings
+        if setting.partition("=")[0] not in ("data.evaluation", "train.save_steps") or len(settings) == 1
     ]
     assert all(key in found[0] for key in named), found
     _, after = told(tmp_path, [*around, *settings, *cure])
@@ -92,7 +118,10 @@ def test_a_setting_without_effect_is_named_once_with_its_reason_until_the_reason
 
 def test_a_local_folder_has_no_revision(tmp_path):
     (tmp_path / "model").mkdir()
-    assert "model.revision has no effect" in told(tmp_path, ["model.revision=abc", f"model.path={tmp_path / 'model'}"])[1][0]
+    assert (
+        "model.revision has no effect"
+        in told(tmp_path, ["model.revision=abc", f"model.path={tmp_path / 'model'}"])[1][0]
+    )
     assert told(tmp_path, ["model.revision=abc", "model.path=a/b"])[1] == []
     config, _ = told(tmp_path, ["guards.lost_seconds=30"])
     assert settings_without_effect(config, STEPS, 2) == [] and len(settings_without_effect(config, STEPS, 1)) == 1
@@ -113,7 +142,10 @@ def test_a_warm_up_that_is_left_open_ends_within_the_run(tmp_path, steps, warmup
     assert f"warm-up of {warmup} steps" in settle_warm_ups(config, steps)[0]
     assert (config.train.warmup_steps, config.objective.mutual_information.warmup_steps) == (warmup, warmup)
     assert max(learning_rate_factor(step, config.train, steps) for step in range(1, min(steps, 200) + 1)) == 1
-    config, _ = told(tmp_path, ["train.warmup_steps=0", "objective.mutual_information.warmup_steps=3", "objective.diversity=orthogonality"])
+    config, _ = told(
+        tmp_path,
+        ["train.warmup_steps=0", "objective.mutual_information.warmup_steps=3", "objective.diversity=orthogonality"],
+    )
     settle_warm_ups(config, steps)
     assert (config.train.warmup_steps, config.objective.mutual_information.warmup_steps) == (0, 3)
 
@@ -122,7 +154,10 @@ def negatives_told(wanted: int | None, *shards: Path) -> list[str]:
     config = Config.model_validate(
         {
             "model": {"path": "x"},
-            "data": {"train": [{"path": str(path), "name": path.parent.name} for path in shards], "hard_negatives": wanted},
+            "data": {
+                "train": [{"path": str(path), "name": path.parent.name} for path in shards],
+                "hard_negatives": wanted,
+            },
             "train": {"output_dir": "x", "deepspeed": "x", "max_steps": 1, "per_device_train_batch_size": 1},
         }
     )
@@ -130,8 +165,16 @@ def negatives_told(wanted: int | None, *shards: Path) -> list[str]:
 
 
 def test_hard_negatives_that_are_there_are_used_or_said_to_be_left_out(tmp_path):
-    none, two = (tiny_shards(tmp_path / name, samples=12, hard_negatives=count, with_picture=lambda i: False) for name, count in (("none", 0), ("two", 2)))
-    assert negatives_told(None, none) == [] and negatives_told(0, two) == [] and negatives_told(2, two) == [] and negatives_told(1, two) == []
+    none, two = (
+        tiny_shards(tmp_path / name, samples=12, hard_negatives=count, with_picture=lambda i: False)
+        for name, count in (("none", 0), ("two", 2))
+    )
+    assert (
+        negatives_told(None, none) == []
+        and negatives_told(0, two) == []
+        and negatives_told(2, two) == []
+        and negatives_told(1, two) == []
+    )
     (sentence,) = negatives_told(None, none, two)
     assert "not used, though there are some in two (2 per sample)" in sentence and "or to 0" in sentence
     (sentence,) = negatives_told(3, two)
@@ -146,7 +189,10 @@ def test_hard_negatives_that_are_there_are_used_or_said_to_be_left_out(tmp_path)
 def test_a_run_that_can_hardly_move_a_weight_says_so(tmp_path):
     config, _ = told(tmp_path, [])
     (_, warning) = settle_warm_ups(config, STEPS)
-    assert "all 60 steps together move a weight by about 0.0006 at most" in warning and "raise train.learning_rate" in warning
+    assert (
+        "all 60 steps together move a weight by about 0.0006 at most" in warning
+        and "raise train.learning_rate" in warning
+    )
     for settings in (["train.learning_rate=1e-4"], ["train.max_steps=2000"]):
         config, _ = told(tmp_path, settings)
         assert len(settle_warm_ups(config, config.train.max_steps)) == 1

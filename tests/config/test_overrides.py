@@ -10,7 +10,26 @@ def load(tmp_path, *overrides: str) -> Config:
     return load_config(recipe(tmp_path), list(overrides))
 
 
-TEXTS = ["Query #: x", "Find: ", "a: b", "{x}", "[x", "'x'", '"', "# all", "null", "", " ", "*x", "&x", "!x", "%", "x=y", "a\nb", "- a"]
+TEXTS = [
+    "Query #: x",
+    "Find: ",
+    "a: b",
+    "{x}",
+    "[x",
+    "'x'",
+    '"',
+    "# all",
+    "null",
+    "",
+    " ",
+    "*x",
+    "&x",
+    "!x",
+    "%",
+    "x=y",
+    "a\nb",
+    "- a",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -25,9 +44,19 @@ def test_paths_keep_blanks_and_signs_of_comments(tmp_path):
 
 def test_null_lists_and_sections_are_read_where_a_setting_may_be_one(tmp_path):
     config = load(
-        tmp_path, "model.lora=null", "model.matryoshka_dims=[8, 16]", "data.train=[a, b]", "data.cache_dir=", "inputs.image_grid_pinpoints=[[336, 672]]"
+        tmp_path,
+        "model.lora=null",
+        "model.matryoshka_dims=[8, 16]",
+        "data.train=[a, b]",
+        "data.cache_dir=",
+        "inputs.image_grid_pinpoints=[[336, 672]]",
     )
-    assert config.model.lora is None and config.model.matryoshka_dims == [8, 16] and config.data.train == ["a", "b"] and config.data.cache_dir is None
+    assert (
+        config.model.lora is None
+        and config.model.matryoshka_dims == [8, 16]
+        and config.data.train == ["a", "b"]
+        and config.data.cache_dir is None
+    )
     assert config.inputs.image_grid_pinpoints == [(336, 672)]
     assert load(tmp_path, "model.lora={r: 4, dora: yes}").model.lora.dora is True
     assert load(tmp_path, "model.lora.r=4").model.lora.r == 4

@@ -11,7 +11,25 @@ from tiny_recipes import recipe
 
 from pdfx.config import ConfigError, dump_config, load_config
 
-WRITTEN = ["010", "1:30", "1_000", "0x10", "1e-4", "2024-01-01", "yes", "no", "on", "off", "true", "=", "Null-like", "0b1", ".5", "+1", "12:30:45"]
+WRITTEN = [
+    "010",
+    "1:30",
+    "1_000",
+    "0x10",
+    "1e-4",
+    "2024-01-01",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "true",
+    "=",
+    "Null-like",
+    "0b1",
+    ".5",
+    "+1",
+    "12:30:45",
+]
 """Texts that YAML 1.1 takes for numbers, dates or truth values."""
 
 
@@ -19,7 +37,9 @@ WRITTEN = ["010", "1:30", "1_000", "0x10", "1e-4", "2024-01-01", "yes", "no", "o
 def test_a_text_setting_holds_what_was_written_in_a_file_and_in_an_override(tmp_path, text):
     sections = f"inputs: {{query_instruction: {text}}}\n"
     assert load_config(recipe(tmp_path, sections)).inputs.query_instruction == text
-    config = load_config(recipe(tmp_path), [f"inputs.query_instruction={text}", f"data.train=[{{path: a, name: {text}}}]"])
+    config = load_config(
+        recipe(tmp_path), [f"inputs.query_instruction={text}", f"data.train=[{{path: a, name: {text}}}]"]
+    )
     assert config.inputs.query_instruction == text and config.data.training_sets()[0].name == text
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "again.yaml") == config
@@ -38,7 +58,9 @@ def test_what_is_not_a_number_is_refused_with_the_key(tmp_path, text):
             load_config(recipe(tmp_path, **written), overrides)
 
 
-@pytest.mark.parametrize(("text", "value"), [("no", False), ("off", False), ("On", True), ("true", True), ("1e-4", 1e-4), (".5", 0.5)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("no", False), ("off", False), ("On", True), ("true", True), ("1e-4", 1e-4), (".5", 0.5)]
+)
 def test_truth_values_and_fractions_are_read_for_settings_that_are_such(tmp_path, text, value):
     key = "bf16" if isinstance(value, bool) else "learning_rate"
     assert getattr(load_config(recipe(tmp_path, **{key: text})).train, key) == value
@@ -47,7 +69,10 @@ def test_truth_values_and_fractions_are_read_for_settings_that_are_such(tmp_path
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("model: {path: a}\ndata: {train: b}\nmodel: {path: c}\n", "the key 'model' is given twice, in line 1 and in line 3; keep one"),
+        (
+            "model: {path: a}\ndata: {train: b}\nmodel: {path: c}\n",
+            "the key 'model' is given twice, in line 1 and in line 3; keep one",
+        ),
         ("model:\n  path: a\n  paths: 2\n  path: b\n", "the key 'path' is given twice, in line 2 and in line 4"),
         ("data: {train: [{path: a, path: b}]}", "the key 'path' is given twice"),
         ("a: &a [*a]", "'&a' contains itself"),
@@ -89,13 +114,19 @@ for path in sys.argv[1:]:
 
 
 def test_bombs_pipes_and_devices_end_in_a_sentence_within_a_gigabyte_and_a_minute(tmp_path):
-    texts = {"few": bomb("x"), "long": bomb("'" + "x" * 500_000 + "'", 9, 4), "merged": bomb("{path: x}").replace("[*", "{<<: [*").replace("]", "]}")}
+    texts = {
+        "few": bomb("x"),
+        "long": bomb("'" + "x" * 500_000 + "'", 9, 4),
+        "merged": bomb("{path: x}").replace("[*", "{<<: [*").replace("]", "]}"),
+    }
     paths = [tmp_path / f"{name}.yaml" for name in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         path.write_text(text)
     os.mkfifo(tmp_path / "pipe.yaml")
     paths += [tmp_path / "pipe.yaml", Path("/dev/zero"), tmp_path]
-    done = subprocess.run([sys.executable, "-c", LIMITED, *map(str, paths)], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, paths)], capture_output=True, text=True, timeout=60, check=True
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == len(paths)
     for path, line in zip(paths, lines, strict=True):
@@ -120,12 +151,36 @@ def test_null_is_null_and_a_quoted_one_is_text(tmp_path):
 def test_home_and_variables_are_filled_in_and_urls_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCH", "/fast disk")
     monkeypatch.setenv("HOME", "/home/me")
-    overrides = ["data.cache_dir=~/c", "train.deepspeed=${SCRATCH}/z.json", "data.evaluation=[$SCRATCH/e, s3://b/$SCRATCH/~x]", "train.resume=~/run/step"]
-    config = load_config(recipe(tmp_path, output_dir="$SCRATCH/runs/a"), [*overrides, "data.train=[{path: ~/d}]", "model.modules=[~/m.py]", "model.path=~"])
-    assert (config.train.output_dir, config.train.deepspeed, config.train.resume) == ("/fast disk/runs/a", "/fast disk/z.json", "/home/me/run/step")
+    overrides = [
+        "data.cache_dir=~/c",
+        "train.deepspeed=${SCRATCH}/z.json",
+        "data.evaluation=[$SCRATCH/e, s3://b/$SCRATCH/~x]",
+        "train.resume=~/run/step",
+    ]
+    config = load_config(
+        recipe(tmp_path, output_dir="$SCRATCH/runs/a"),
+        [*overrides, "data.train=[{path: ~/d}]", "model.modules=[~/m.py]", "model.path=~"],
+    )
+    assert (config.train.output_dir, config.train.deepspeed, config.train.resume) == (
+        "/fast disk/runs/a",
+        "/fast disk/z.json",
+        "/home/me/run/step",
+    )
     assert (config.data.cache_dir, config.data.evaluation) == ("/home/me/c", ["/fast disk/e", "s3://b/$SCRATCH/~x"])
-    assert (config.data.train[0].path, config.model.modules, config.model.path) == ("/home/me/d", ["/home/me/m.py"], "/home/me")
-    wrong = {"''": "it is empty", "s3://b/x": "it must be a path on this machine", "file:///x": "it must be a path on this machine"}
-    for text, sentence in {"$ABSENT/x": "the variable ABSENT is not set", "~nobody-here/x": "'~nobody-here' names no user", **wrong}.items():
+    assert (config.data.train[0].path, config.model.modules, config.model.path) == (
+        "/home/me/d",
+        ["/home/me/m.py"],
+        "/home/me",
+    )
+    wrong = {
+        "''": "it is empty",
+        "s3://b/x": "it must be a path on this machine",
+        "file:///x": "it must be a path on this machine",
+    }
+    for text, sentence in {
+        "$ABSENT/x": "the variable ABSENT is not set",
+        "~nobody-here/x": "'~nobody-here' names no user",
+        **wrong,
+    }.items():
         with pytest.raises(ConfigError, match=f"recipe.yaml: in 'train.output_dir', {sentence}"):
             load_config(recipe(tmp_path, output_dir=text))

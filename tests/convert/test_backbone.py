@@ -1,4 +1,5 @@
-"""A backbone's weights are read from its files under the names that transformers gives them, whatever the files call them."""
+"""A backbone's weights are read from its files under the names that transformers gives them, whatever the files call
+them."""
 
 import pytest
 import torch

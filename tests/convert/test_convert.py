@@ -39,7 +39,13 @@ ROOT = Path(__file__).parents[2]
 
 def recipe(backbone: Path, shards: Path, output: Path) -> dict:
     return {
-        "model": {"path": str(backbone), "paths": 3, "prefix": {"length": 4, "learning_rate": 0.1}, "matryoshka_dims": [8], "fusion": "softmax"},
+        "model": {
+            "path": str(backbone),
+            "paths": 3,
+            "prefix": {"length": 4, "learning_rate": 0.1},
+            "matryoshka_dims": [8],
+            "fusion": "softmax",
+        },
         "inputs": {"query_instruction": "find: "},
         "data": {"train": str(shards), "num_workers": 0},
         "objective": {"mutual_information": {"warmup_steps": 0}, "learn_temperature": True},
@@ -66,7 +72,14 @@ def run(tmp_path_factory) -> Path:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "29741"]
-    done = subprocess.run([*launcher, "launch/train.py", str(folder / "recipe.yaml")], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [*launcher, "launch/train.py", str(folder / "recipe.yaml")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
 
@@ -85,7 +98,9 @@ def export(run, said) -> Path:
 def test_the_export_gives_the_trainers_embeddings_in_a_process_that_cannot_import_pdfx(run, export, said):
     worst = verify_export(export, newest_whole(run)[0].path / "probe")
     assert 0 <= worst < 1e-4
-    assert len(said) == 1 and f"as the trainer did; largest difference of an entry {worst:.1e}, allowed 0.0001." in said[0]
+    assert (
+        len(said) == 1 and f"as the trainer did; largest difference of an entry {worst:.1e}, allowed 0.0001." in said[0]
+    )
 
 
 def trained_embedder(run: Path) -> ParallelEmbedder:
@@ -114,11 +129,21 @@ def test_the_exported_weights_are_the_trained_ones_with_lora_merged(run, export)
 
 def test_the_export_is_complete_and_describes_itself(export):
     names = {path.name for path in export.iterdir()}
-    assert {"config.json", "model.safetensors", "modeling.py", "processing.py", "processor_config.json", "tokenizer.json", "README.md"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "modeling.py",
+        "processing.py",
+        "processor_config.json",
+        "tokenizer.json",
+        "README.md",
+    } <= names
     assert json.loads((export / "config.json").read_text())["auto_map"]["AutoModel"] == "modeling.ParallelEmbedder"
     record = json.loads((export / "pdfx_export.json").read_text())
     assert record["step"] == 2
-    assert {name: FileRecord(**entry) for name, entry in record["files"].items()} == {name: read_record(export / name) for name in files_of(export)}
+    assert {name: FileRecord(**entry) for name, entry in record["files"].items()} == {
+        name: read_record(export / name) for name in files_of(export)
+    }
     card = (export / "README.md").read_text()
     assert "**3** unit embeddings of dimension 32" in card and "trust_remote_code=True" in card
 
@@ -137,9 +162,15 @@ def test_one_tampered_prefix_tensor_makes_the_check_fail(run, export, tmp_path):
 def test_a_check_that_was_killed_names_the_signal_and_what_to_do(tmp_path):
     export = tmp_path / "export"
     export.mkdir()
-    (export / "config.json").write_text(json.dumps({"model_type": "killed", "auto_map": {"AutoConfig": "modeling.Config", "AutoModel": "modeling.Model"}}))
+    (export / "config.json").write_text(
+        json.dumps(
+            {"model_type": "killed", "auto_map": {"AutoConfig": "modeling.Config", "AutoModel": "modeling.Model"}}
+        )
+    )
     (export / "modeling.py").write_text("import os\nimport signal\n\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    with pytest.raises(UserError, match="was ended by SIGKILL, most often because memory ran out; free some, or --skip-check"):
+    with pytest.raises(
+        UserError, match="was ended by SIGKILL, most often because memory ran out; free some, or --skip-check"
+    ):
         verify_export(export, tmp_path / "probe")
 
 
@@ -155,14 +186,18 @@ def test_a_prefix_tampered_in_a_shard_stops_the_conversion_and_leaves_nothing(ru
     save_file(weights, file, metadata)
     # With a manifest that agrees, so that only the embeddings can tell.
     manifest = read_manifest(checkpoint)
-    write_manifest(checkpoint, Manifest(manifest.step, manifest.files | {f"{PARAMETERS}/{file.name}": read_record(file)}))
+    write_manifest(
+        checkpoint, Manifest(manifest.step, manifest.files | {f"{PARAMETERS}/{file.name}": read_record(file)})
+    )
     with pytest.raises(UserError, match="embeddings differ from the trainer's"):
         convert(copy, tmp_path / "export")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_narrow_exports_in_several_files_hold_the_float32_exports_weights_rounded(run, export, tmp_path, dtype, monkeypatch):
+def test_narrow_exports_in_several_files_hold_the_float32_exports_weights_rounded(
+    run, export, tmp_path, dtype, monkeypatch
+):
     # The run was started in another folder, and named its backbone from there.
     monkeypatch.chdir(tmp_path)
     said = []
@@ -242,13 +277,17 @@ def test_a_checkpoint_of_another_configuration_is_refused(run, tmp_path):
     tree = yaml.safe_load((copy / "config.yaml").read_text())
     tree["model"]["prefix"]["length"] = 6
     (copy / "config.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError, match="model.prefix.length is '6' and was '4' up to .*, which changes every embedding"):
+    with pytest.raises(
+        UserError, match="model.prefix.length is '6' and was '4' up to .*, which changes every embedding"
+    ):
         convert(copy, tmp_path / "export")
     # With a checkpoint that agrees, so that only the weights can tell.
     checkpoint = newest_whole(copy)[0].path
     shutil.copyfile(copy / "config.yaml", checkpoint / "config.yaml")
     manifest = read_manifest(checkpoint)
-    write_manifest(checkpoint, Manifest(manifest.step, manifest.files | {"config.yaml": read_record(checkpoint / "config.yaml")}))
+    write_manifest(
+        checkpoint, Manifest(manifest.step, manifest.files | {"config.yaml": read_record(checkpoint / "config.yaml")})
+    )
     with pytest.raises(UserError, match="wrongly shaped"):
         convert(copy, tmp_path / "export")
 
@@ -268,15 +307,26 @@ print(model.embed([{"text": "a cat"}]).paths.shape)
 def test_a_backbones_own_modules_travel_and_run_only_where_remote_code_is_trusted(tmp_path):
     make_model(tmp_path / "backbone")
     settings = recipe(tmp_path / "backbone", tmp_path, tmp_path / "run")
-    settings["model"] |= {"modules": [str(ROOT / "launch/quickstart/efficientnet_lite.py")], "trust_remote_code": True, "matryoshka_dims": [], "lora": None}
+    settings["model"] |= {
+        "modules": [str(ROOT / "launch/quickstart/efficientnet_lite.py")],
+        "trust_remote_code": True,
+        "matryoshka_dims": [],
+        "lora": None,
+    }
     config = parse_config(settings)
     embedder = build_embedder(config).eval()
     export, probe = tmp_path / "export", tmp_path / "probe"
     write_documents(build_on_meta(config), export, config, Checkpoint(tmp_path, Manifest(0, {})), torch.float32)
-    save_file({name: weight.contiguous() for name, weight in embedder.state_dict().items()}, export / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: weight.contiguous() for name, weight in embedder.state_dict().items()},
+        export / "model.safetensors",
+        {"format": "pt"},
+    )
     write_probe(embedder, probe)
     assert verify_export(export, probe) < 1e-4
-    printed = subprocess.run([sys.executable, "-c", LOAD_IN_PDFX, str(export)], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    printed = subprocess.run(
+        [sys.executable, "-c", LOAD_IN_PDFX, str(export)], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert "brings code of its own (efficientnet_lite.py)" in printed[0]
     assert printed[1] == "torch.Size([1, 3, 256])"
 
@@ -287,7 +337,9 @@ def write_probe(embedder: ParallelEmbedder, probe: Path) -> None:
     batch = items("image", 2)
     for number, item in enumerate(batch):
         item["images"][0].save(probe / f"{number}.png")
-    entries = [{"side": "query", "text": item["text"], "images": [f"{number}.png"]} for number, item in enumerate(batch)]
+    entries = [
+        {"side": "query", "text": item["text"], "images": [f"{number}.png"]} for number, item in enumerate(batch)
+    ]
     (probe / "items.json").write_text(json.dumps(entries))
     output = embedder.embed(batch)
     save_file({name: output[name].contiguous() for name in ("paths", "fused")}, probe / "embeddings.safetensors")

@@ -50,7 +50,11 @@ def types_in(settings) -> set:
     """Every type that a configuration, or its JSON, and all inside it name; None where one names none."""
     if isinstance(settings, PretrainedConfig):
         settings = vars(settings)
-    inside = [value for value in settings.values() if isinstance(value, PretrainedConfig) or (isinstance(value, dict) and "model_type" in value)]
+    inside = [
+        value
+        for value in settings.values()
+        if isinstance(value, PretrainedConfig) or (isinstance(value, dict) and "model_type" in value)
+    ]
     return {settings.get("dtype")}.union(*map(types_in, inside))
 
 
@@ -81,5 +85,6 @@ def test_a_type_that_is_none_is_refused(write, form):
 
 def test_a_bfloat16_export_embeds_in_float32_as_its_rounded_weights_do(write):
     export = write("one", torch.bfloat16)
-    model, plain = ParallelEmbedder.from_pretrained(export, dtype="float32"), ParallelEmbedder.from_pretrained(export).float()
+    model = ParallelEmbedder.from_pretrained(export, dtype="float32")
+    plain = ParallelEmbedder.from_pretrained(export).float()
     assert torch.equal(model.embed(items("mixed")).paths, plain.embed(items("mixed")).paths)

@@ -93,7 +93,9 @@ def test_data_sets_do_not_share_entries(tmp_path):
         lambda path: os.truncate(path, 0),
         lambda path: path.write_bytes(path.read_bytes() + b"x"),
         lambda path: path.write_bytes(bytes(len(path.read_bytes()))),
-        lambda path: path.write_bytes(path.read_bytes()[:50] + bytes([path.read_bytes()[50] ^ 1]) + path.read_bytes()[51:]),
+        lambda path: path.write_bytes(
+            path.read_bytes()[:50] + bytes([path.read_bytes()[50] ^ 1]) + path.read_bytes()[51:]
+        ),
         lambda path: path.write_bytes(b"\xff" + path.read_bytes()[1:]),
     ],
 )
@@ -134,7 +136,10 @@ def test_files_that_are_not_the_caches_are_never_removed(tmp_path):
     cache = cache_of(tmp_path, entries=3)
     for number in range(12):
         fill(cache, number)
-    assert all((tmp_path / name).stat().st_size == 5000 for name in ("own.span", "letters/photo.span", "ab" * 16 + "/notes.txt"))
+    assert all(
+        (tmp_path / name).stat().st_size == 5000
+        for name in ("own.span", "letters/photo.span", "ab" * 16 + "/notes.txt")
+    )
     assert 1 <= len(list((tmp_path / FINGERPRINT[:32]).glob("*.span"))) <= 3
 
 
@@ -216,7 +221,9 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path):
 
 
 def read_all(url: str, folder: str, gigabytes: float, seed: int) -> None:
-    dataset = ShardedDataset(url, reading=Reading(cache_dir=folder, cache_gigabytes=gigabytes, span_samples=4, threads=4))
+    dataset = ShardedDataset(
+        url, reading=Reading(cache_dir=folder, cache_gigabytes=gigabytes, span_samples=4, threads=4)
+    )
     for _ in range(3):
         order = np.random.default_rng(seed).permutation(25).tolist()
         if [sample.key for sample in dataset.read_many(order)] != [KEYS[i] for i in order]:
@@ -225,12 +232,15 @@ def read_all(url: str, folder: str, gigabytes: float, seed: int) -> None:
 
 @pytest.mark.parametrize("spans", [2.5, 20])
 def test_two_processes_share_a_cache_within_its_bound(shards, tmp_path, spans):
-    """With room for all, each span is fetched by one of them alone; with room for few, the bound holds at every moment."""
+    """With room for all, each span is fetched by one of them alone; with room for few, the bound holds at every
+    moment."""
     with RangeServer(shards) as server:
         largest = max(int(shard.offsets[4] - shard.offsets[0]) for shard in ShardedDataset(shards).shards)
         most = spans * (largest + 16) / 0.9
         context = multiprocessing.get_context("forkserver")
-        processes = [context.Process(target=read_all, args=(server.url, str(tmp_path), most / 1e9, seed)) for seed in range(2)]
+        processes = [
+            context.Process(target=read_all, args=(server.url, str(tmp_path), most / 1e9, seed)) for seed in range(2)
+        ]
         for process in processes:
             process.start()
         peak = 0

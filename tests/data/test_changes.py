@@ -1,4 +1,5 @@
-"""A directory of shards that changes: while it is used nothing of it mixes with what was there, and what was changed before is found by a check."""
+"""A directory of shards that changes: while it is used nothing of it mixes with what was there, and what was changed
+before is found by a check."""
 
 import os
 import pickle

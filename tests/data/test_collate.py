@@ -16,7 +16,13 @@ def sample(i: int, negatives: int = 0, width: int = 12) -> Sample:
     image = Image.open(io.BytesIO(picture(i, width)))
     hard = [{"text": f"n{i}{m}", "images": []} for m in range(negatives)]
     return Sample(
-        f"key-{i}", {"text": f"q{i}", "images": []}, {"text": f"t{i}", "images": [image]}, hard, 100 + i, [1000 * i + m for m in range(negatives)], "s.tar"
+        f"key-{i}",
+        {"text": f"q{i}", "images": []},
+        {"text": f"t{i}", "images": [image]},
+        hard,
+        100 + i,
+        [1000 * i + m for m in range(negatives)],
+        "s.tar",
     )
 
 
@@ -36,7 +42,11 @@ def test_slots_bring_every_item_to_its_place_whatever_the_chunks(chunk_pairs, ne
     batch = collate([sample(i, negatives) for i in range(6)], ByteProcessor(), chunk_pairs, negatives)
     assert len(batch.chunks) == 6 // chunk_pairs
     assert (batch.pairs, batch.negatives) == (6, negatives)
-    expected = [f"qq{i}" for i in range(6)] + [f"tt{i}" for i in range(6)] + [f"tn{i}{m}" for i in range(6) for m in range(negatives)]
+    expected = (
+        [f"qq{i}" for i in range(6)]
+        + [f"tt{i}" for i in range(6)]
+        + [f"tn{i}{m}" for i in range(6) for m in range(negatives)]
+    )
     assert texts(batch) == expected
     assert batch.target_ids.tolist() == [100 + i for i in range(6)]
     assert batch.negative_ids.tolist() == [[1000 * i + m for m in range(negatives)] for i in range(6)]
@@ -69,7 +79,10 @@ def test_a_sample_that_the_processor_refuses_is_found_and_becomes_a_filler():
     assert texts(batch) == ["qq0", "q", "qq2", "q", "tt0", "t", "tt2", "t"]
     assert batch.valid.tolist() == [True, False, True, False]
     assert len(batch.problems) == 2
-    assert "s.tar, sample 'key-1' cannot be used: the processor refuses it (a picture is 100 pixels wide and 64 are allowed)" in batch.problems[0].sentence
+    assert (
+        "s.tar, sample 'key-1' cannot be used: the processor refuses it (a picture is 100 pixels wide and 64 are "
+        "allowed)" in batch.problems[0].sentence
+    )
 
 
 class RefusesTwo:

@@ -19,7 +19,9 @@ def test_the_share_is_judged_over_everything_read_so_far():
     guard = CorruptSampleGuard(0.01)
     guard.add(1000, 9)
     guard.add(200, 3)  # 12 of 1200
-    with pytest.raises(UserError, match="13 of the 1201 samples read so far could not be used, and data.max_corrupt_share is 0.01"):
+    with pytest.raises(
+        UserError, match="13 of the 1201 samples read so far could not be used, and data.max_corrupt_share is 0.01"
+    ):
         guard.add(1, 1)
 
 

@@ -99,7 +99,9 @@ def test_a_truncated_picture_is_refused(kind):
         decode_image(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture at all", bytes(1000), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"])
+@pytest.mark.parametrize(
+    "data", [b"", b"no picture at all", bytes(1000), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"]
+)
 def test_bytes_in_no_known_format_are_refused(data):
     with pytest.raises(ImageError, match="no picture in a known format"):
         decode_image(data)

@@ -37,19 +37,39 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("data"))
 
 
-def loader(shards, rank=0, world_size=1, batch_pairs=2, chunks=2, state=None, processor=None, seed=SEED, **options) -> TrainLoader:
+def loader(
+    shards, rank=0, world_size=1, batch_pairs=2, chunks=2, state=None, processor=None, seed=SEED, **options
+) -> TrainLoader:
     settings = {"num_workers": 0, "span_samples": 4, "window_spans": 3, "hard_negatives": 1, **options}
-    return TrainLoader(DataSection(train=str(shards), **settings), processor or ByteProcessor(), rank, world_size, batch_pairs, chunks, seed, state)
+    return TrainLoader(
+        DataSection(train=str(shards), **settings),
+        processor or ByteProcessor(),
+        rank,
+        world_size,
+        batch_pairs,
+        chunks,
+        seed,
+        state,
+    )
 
 
 def steps(shards, count, world_size=1, **options) -> list[str]:
     """The keys that all ranks together read in ``count`` steps."""
-    ranks = [[batch.keys for batch in islice(loader(shards, rank, world_size, **options), count)] for rank in range(world_size)]
+    ranks = [
+        [batch.keys for batch in islice(loader(shards, rank, world_size, **options), count)]
+        for rank in range(world_size)
+    ]
     return [key for step in zip(*ranks, strict=True) for keys in step for key in keys]
 
 
 def assert_equal_batches(left, right):
-    assert (left.pairs, left.negatives, left.keys, left.problems, left.truncated) == (right.pairs, right.negatives, right.keys, right.problems, right.truncated)
+    assert (left.pairs, left.negatives, left.keys, left.problems, left.truncated) == (
+        right.pairs,
+        right.negatives,
+        right.keys,
+        right.problems,
+        right.truncated,
+    )
     for name in ("target_ids", "negative_ids", "valid", "negative_valid"):
         assert torch.equal(getattr(left, name), getattr(right, name))
     for one, other in zip(left.chunks, right.chunks, strict=True):
@@ -68,7 +88,9 @@ def test_batches_do_not_depend_on_the_number_of_workers(shards, num_workers):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_all_ranks_together_read_the_canonical_order(shards, world_size):
     order = CanonicalOrder([10, 10, 5], SEED, 4, 3)
-    assert steps(shards, 5, world_size) == [f"sample-{order.sample(position):03d}" for position in range(5 * 4 * world_size)]
+    assert steps(shards, 5, world_size) == [
+        f"sample-{order.sample(position):03d}" for position in range(5 * 4 * world_size)
+    ]
 
 
 def test_batches_carry_what_the_samples_hold(shards):
@@ -112,7 +134,10 @@ def test_a_changed_data_folder_is_refused_and_both_fingerprints_are_named(shards
     assert ShardedDataset(other).fingerprint[:16] in str(caught.value)
 
 
-@pytest.mark.parametrize("option, key", [("seed", "train.seed"), ("span_samples", "data.span_samples"), ("window_spans", "data.window_spans")])
+@pytest.mark.parametrize(
+    "option, key",
+    [("seed", "train.seed"), ("span_samples", "data.span_samples"), ("window_spans", "data.window_spans")],
+)
 def test_a_setting_that_would_change_the_order_is_refused_on_resume(shards, option, key):
     state = loader(shards).state_dict()
     with pytest.raises(UserError, match=f"{key} is 9 and the checkpoint was made with"):
@@ -163,7 +188,8 @@ from pdfx.config import DataSection
 from pdfx.data import TrainLoader
 
 if __name__ == "__main__":
-    train = TrainLoader(DataSection(train=sys.argv[1], num_workers=1, prefetch_batches=1), ByteProcessor(), 0, 1, 2, 1, 0)
+    data = DataSection(train=sys.argv[1], num_workers=1, prefetch_batches=1)
+    train = TrainLoader(data, ByteProcessor(), 0, 1, 2, 1, 0)
     keys = [next(train).keys]
     # The server that workers are forked from is among them.
     processes = psutil.Process().children(recursive=True)
@@ -179,7 +205,9 @@ def test_signals_to_the_whole_job_leave_the_workers_reading(shards, tmp_path):
     # In a process of its own: here another test may have started the server, which then hears signals.
     (tmp_path / "trainer.py").write_text(SIGNALLED)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    told = subprocess.run([sys.executable, tmp_path / "trainer.py", shards], stdout=subprocess.PIPE, env=environment, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, tmp_path / "trainer.py", shards], stdout=subprocess.PIPE, env=environment, check=True
+    ).stdout
     processes, ended, keys = json.loads(told)
     assert processes > 1
     assert ended == 0
@@ -234,7 +262,9 @@ if __name__ == "__main__":
 def test_workers_end_with_a_trainer_that_was_killed(shards, tmp_path):
     (tmp_path / "trainer.py").write_text(TRAINER)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, tmp_path / "trainer.py", shards], stdout=subprocess.PIPE, env=environment) as trainer:
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "trainer.py", shards], stdout=subprocess.PIPE, env=environment
+    ) as trainer:
         workers = trainer.stdout.readline().split()
         assert len(workers) == 2
         trainer.kill()

@@ -20,12 +20,16 @@ SIZES = {"letters": 23, "numbers": 9, "names": 40}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> list[dict]:
-    """Three data sets of texts, in shards of 7, 7 and 40 samples: fewer shards than ranks, and one that holds everything."""
+    """Three data sets of texts, in shards of 7, 7 and 40 samples: fewer shards than ranks, and one that holds
+    everything."""
     folder = tmp_path_factory.mktemp("sets")
     sets = []
     for name, size in SIZES.items():
         records = folder / f"{name}.jsonl"
-        lines = [{"key": f"{name}-{i:03d}", "query": {"text": f"{name} {i}"}, "target": {"text": f"answer {i}"}} for i in range(size)]
+        lines = [
+            {"key": f"{name}-{i:03d}", "query": {"text": f"{name} {i}"}, "target": {"text": f"answer {i}"}}
+            for i in range(size)
+        ]
         records.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         build_shards(records, folder, folder / name, samples_per_shard=40 if name == "names" else 7)
         sets.append({"path": str(folder / name)})
@@ -34,11 +38,16 @@ def folders(tmp_path_factory) -> list[dict]:
 
 def loader(folders, rank=0, world_size=1, batch_pairs=4, chunks=1, state=None, **options) -> TrainLoader:
     values = {"num_workers": 0, "span_samples": 3, "window_spans": 4, "sub_batch_pairs": 4, **options}
-    return TrainLoader(DataSection(train=folders, **values), ByteProcessor(), rank, world_size, batch_pairs, chunks, 11, state)
+    return TrainLoader(
+        DataSection(train=folders, **values), ByteProcessor(), rank, world_size, batch_pairs, chunks, 11, state
+    )
 
 
 def read(folders, steps, world_size=1, **options) -> list[str]:
-    ranks = [[batch.keys for batch in islice(loader(folders, rank, world_size, **options), steps)] for rank in range(world_size)]
+    ranks = [
+        [batch.keys for batch in islice(loader(folders, rank, world_size, **options), steps)]
+        for rank in range(world_size)
+    ]
     return [key for step in zip(*ranks, strict=True) for keys in step for key in keys]
 
 
@@ -47,9 +56,18 @@ def expected(folders) -> list[str]:
     return read(folders, 150, batch_pairs=4)
 
 
-@given(st.integers(1, 16), st.integers(1, 3), st.sampled_from([0, 0, 0, 1, 2, 3, 4]), st.integers(0, 4), st.integers(1, 16), st.integers(1, 3))
+@given(
+    st.integers(1, 16),
+    st.integers(1, 3),
+    st.sampled_from([0, 0, 0, 1, 2, 3, 4]),
+    st.integers(0, 4),
+    st.integers(1, 16),
+    st.integers(1, 3),
+)
 @settings(max_examples=12)
-def test_any_ranks_and_workers_read_the_same_sequence_and_go_on_with_it_after_a_stop(folders, expected, world, pairs, workers, steps, other_world, other_pairs):
+def test_any_ranks_and_workers_read_the_same_sequence_and_go_on_with_it_after_a_stop(
+    folders, expected, world, pairs, workers, steps, other_world, other_pairs
+):
     begun = [loader(folders, rank, world, pairs, num_workers=workers if rank == 0 else 0) for rank in range(world)]
     first = [key for _ in range(steps) for rank in begun for key in next(rank).keys]
     states = [json.loads(json.dumps(rank.state_dict())) for rank in begun]
@@ -88,7 +106,15 @@ def test_weights_set_the_shares_and_small_data_sets_repeat(folders):
     counts = Counter(key.split("-")[0] for key in keys)
     assert counts == {"letters": 72, "numbers": 72, "names": 144}
     report = train.coverage_report()
-    assert report["numbers"] == {"samples": 9, "seen": 72, "unique": 9, "repeated": 63, "used": 72, "unusable": {}, "not_yet_seen": 0}
+    assert report["numbers"] == {
+        "samples": 9,
+        "seen": 72,
+        "unique": 9,
+        "repeated": 63,
+        "used": 72,
+        "unusable": {},
+        "not_yet_seen": 0,
+    }
     assert report["names"]["repeated"] == 104
 
 
@@ -108,23 +134,37 @@ def test_coverage_adds_up_to_the_last_sample_and_says_what_was_wrong(tmp_path, f
     used = Counter()
     for batch in islice(train, 14):
         train.coverage.add(train.coverage.count(batch.problems))
-        used.update("damaged" if key.startswith("sample") else "letters" for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if valid)
+        used.update(
+            "damaged" if key.startswith("sample") else "letters"
+            for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True)
+            if valid
+        )
     report = train.coverage_report()
     assert sum(counts["seen"] for counts in report.values()) == train.samples == 98
     for name, counts in report.items():
         assert counts["used"] == used[name]
-        assert counts["seen"] == counts["used"] + sum(counts["unusable"].values()) == counts["unique"] + counts["repeated"]
+        assert (
+            counts["seen"] == counts["used"] + sum(counts["unusable"].values()) == counts["unique"] + counts["repeated"]
+        )
         assert counts["samples"] == counts["unique"] + counts["not_yet_seen"]
     assert report["damaged"]["unusable"] == {"picture": 2 * report["damaged"]["seen"] // 25}
-    resumed = loader([{"path": str(damaged), "name": "damaged"}, folders[0]], sub_batch_pairs=5, state=train.state_dict())
+    resumed = loader(
+        [{"path": str(damaged), "name": "damaged"}, folders[0]], sub_batch_pairs=5, state=train.state_dict()
+    )
     assert resumed.coverage_report() == report
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda sets: sets[:2], "lists the data sets letters, numbers and the checkpoint was made with letters, numbers, names"),
-        (lambda sets: [{**data_set, "max_samples": 5} for data_set in sets], "An epoch would take 5 samples of letters and took 23 before"),
+        (
+            lambda sets: sets[:2],
+            "lists the data sets letters, numbers and the checkpoint was made with letters, numbers, names",
+        ),
+        (
+            lambda sets: [{**data_set, "max_samples": 5} for data_set in sets],
+            "An epoch would take 5 samples of letters and took 23 before",
+        ),
     ],
 )
 def test_a_mixture_that_would_change_the_order_is_refused_on_resume(folders, change, sentence):
@@ -135,9 +175,13 @@ def test_a_mixture_that_would_change_the_order_is_refused_on_resume(folders, cha
 
 def test_shards_that_hold_targets_without_queries_are_not_trained_on(tmp_path):
     records = tmp_path / "records.jsonl"
-    records.write_text('{"query": {"text": "a"}, "target": {"text": "b"}}\n{"target": {"text": "c"}}\n', encoding="utf-8")
+    records.write_text(
+        '{"query": {"text": "a"}, "target": {"text": "b"}}\n{"target": {"text": "c"}}\n', encoding="utf-8"
+    )
     build_shards(records, tmp_path, tmp_path / "shards")
-    with pytest.raises(UserError, match="Of the 2 samples in .*shards, 1 have no query, so these shards are for evaluation"):
+    with pytest.raises(
+        UserError, match="Of the 2 samples in .*shards, 1 have no query, so these shards are for evaluation"
+    ):
         loader(str(tmp_path / "shards"))
 
 
@@ -146,7 +190,10 @@ def test_shards_that_hold_targets_without_queries_are_not_trained_on(tmp_path):
     [
         ({"train": ["a/x", "b/x"]}, "two data sets of train are called 'x'"),
         ({"train": [{"path": "a", "weight": 1}, "b"]}, "some data sets of train have a weight and some have none"),
-        ({"train": [{"path": "a", "weight": 1}], "mixture_temperature": 2}, "mixture_temperature has no effect beside weights"),
+        (
+            {"train": [{"path": "a", "weight": 1}], "mixture_temperature": 2},
+            "mixture_temperature has no effect beside weights",
+        ),
         ({"train": [{"path": "a", "wight": 1}]}, "wight"),
         ({"train": []}, "train"),
     ],

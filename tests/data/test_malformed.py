@@ -1,4 +1,5 @@
-"""Hundreds of malformed pictures and samples: each is read rightly, or skipped with its reason, and nothing is lost from the counts."""
+"""Hundreds of malformed pictures and samples: each is read rightly, or skipped with its reason, and nothing is lost
+from the counts."""
 
 import re
 import sys
@@ -58,7 +59,14 @@ def test_no_picture_starts_another_program():
     watching = True
 
     def watch(event: str, arguments: tuple) -> None:
-        if watching and event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty"):
+        if watching and event in (
+            "subprocess.Popen",
+            "os.system",
+            "os.exec",
+            "os.posix_spawn",
+            "os.fork",
+            "os.forkpty",
+        ):
             started.append((event, arguments))
 
     sys.addaudithook(watch)  # cannot be taken away again, so it is switched off
@@ -74,7 +82,13 @@ def assert_as_expected(results, expected):
         if isinstance(result, SampleError):
             right = result.kind == case.kind and re.search(case.reason, str(result))
             # One printable sentence with the shard, and the key or the number.
-            right = right and str(result).startswith("In shard 0") and str(result).endswith(".") and str(result).isprintable() and len(str(result)) < 1000
+            right = (
+                right
+                and str(result).startswith("In shard 0")
+                and str(result).endswith(".")
+                and str(result).isprintable()
+                and len(str(result)) < 1000
+            )
         else:
             right = case.kind is None and (result.key, result.query["text"]) == (case.key, case.text)
         if not right:
@@ -96,14 +110,20 @@ def test_one_by_one_side_by_side_and_over_http_the_outcome_is_the_same(malformed
     path, expected = malformed
     local = ShardedDataset(path)
     for i, case in enumerate(expected):
-        for read in (lambda i=i: local.read(i), lambda i=i: local.read_item(i, "query"), lambda i=i: list(local.records([i]))):
+        for read in (
+            lambda i=i: local.read(i),
+            lambda i=i: local.read_item(i, "query"),
+            lambda i=i: list(local.records([i])),
+        ):
             try:
                 read()
             except SampleError:
                 assert case.kind is not None
     with RangeServer(path) as server:
         for options in ({}, {"cache_dir": str(tmp_path), "span_samples": 16}):
-            assert_as_expected(ShardedDataset(server.url, reading=Reading(**options)).read_many(range(len(expected))), expected)
+            assert_as_expected(
+                ShardedDataset(server.url, reading=Reading(**options)).read_many(range(len(expected))), expected
+            )
 
 
 def test_an_epoch_over_damaged_shards_reports_every_sample(malformed):
@@ -118,7 +138,13 @@ def test_an_epoch_over_damaged_shards_reports_every_sample(malformed):
     report = train.coverage_report()["malformed"]
     wanted = Counter(case.kind for case in expected)
     assert report["unusable"] == {kind: wanted[kind] for kind in KINDS if wanted[kind]}
-    assert report["samples"] == report["seen"] == report["unique"] == report["used"] + sum(report["unusable"].values()) == len(expected)
+    assert (
+        report["samples"]
+        == report["seen"]
+        == report["unique"]
+        == report["used"] + sum(report["unusable"].values())
+        == len(expected)
+    )
 
 
 def test_bytes_changed_anywhere_in_a_sample_give_a_sample_or_a_reason():
@@ -138,11 +164,19 @@ def test_bytes_changed_anywhere_in_a_sample_give_a_sample_or_a_reason():
 
 
 def test_pictures_too_thin_for_the_model_cost_their_own_samples_alone(tmp_path):
-    processor = ParallelEmbedder.from_backbone(str(tiny_backbone("qwen2_vl", tmp_path)), paths=1, prefix_length=1).processor
+    processor = ParallelEmbedder.from_backbone(
+        str(tiny_backbone("qwen2_vl", tmp_path)), paths=1, prefix_length=1
+    ).processor
     sizes = [(30, 40), (1, 300), (1, 199), (2000, 1)]
     side = {"text": "t", "images": []}
-    samples = [Sample(f"{i}", {"text": "q", "images": [Image.new("RGB", size)]}, side, [], i, [], "00000.tar") for i, size in enumerate(sizes)]
+    samples = [
+        Sample(f"{i}", {"text": "q", "images": [Image.new("RGB", size)]}, side, [], i, [], "00000.tar")
+        for i, size in enumerate(sizes)
+    ]
     batch = collate(samples, processor, 2, 0)
     assert batch.valid.tolist() == [True, False, True, False]
     assert [problem.kind for problem in batch.problems] == ["processor"] * 2
-    assert "sample '1' cannot be used: the processor refuses it (absolute aspect ratio must be smaller than 200" in batch.problems[0].sentence
+    assert (
+        "sample '1' cannot be used: the processor refuses it (absolute aspect ratio must be smaller than 200"
+        in batch.problems[0].sentence
+    )

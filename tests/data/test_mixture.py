@@ -18,7 +18,10 @@ SUB_BATCHES = st.integers(1, 9)
 
 
 def mixture(sizes: list[int], shares: list[int], sub_batch: int, seed: int = 3, start: Start | None = None) -> Mixture:
-    orders = [CanonicalOrder([size], seed, span_samples=4, window_spans=3, stream=f"/{number}") for number, size in enumerate(sizes)]
+    orders = [
+        CanonicalOrder([size], seed, span_samples=4, window_spans=3, stream=f"/{number}")
+        for number, size in enumerate(sizes)
+    ]
     return Mixture(orders, shares[: len(sizes)], sub_batch, seed, start)
 
 
@@ -45,7 +48,9 @@ def test_every_data_set_is_read_in_its_own_order_each_sample_once_before_any_is_
 
 @given(SIZES, QUOTAS, SUB_BATCHES, st.integers(1, 4))
 @settings(max_examples=60)
-def test_by_the_end_of_each_epoch_every_data_set_gave_its_share_but_for_what_fills_no_sub_batch(sizes, shares, sub_batch, epochs):
+def test_by_the_end_of_each_epoch_every_data_set_gave_its_share_but_for_what_fills_no_sub_batch(
+    sizes, shares, sub_batch, epochs
+):
     mixed = mixture(sizes, shares, sub_batch)
     whole = [epochs * quota // sub_batch * sub_batch for quota in shares[: len(sizes)]]
     counts = Counter(source for source, _ in mixed.samples(0, sum(whole)))
@@ -60,9 +65,20 @@ def test_sub_batches_come_from_one_data_set_each(sizes, shares, sub_batch):
         assert len({source for source, _ in places[start : start + sub_batch]}) == 1
 
 
-@given(SIZES, QUOTAS, SUB_BATCHES, st.integers(1, 16), st.integers(1, 5), st.integers(1, 16), st.integers(1, 5), st.integers(0, 8))
+@given(
+    SIZES,
+    QUOTAS,
+    SUB_BATCHES,
+    st.integers(1, 16),
+    st.integers(1, 5),
+    st.integers(1, 16),
+    st.integers(1, 5),
+    st.integers(0, 8),
+)
 @settings(max_examples=80)
-def test_a_stop_and_another_world_size_neither_lose_nor_repeat_a_sample(sizes, shares, sub_batch, world, pairs, other_world, other_pairs, steps):
+def test_a_stop_and_another_world_size_neither_lose_nor_repeat_a_sample(
+    sizes, shares, sub_batch, world, pairs, other_world, other_pairs, steps
+):
     first = take(mixture(sizes, shares, sub_batch), 0, world, pairs, steps)
     rest = take(mixture(sizes, shares, sub_batch), len(first), other_world, other_pairs, 4)
     assert first + rest == mixture(sizes, shares, sub_batch).samples(0, len(first) + len(rest))

@@ -32,9 +32,19 @@ def test_every_sample_comes_exactly_once_in_every_epoch(sizes, epoch, options):
     assert sorted(order.sample(position) for position in range(epoch * n, (epoch + 1) * n)) == list(range(n))
 
 
-@given(LAYOUTS, st.integers(1, 16), st.integers(1, 5), st.integers(1, 16), st.integers(1, 5), st.integers(0, 6), st.fixed_dictionaries(SETTINGS))
+@given(
+    LAYOUTS,
+    st.integers(1, 16),
+    st.integers(1, 5),
+    st.integers(1, 16),
+    st.integers(1, 5),
+    st.integers(0, 6),
+    st.fixed_dictionaries(SETTINGS),
+)
 @settings(max_examples=60)
-def test_a_stop_and_another_world_size_neither_lose_nor_repeat_a_sample(sizes, world, pairs, other_world, other_pairs, steps, options):
+def test_a_stop_and_another_world_size_neither_lose_nor_repeat_a_sample(
+    sizes, world, pairs, other_world, other_pairs, steps, options
+):
     first = take(CanonicalOrder(sizes, **options), 0, world, pairs, steps)
     rest = take(CanonicalOrder(sizes, **options), len(first), other_world, other_pairs, 4)
     alone = CanonicalOrder(sizes, **options)
@@ -64,7 +74,8 @@ def test_samples_stay_within_the_window_of_their_span(sizes, span_samples, windo
                 spans[number] = start + offset
         start += size
     sequence = [spans[order.sample(position)] for position in range(sum(sizes))]
-    # A window holds whole spans, so the sequence falls into runs of window_spans distinct spans that share none with one another.
+    # A window holds whole spans, so the sequence falls into runs of window_spans distinct spans that share none with
+    # one another.
     seen: set[int] = set()
     window: set[int] = set()
     missing = 0
@@ -89,7 +100,8 @@ def test_the_order_changes_with_the_epoch_and_the_seed():
 def test_the_order_is_mixed_across_shards():
     order = CanonicalOrder([500, 500], seed=0, span_samples=10, window_spans=20)
     head = [order.sample(position) < 500 for position in range(200)]
-    # 20 of 100 spans, half of them the first shard's: a mean of 10 and a deviation of 2.0, so none or all would be 5 deviations off.
+    # 20 of 100 spans, half of them the first shard's: a mean of 10 and a deviation of 2.0, so none or all would be 5
+    # deviations off.
     assert 0 < sum(head) < 200
     assert any(head[i] != head[i + 1] for i in range(20))
 
@@ -97,11 +109,41 @@ def test_the_order_is_mixed_across_shards():
 def test_the_order_is_the_one_of_earlier_versions():
     """A checkpoint resumes by position, so a change of this sequence would break every run under way."""
     order = CanonicalOrder([7, 0, 6], seed=42, span_samples=3, window_spans=2)
-    assert [order.sample(position) for position in range(26)] == [10, 12, 11, 6, 4, 9, 7, 3, 5, 8, 0, 1, 2, 10, 11, 8, 9, 7, 12, 5, 3, 4, 6, 1, 0, 2]
+    assert [order.sample(position) for position in range(26)] == [
+        10,
+        12,
+        11,
+        6,
+        4,
+        9,
+        7,
+        3,
+        5,
+        8,
+        0,
+        1,
+        2,
+        10,
+        11,
+        8,
+        9,
+        7,
+        12,
+        5,
+        3,
+        4,
+        6,
+        1,
+        0,
+        2,
+    ]
 
 
 def test_permutations_of_different_purposes_and_counters_differ():
-    streams = [random_permutation(50, 0, purpose, *counters) for purpose, *counters in (("spans",), ("windows",), ("spans", 1), ("spans", 0, 1))]
+    streams = [
+        random_permutation(50, 0, purpose, *counters)
+        for purpose, *counters in (("spans",), ("windows",), ("spans", 1), ("spans", 0, 1))
+    ]
     assert len({tuple(stream) for stream in streams}) == 4
     assert all(np.array_equal(np.sort(stream), np.arange(50)) for stream in streams)
 
@@ -111,7 +153,8 @@ def test_permutations_are_uniform():
     draws = 4000
     for counter in range(draws):
         counts[np.arange(4), random_permutation(4, 1, "test", counter)] += 1
-    # Each cell is binomial (4000, 1/4): deviation 27.4; 5 deviations have a chance below 1e-5 over 16 cells, and the seed is fixed.
+    # Each cell is binomial (4000, 1/4): deviation 27.4; 5 deviations have a chance below 1e-5 over 16 cells, and the
+    # seed is fixed.
     assert np.abs(counts - draws / 4).max() < 5 * np.sqrt(draws * 3 / 16)
 
 
@@ -126,6 +169,7 @@ def test_with_the_default_window_a_samples_place_in_the_epoch_says_nothing_of_it
     epoch = np.array([order.sample(position) for position in range(len(order))])
     # Spans are permuted whole: the correlation of 3,200 independent draws has a deviation of 0.018.
     assert abs(np.corrcoef(np.arange(len(epoch)), epoch)[0, 1]) < 5 / np.sqrt(3200)
-    # A window of 256 spans holds 92 of 100 shards in the mean, so that a batch of 128 has 69 of them; 72 in a full permutation.
+    # A window of 256 spans holds 92 of 100 shards in the mean, so that a batch of 128 has 69 of them; 72 in a full
+    # permutation.
     shards = [len(np.unique(batch // 2000)) for batch in epoch[:128_000].reshape(-1, 128)]
     assert np.mean(shards) > 60

@@ -9,7 +9,16 @@ import torch
 from pdfx.data import Batch, Chunk, Problem
 from pdfx.data.workers import Parcel
 
-DTYPES = [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int16]
+DTYPES = [
+    torch.bool,
+    torch.uint8,
+    torch.int64,
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.int16,
+]
 
 
 def sent(result):
@@ -52,7 +61,19 @@ def test_a_tensor_that_is_there_twice_is_sent_once():
 def test_a_batch_arrives_as_it_was():
     chunk = Chunk({"input_ids": torch.arange(6).reshape(2, 3), "pixel_values": torch.randn(4, 5)}, torch.tensor([0, 1]))
     none = torch.empty(1, 0, dtype=torch.int64)
-    batch = Batch([chunk], 1, 0, torch.tensor([7]), none, torch.tensor([True]), none.bool(), ["key"], [Problem("It is broken.", "damaged", 2)], 3, 1)
+    batch = Batch(
+        [chunk],
+        1,
+        0,
+        torch.tensor([7]),
+        none,
+        torch.tensor([True]),
+        none.bool(),
+        ["key"],
+        [Problem("It is broken.", "damaged", 2)],
+        3,
+        1,
+    )
     arrived = sent(batch)
     assert (arrived.keys, arrived.problems, arrived.truncated, arrived.oversized) == (batch.keys, batch.problems, 3, 1)
     assert torch.equal(arrived.chunks[0].inputs["pixel_values"], chunk.inputs["pixel_values"])

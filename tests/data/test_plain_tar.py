@@ -31,21 +31,33 @@ def by_the_library(data: bytes) -> list[tuple[str, bytes]]:
 NAMES = st.text("abcxyz019_-.äß", min_size=1, max_size=40).filter(lambda name: name.strip("./"))
 
 
-@given(st.lists(st.tuples(NAMES, st.binary(max_size=1500)), min_size=1, max_size=5), st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]))
-
+@given(
+    st.lists(st.tuples(NAMES, st.binary(max_size=1500)), min_size=1, max_size=5),
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]),
+)
 def test_plain_files_are_read_as_the_standard_library_reads_them(members, kind):
     data = tar(members, kind)
     assert plain_members(data) == by_the_library(data) == members
 
 
-@pytest.mark.parametrize(("name", "kind"), [("n" * 130, tarfile.GNU_FORMAT), ("n" * 60 + "/" + "n" * 60, tarfile.USTAR_FORMAT), ("ä" * 90, tarfile.PAX_FORMAT)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("n" * 130, tarfile.GNU_FORMAT),
+        ("n" * 60 + "/" + "n" * 60, tarfile.USTAR_FORMAT),
+        ("ä" * 90, tarfile.PAX_FORMAT),
+    ],
+)
 def test_long_names_are_left_to_the_standard_library(name, kind):
     data = tar([("a.json", b"{}"), (name, b"1")], kind)
     assert by_the_library(data)[1][0] == name
     assert plain_members(data) is None
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE])
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE],
+)
 def test_what_is_no_plain_file_is_left_to_the_standard_library(kind):
     member = tarfile.TarInfo("a.json")
     member.type, member.linkname = kind, "b"
@@ -61,8 +73,8 @@ def test_no_damaged_header_is_taken_for_a_sound_one():
             broken = bytearray(data)
             broken[place] ^= draw.randint(1, 255)
             found = plain_members(bytes(broken))
-            # Unused bytes of a header may be anything that the checksum covers, so a change is found wherever it is; a written checksum may end in either
-            # of two signs.
+            # Unused bytes of a header may be anything that the checksum covers, so a change is found wherever it is; a
+            # written checksum may end in either of two signs.
             assert found is None or (148 <= place - start < 156 and found == plain_members(data))
 
 

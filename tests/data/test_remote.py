@@ -45,7 +45,13 @@ def s3(shards):
     moto.start()
     host, port = moto.get_host_and_port()
     options = {"endpoint_url": f"http://127.0.0.1:{port}", "key": "key", "secret": "secret"}
-    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1")
+    client = boto3.client(
+        "s3",
+        endpoint_url=options["endpoint_url"],
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+        region_name="us-east-1",
+    )
     client.create_bucket(Bucket="bucket")
     for path in shards.iterdir():
         client.upload_file(str(path), "bucket", f"sets/train/{path.name}")
@@ -67,7 +73,9 @@ def keys(dataset) -> list[str]:
 
 
 def batches(path, count=9, **options):
-    data = DataSection(train=str(path), span_samples=4, window_spans=3, hard_negatives=1, **{"num_workers": 0, **options})
+    data = DataSection(
+        train=str(path), span_samples=4, window_spans=3, hard_negatives=1, **{"num_workers": 0, **options}
+    )
     return list(islice(TrainLoader(data, ByteProcessor(), 0, 1, 2, 2, 5), count))
 
 
@@ -81,7 +89,9 @@ def assert_equal_batches(left, right):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_training_reads_the_same_batches_from_a_folder_over_http_from_s3_and_from_memory(shards, server, s3, memory, tmp_path, cached):
+def test_training_reads_the_same_batches_from_a_folder_over_http_from_s3_and_from_memory(
+    shards, server, s3, memory, tmp_path, cached
+):
     expected = batches(shards)
     options = {"cache_dir": str(tmp_path / "cache")} if cached else {}
     for url in (server.url, "s3://bucket/sets/train", "s3://bucket/sets/train/", memory):
@@ -110,15 +120,26 @@ def test_workers_read_from_s3_with_nothing_but_the_environments_credentials(shar
     (tmp_path / "trainer.py").write_text(TRAINER)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "FSSPEC_S3_ENDPOINT_URL": s3}
     environment |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-    done = subprocess.run([sys.executable, tmp_path / "trainer.py", "s3://bucket/sets/train"], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "trainer.py", "s3://bucket/sets/train"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
     assert done.stdout.split() == [key for batch in batches(shards) for key in batch.keys]
 
 
 def test_samples_records_and_sides_equal_the_local_ones(shards, server):
     local, remote = ShardedDataset(shards), ShardedDataset(server.url)
     assert remote.path == server.url
-    assert [(key, record.query.text) for key, record in remote.records()] == [(key, record.query.text) for key, record in local.records()]
-    for sides in ([data.read_items([3, 24, 0], "target") for data in (local, remote)], [[data.read_item(7, "target")] for data in (local, remote)]):
+    assert [(key, record.query.text) for key, record in remote.records()] == [
+        (key, record.query.text) for key, record in local.records()
+    ]
+    for sides in (
+        [data.read_items([3, 24, 0], "target") for data in (local, remote)],
+        [[data.read_item(7, "target")] for data in (local, remote)],
+    ):
         for own, others in zip(*sides, strict=True):
             assert own["text"] == others["text"]
             assert own["images"][0].tobytes() == others["images"][0].tobytes()
@@ -129,9 +150,16 @@ def test_samples_records_and_sides_equal_the_local_ones(shards, server):
 def test_evaluation_reads_the_same_inputs_over_http(shards, server):
     numbers = [3, 24, 0, FILLER, 7, FILLER]
     for side in ("query", "target"):
-        local, remote = (list(iterate_inputs(ShardedDataset(path), numbers, side, ByteProcessor(), 4)) for path in (shards, server.url))
+        local, remote = (
+            list(iterate_inputs(ShardedDataset(path), numbers, side, ByteProcessor(), 4))
+            for path in (shards, server.url)
+        )
         assert len(local) == 2
-        assert all(torch.equal(own.inputs[name], other.inputs[name]) for own, other in zip(local, remote, strict=True) for name in own.inputs)
+        assert all(
+            torch.equal(own.inputs[name], other.inputs[name])
+            for own, other in zip(local, remote, strict=True)
+            for name in own.inputs
+        )
 
 
 def test_a_sample_is_one_request_for_its_own_bytes_and_opening_downloads_no_tar(shards, server):
@@ -158,7 +186,9 @@ def test_a_query_string_stays_with_every_request_and_out_of_every_message(server
 
 
 def test_headers_for_http_come_from_fsspecs_configuration(server, monkeypatch):
-    monkeypatch.setitem(fsspec.config.conf, "http", {"headers": {"Authorization": "Bearer token"}, "client_kwargs": {"trust_env": True}})
+    monkeypatch.setitem(
+        fsspec.config.conf, "http", {"headers": {"Authorization": "Bearer token"}, "client_kwargs": {"trust_env": True}}
+    )
     assert keys(ShardedDataset(server.url)) == [f"sample-{i:03d}" for i in range(25)]
     assert server.authorizations == {"Bearer token"}
 
@@ -166,7 +196,10 @@ def test_headers_for_http_come_from_fsspecs_configuration(server, monkeypatch):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda folder: (folder / "index.json").unlink(), "no index.json at http://.*, so no finished shards; .*pdfx shards build"),
+        (
+            lambda folder: (folder / "index.json").unlink(),
+            "no index.json at http://.*, so no finished shards; .*pdfx shards build",
+        ),
         (lambda folder: (folder / "index.json").write_text("{"), "index.json is damaged"),
         (lambda folder: (folder / "00001.tar").unlink(), "http://.*/00001.tar is missing"),
         (lambda folder: (folder / "00001.idx.npy").unlink(), "http://.*/00001.idx.npy is missing"),
@@ -189,8 +222,18 @@ def test_a_missing_bucket_is_told(s3):
 @pytest.mark.parametrize(
     "url, blocked, message",
     [
-        ("s3://bucket/x", "s3fs", r"s3://bucket/x cannot be read without a package that is not installed \(Install s3fs.*\); 'pip install pdfx\[remote\]'"),
-        ("http://host/x", "aiohttp", r"http://host/x cannot be read without a package that is not installed \(.*aiohttp.*\); 'pip install pdfx\[remote\]'"),
+        (
+            "s3://bucket/x",
+            "s3fs",
+            r"s3://bucket/x cannot be read without a package that is not installed \(Install s3fs.*\); 'pip install "
+            r"pdfx\[remote\]'",
+        ),
+        (
+            "http://host/x",
+            "aiohttp",
+            r"http://host/x cannot be read without a package that is not installed \(.*aiohttp.*\); 'pip install "
+            r"pdfx\[remote\]'",
+        ),
         ("nothing://host/x", "s3fs", "nothing://host/x cannot be opened: Protocol not known: nothing"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Servers are not taken at their word: bodies are bounded, files stay the ones that were seen first, and secrets go to no other host."""
+"""Servers are not taken at their word: bodies are bounded, files stay the ones that were seen first, and secrets go to
+no other host."""
 
 import os
 import pickle
@@ -74,7 +75,11 @@ def test_a_file_that_is_replaced_by_one_of_the_same_size_ends_the_reading_and_is
     if travels:
         dataset = pickle.loads(pickle.dumps(dataset))
     replace(shards, name)
-    with pytest.raises(UserError, match=f"{server.url}/{name} was replaced while it was in use .its ETag was .* and is .*give the same command again"):
+    with pytest.raises(
+        UserError,
+        match=f"{server.url}/{name} was replaced while it was in use .its ETag was .* and is .*give the same "
+        "command again",
+    ):
         dataset.read_many([3])
     assert len(server.requests) <= requests + 2
     if name == "00000.tar":
@@ -99,7 +104,13 @@ def test_an_object_of_s3_that_is_replaced_is_noticed(shards, tmp_path):
     moto.start()
     host, port = moto.get_host_and_port()
     options = {"endpoint_url": f"http://127.0.0.1:{port}", "key": "key", "secret": "secret"}
-    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1")
+    client = boto3.client(
+        "s3",
+        endpoint_url=options["endpoint_url"],
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+        region_name="us-east-1",
+    )
     client.create_bucket(Bucket="replaced")
     for path in shards.iterdir():
         client.upload_file(str(path), "replaced", path.name)
@@ -124,7 +135,11 @@ def secrets_in(headers):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 @pytest.mark.parametrize("kind", ["headers", "session", "password", "cookies"])
 def test_secrets_do_not_follow_to_another_host(server, shards, monkeypatch, kind, host):
-    options = {"headers": {"headers": SECRETS}, "session": {"client_kwargs": {"headers": SECRETS}}, "cookies": {"client_kwargs": {"cookies": {"a": "secret"}}}}
+    options = {
+        "headers": {"headers": SECRETS},
+        "session": {"client_kwargs": {"headers": SECRETS}},
+        "cookies": {"client_kwargs": {"cookies": {"a": "secret"}}},
+    }
     monkeypatch.setitem(fsspec.config.conf, "http", options.get(kind, {}))
     with RangeServer(shards) as first:
         first.redirect = server.url.replace("127.0.0.1", host)

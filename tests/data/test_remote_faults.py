@@ -1,4 +1,5 @@
-"""What goes wrong on the way to shards behind a URL: repeated where that can help, told in one sentence, never read wrongly."""
+"""What goes wrong on the way to shards behind a URL: repeated where that can help, told in one sentence, never read
+wrongly."""
 
 import asyncio
 
@@ -43,7 +44,9 @@ def test_broken_connections_are_made_anew(server):
     server.faults["00001.tar"] = ["reset"] * 4
     assert dataset.read(13).key == "sample-013"
     assert server.asked("00001.tar") - before == 5
-    assert 2 <= dataset.retries <= 4  # aiohttp itself repeats, at once, what was lost on a connection that it had kept open
+    assert (
+        2 <= dataset.retries <= 4
+    )  # aiohttp itself repeats, at once, what was lost on a connection that it had kept open
 
 
 def test_a_server_that_does_not_answer_is_given_up_and_asked_again(server):
@@ -65,14 +68,22 @@ def test_a_lasting_fault_is_told_after_the_set_number_of_attempts_with_address_a
     assert good.key == "sample-003"
     assert isinstance(bad, SampleError)
     assert bad.kind == "unreachable"
-    assert f"cannot be read from {server.url}/00001.tar: its server answered with status 503, Service Unavailable, tried 4 times" in str(bad)
+    assert (
+        f"cannot be read from {server.url}/00001.tar: its server answered with status 503, Service Unavailable, "
+        "tried 4 times" in str(bad)
+    )
     assert server.asked("00001.tar") - before == 4
     server.faults["index.json"] = [503, ...]
-    with pytest.raises(UserError, match="/index.json cannot be read: .* status 503, Service Unavailable, tried 4 times"):
+    with pytest.raises(
+        UserError, match="/index.json cannot be read: .* status 503, Service Unavailable, tried 4 times"
+    ):
         ShardedDataset(server.url, reading=QUICK)
 
 
-@pytest.mark.parametrize("status, reason", [(403, "status 403, Forbidden"), (404, "it is not there"), (401, "status 401"), (400, "status 400")])
+@pytest.mark.parametrize(
+    "status, reason",
+    [(403, "status 403, Forbidden"), (404, "it is not there"), (401, "status 401"), (400, "status 400")],
+)
 def test_what_will_not_pass_is_told_at_once(server, status, reason):
     dataset = ShardedDataset(server.url, reading=QUICK)
     _ = dataset.shards[1].offsets
@@ -85,7 +96,9 @@ def test_what_will_not_pass_is_told_at_once(server, status, reason):
 
 
 def test_a_host_that_cannot_be_reached_is_one_sentence():
-    with pytest.raises(UserError, match=r"http://127.0.0.1:9/x/index.json cannot be read: .*onnect.*tried 2 times\.") as caught:
+    with pytest.raises(
+        UserError, match=r"http://127.0.0.1:9/x/index.json cannot be read: .*onnect.*tried 2 times\."
+    ) as caught:
         ShardedDataset("http://127.0.0.1:9/x", reading=Reading(retries=1, retry_seconds=0))
     assert "\n" not in str(caught.value)
 
@@ -95,7 +108,9 @@ def test_a_server_without_ranges_is_found_out_before_a_tar_is_downloaded(tmp_pat
     with open(folder / "00000.tar", "ab") as stream:
         stream.truncate(64 << 20)
     with RangeServer(folder, ranges=False) as server:
-        with pytest.raises(UserError, match="00000.tar cannot be examined: its server sends whole files where a part is asked for"):
+        with pytest.raises(
+            UserError, match="00000.tar cannot be examined: its server sends whole files where a part is asked for"
+        ):
             ShardedDataset(server.url, reading=QUICK)
         assert server.sent["00000.tar"] < 32 << 20
 
@@ -116,7 +131,10 @@ def test_a_smaller_range_than_was_asked_for_is_found_out(server):
 
 
 def test_a_server_that_tells_no_sizes_is_refused_in_one_sentence(shards):
-    with RangeServer(shards, sizes=False) as server, pytest.raises(UserError, match="00000.tar cannot be examined: its server does not tell how large it is"):
+    with (
+        RangeServer(shards, sizes=False) as server,
+        pytest.raises(UserError, match="00000.tar cannot be examined: its server does not tell how large it is"),
+    ):
         ShardedDataset(server.url, reading=QUICK)
 
 
@@ -131,7 +149,11 @@ def test_faults_of_s3_are_repeated_by_us_alone_and_told_with_their_status(shards
             assert dataset.read(13).key == "sample-013"
             assert server.asked("00001.tar") - before == attempts
             assert dataset.retries - retries <= attempts - 1
-        for status, attempts, reason in ((503, 4, "status 503, .*, tried 4 times"), (403, 1, "status 403, Forbidden"), (404, 1, "it is not there")):
+        for status, attempts, reason in (
+            (503, 4, "status 503, .*, tried 4 times"),
+            (403, 1, "status 403, Forbidden"),
+            (404, 1, "it is not there"),
+        ):
             before = server.asked("00001.tar")
             server.faults["00001.tar"] = [status, ...]
             with pytest.raises(SampleError, match=f"s3://{shards.name}/00001.tar: .*{reason}"):

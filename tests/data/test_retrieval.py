@@ -25,7 +25,13 @@ def shards(tmp_path_factory):
 
 
 CANDIDATE_RECORDS = [
-    {"key": "ask-a", "query": {"text": "1"}, "target": {"text": "A"}, "target_id": "a", "candidates": ["a", "d", "b", "d"]},
+    {
+        "key": "ask-a",
+        "query": {"text": "1"},
+        "target": {"text": "A"},
+        "target_id": "a",
+        "candidates": ["a", "d", "b", "d"],
+    },
     {"key": "only-b", "target": {"text": "B"}, "target_id": "b"},
     {"key": "ask-c", "query": {"text": "2"}, "target": {"text": "C"}, "target_id": "c"},
     {"key": "ask-a-again", "query": {"text": "3"}, "target": {"text": "A"}, "target_id": "a", "candidates": ["c", "a"]},
@@ -46,7 +52,15 @@ def test_every_query_and_every_distinct_target_comes_once(shards):
     queries, targets, _ = retrieval_items(ShardedDataset(shards))
     assert queries.samples.tolist() == list(range(7))
     assert targets.samples.tolist() == [0, 1, 3]
-    assert [targets.samples[list(targets.target_ids).index(target_id)] for target_id in queries.target_ids] == [0, 1, 0, 3, 1, 0, 3]
+    assert [targets.samples[list(targets.target_ids).index(target_id)] for target_id in queries.target_ids] == [
+        0,
+        1,
+        0,
+        3,
+        1,
+        0,
+        3,
+    ]
 
 
 def test_records_without_a_query_are_searched_in_and_do_not_ask(tmp_path):
@@ -78,7 +92,9 @@ def test_candidates_are_the_rows_of_the_targets_that_they_name(tmp_path):
     ],
 )
 def test_candidates_that_cannot_be_ranked_are_refused_by_key(tmp_path, candidates, sentence):
-    records = [record | ({"candidates": candidates} if record["key"] == "ask-a" else {}) for record in CANDIDATE_RECORDS]
+    records = [
+        record | ({"candidates": candidates} if record["key"] == "ask-a" else {}) for record in CANDIDATE_RECORDS
+    ]
     with pytest.raises(UserError, match=f"{sentence}.*Build the shards again"):
         retrieval_items(built(tmp_path, records))
 
@@ -93,7 +109,9 @@ def test_inputs_come_in_the_order_asked_for(shards, num_workers):
     dataset = ShardedDataset(shards)
     batches = iterate_inputs(dataset, np.array([3, 0, FILLER, 6, 1]), "target", ByteProcessor(), 2, num_workers)
     assert [decode(batch.inputs) for batch in batches] == [["tblue", "tred"], ["t", "tblue"], ["tgreen"]]
-    assert [decode(batch.inputs) for batch in iterate_inputs(dataset, [5], "query", ByteProcessor(), 2)] == [["qquery 5"]]
+    assert [decode(batch.inputs) for batch in iterate_inputs(dataset, [5], "query", ByteProcessor(), 2)] == [
+        ["qquery 5"]
+    ]
 
 
 @given(st.integers(0, 50), st.integers(1, 16))
@@ -109,7 +127,10 @@ def test_ranks_run_alike_batches_and_together_read_everything_once(shards, world
     dataset = ShardedDataset(shards)
     for side, items in zip(("query", "target"), retrieval_items(dataset)[:2], strict=True):
         shares = [share_of_rank(items.samples, rank, world_size) for rank in range(world_size)]
-        ranks = [[decode(batch.inputs) for batch in iterate_inputs(dataset, share, side, ByteProcessor(), 2)] for share in shares]
+        ranks = [
+            [decode(batch.inputs) for batch in iterate_inputs(dataset, share, side, ByteProcessor(), 2)]
+            for share in shares
+        ]
         assert len({tuple(map(len, batches)) for batches in ranks}) == 1
         read = [text for batches in ranks for batch in batches for text in batch if len(text) > 1]
         assert read == [side[0] + dataset.read_item(number, side)["text"] for number in items.samples]

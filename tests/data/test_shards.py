@@ -94,7 +94,10 @@ def test_empty_shards_are_passed_over(shards):
         (lambda folder: (folder / "00001.idx.npy").unlink(), "00001.idx.npy is missing"),
         (lambda folder: os.truncate(folder / "00001.tar", 5000), "00001.tar is truncated: it has 5000 bytes"),
         (lambda folder: os.truncate(folder / "00001.idx.npy", 40), "00001.idx.npy are truncated"),
-        (lambda folder: (folder / "00001.tar").write_bytes((folder / "00001.tar").read_bytes() + bytes(512)), "00001.tar is longer"),
+        (
+            lambda folder: (folder / "00001.tar").write_bytes((folder / "00001.tar").read_bytes() + bytes(512)),
+            "00001.tar is longer",
+        ),
     ],
 )
 def test_an_incomplete_directory_is_refused_when_it_is_opened_and_the_file_is_named(shards, break_it, message):
@@ -150,7 +153,10 @@ def test_offsets_with_pickled_objects_are_refused(shards):
 def test_a_corrupt_image_names_shard_key_and_image_and_leaves_the_others_readable(shards):
     damage_image(shards, 13)
     dataset = ShardedDataset(shards)
-    with pytest.raises(SampleError, match=r"In shard 00001\.tar, sample 'sample-013' .* the image 'target\.0\.png' cannot be used: .*damaged") as caught:
+    with pytest.raises(
+        SampleError,
+        match=r"In shard 00001\.tar, sample 'sample-013' .* the image 'target\.0\.png' cannot be used: .*damaged",
+    ) as caught:
         dataset.read(13)
     assert caught.value.key == "sample-013"
     assert dataset.read_item(13, "query")["text"] == "query 13"
@@ -207,7 +213,9 @@ def test_a_sparse_member_is_refused_before_it_grows(tmp_path):
     (folder / "00000.tar").write_bytes(data)
     np.save(folder / "00000.idx.npy", np.array([0, len(data)], dtype=np.int64))
     entry = ShardEntry(name="00000.tar", samples=1, bytes=len(data), sha256="0" * 64)
-    (folder / "index.json").write_text(ShardIndex(shards=[entry], samples=1, fingerprint=fingerprint([entry])).model_dump_json())
+    (folder / "index.json").write_text(
+        ShardIndex(shards=[entry], samples=1, fingerprint=fingerprint([entry])).model_dump_json()
+    )
     with pytest.raises(SampleError, match="is no plain file"):
         ShardedDataset(folder).read(0)
 

@@ -40,7 +40,11 @@ def test_a_rebuild_gives_the_same_bytes(tmp_path):
 def test_the_index_counts_and_sums_what_is_there(tmp_path):
     shards = make_shards(tmp_path)
     index = json.loads((shards / "index.json").read_text())
-    assert [(entry["name"], entry["samples"]) for entry in index["shards"]] == [("00000.tar", 10), ("00001.tar", 10), ("00002.tar", 5)]
+    assert [(entry["name"], entry["samples"]) for entry in index["shards"]] == [
+        ("00000.tar", 10),
+        ("00001.tar", 10),
+        ("00002.tar", 5),
+    ]
     assert index["samples"] == 25
     for entry in index["shards"]:
         data = (shards / entry["name"]).read_bytes()
@@ -81,7 +85,10 @@ def test_targets_are_identified_by_name_or_else_by_text_and_images(tmp_path):
         {"text": "t", "images": ["a.png"]},
     ]
     records = [{"query": {"text": "q"}, "target": target} for target in targets]
-    records += [PAIR | {"target_id": "named"}, PAIR | {"target_id": "named", "negatives": [{"text": "t"}, {"text": "t", "target_id": "named"}]}]
+    records += [
+        PAIR | {"target_id": "named"},
+        PAIR | {"target_id": "named", "negatives": [{"text": "t"}, {"text": "t", "target_id": "named"}]},
+    ]
     build(tmp_path, records)
     dataset = ShardedDataset(tmp_path / "shards")
     ids = [dataset.read(i).target_id for i in range(9)]
@@ -94,7 +101,16 @@ def test_targets_are_identified_by_name_or_else_by_text_and_images(tmp_path):
 def test_members_bear_the_extension_of_their_content(tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "images" / "wrong.png", "JPEG")
-    build(tmp_path, [{"query": {"images": ["wrong.png"]}, "target": {"text": "t"}, "negatives": [{"images": ["wrong.png", "wrong.png"]}]}])
+    build(
+        tmp_path,
+        [
+            {
+                "query": {"images": ["wrong.png"]},
+                "target": {"text": "t"},
+                "negatives": [{"images": ["wrong.png", "wrong.png"]}],
+            }
+        ],
+    )
     _, record = next(iter(ShardedDataset(tmp_path / "shards").records()))
     assert record.query.images == ["query.0.jpg"]
     assert record.negatives[0].images == ["negatives.0.0.jpg", "negatives.0.1.jpg"]
@@ -160,7 +176,8 @@ def test_settings_out_of_range_are_named(tmp_path, setting, sentence):
 def test_a_shard_ends_by_samples_or_by_bytes_whichever_comes_first(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "large.png").write_bytes(picture(0, 100, 100))
-    small, large = {"query": {"text": "q"}, "target": {"text": "t"}}, {"query": {"text": "q"}, "target": {"images": ["large.png"]}}
+    small = {"query": {"text": "q"}, "target": {"text": "t"}}
+    large = {"query": {"text": "q"}, "target": {"images": ["large.png"]}}
     build(tmp_path, [small] * 8 + [large, large] + [small] * 2, samples_per_shard=3, shard_bytes=4096)
     index = json.loads((tmp_path / "shards" / "index.json").read_text())
     # A small sample has 1,024 bytes; a large one more than a shard should, and has one of its own.
@@ -173,7 +190,9 @@ def test_the_tars_are_those_of_webdatasets_own_writer(tmp_path):
     with (tmp_path / "theirs.tar").open("wb") as stream:
         with webdataset.TarWriter(stream, encoder=False, user="", group="", mode=0o644, mtime=0) as writer:
             for sample in webdataset.WebDataset(str(shards / "00000.tar"), shardshuffle=False):
-                writer.write({name: data for name, data in sample.items() if name == "__key__" or not name.startswith("_")})
+                writer.write(
+                    {name: data for name, data in sample.items() if name == "__key__" or not name.startswith("_")}
+                )
     assert (shards / "00000.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
 
 
@@ -182,21 +201,46 @@ def test_the_stats_of_the_shards_add_up_to_what_they_hold(tmp_path):
     (tmp_path / "images" / "a.png").write_bytes(picture(0, 30, 20))
     (tmp_path / "images" / "b.png").write_bytes(picture(1, 10, 10))
     records = [
-        {"query": {"text": "four"}, "target": {"images": ["a.png", "b.png"]}, "negatives": [{"text": "n", "images": ["b.png"]}, {"text": "nn"}]},
+        {
+            "query": {"text": "four"},
+            "target": {"images": ["a.png", "b.png"]},
+            "negatives": [{"text": "n", "images": ["b.png"]}, {"text": "nn"}],
+        },
         {"target": {"text": "target"}},
         {"query": {"images": ["b.png"]}, "target": {"text": "t"}},
     ]
     build(tmp_path, records, samples_per_shard=2, encoding=Encoding(resize=15))
     stats = [json.loads((tmp_path / "shards" / f"0000{i}_stats.json").read_text()) for i in range(2)]
-    for entry, of_shard in zip(json.loads((tmp_path / "shards" / "index.json").read_text())["shards"], stats, strict=True):
+    for entry, of_shard in zip(
+        json.loads((tmp_path / "shards" / "index.json").read_text())["shards"], stats, strict=True
+    ):
         assert (of_shard["samples"], of_shard["bytes"]) == (entry["samples"], entry["bytes"])
     total = {name: stats[0][name] + stats[1][name] for name in stats[0]}
     shrunk = len(ShardedDataset(tmp_path / "shards").shards[0].raw(0)[2]["target.0.png"])
     small = len(picture(1, 10, 10))
     expected = {"samples": 3, "targets_only": 1, "images_reencoded": 1}
-    expected |= {"query_items": 2, "query_texts": 1, "query_characters": 4, "query_images": 1, "query_image_bytes": small, "query_pixels": 100}
-    expected |= {"target_items": 3, "target_texts": 2, "target_characters": 7, "target_images": 2, "target_image_bytes": shrunk + small}
-    expected |= {"target_pixels": 15 * 10 + 100, "negatives_items": 2, "negatives_texts": 2, "negatives_characters": 3, "negatives_images": 1}
+    expected |= {
+        "query_items": 2,
+        "query_texts": 1,
+        "query_characters": 4,
+        "query_images": 1,
+        "query_image_bytes": small,
+        "query_pixels": 100,
+    }
+    expected |= {
+        "target_items": 3,
+        "target_texts": 2,
+        "target_characters": 7,
+        "target_images": 2,
+        "target_image_bytes": shrunk + small,
+    }
+    expected |= {
+        "target_pixels": 15 * 10 + 100,
+        "negatives_items": 2,
+        "negatives_texts": 2,
+        "negatives_characters": 3,
+        "negatives_images": 1,
+    }
     expected |= {"negatives_image_bytes": small, "negatives_pixels": 100}
     assert {name: total[name] for name in expected} == expected
     assert total.keys() == {*expected, "bytes"}
@@ -210,4 +254,6 @@ def test_samples_without_a_query_are_counted_in_the_index(tmp_path):
 def test_nothing_of_the_builder_enters_a_shard(tmp_path):
     shards = make_shards(tmp_path, samples=2)
     with tarfile.open(shards / "00000.tar") as archive:
-        assert {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in archive} == {(0, 0, "", "", 0)}
+        assert {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in archive} == {
+            (0, 0, "", "", 0)
+        }

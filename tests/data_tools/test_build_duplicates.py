@@ -14,7 +14,11 @@ from pdfx.errors import UserError
 
 
 def pair(query: dict | str, target: dict | str, **further) -> dict:
-    return {"query": {"text": query} if isinstance(query, str) else query, "target": {"text": target} if isinstance(target, str) else target, **further}
+    return {
+        "query": {"text": query} if isinstance(query, str) else query,
+        "target": {"text": target} if isinstance(target, str) else target,
+        **further,
+    }
 
 
 def keys(shards: Path) -> list[str]:
@@ -54,7 +58,9 @@ def test_records_of_equal_content_are_left_out_whatever_else_differs(folder):
 
 
 def test_duplicates_are_not_bad_records(folder):
-    summary = build_shards(write_records(folder, [pair("q", "t")] * 50), folder, folder / "out", deduplicate=True, max_bad_share=0)
+    summary = build_shards(
+        write_records(folder, [pair("q", "t")] * 50), folder, folder / "out", deduplicate=True, max_bad_share=0
+    )
     assert (summary.samples, summary.rejected) == (1, {"duplicate": 49})
 
 
@@ -100,7 +106,9 @@ def test_what_an_evaluation_set_holds_too_is_reported_and_kept(folder):
 def test_leaked_records_are_left_out_on_demand_by_what_is_compared(folder):
     shards = evaluation(folder, [pair("seen", "label", key="e1"), pair({"images": ["a.png"]}, "else", key="e2")])
     source = JsonlSource(write_records(folder, TRAINING))
-    summary = build(source, folder, folder / "all", BuildSettings(evaluation=(shards,), drop_leaked=True, max_bad_share=0))
+    summary = build(
+        source, folder, folder / "all", BuildSettings(evaluation=(shards,), drop_leaked=True, max_bad_share=0)
+    )
     assert keys(folder / "all") == ["clean"]
     assert summary.rejected == {"leaked": 5}
     reasons = [line["reason"] for line in lines(folder / "all" / "quarantine.jsonl")]
@@ -117,7 +125,9 @@ def test_pictures_are_found_whichever_side_was_encoded_anew(folder):
         (folder / name / "a.png").write_bytes(picture(0))
         shards = evaluation(folder / name, [pair({"images": ["a.png"]}, "test")], encoding=of_evaluation)
         settings = BuildSettings(evaluation=(shards,), encoding=of_training)
-        summary = build(JsonlSource(write_records(folder / name, records)), folder / name, folder / name / "out", settings)
+        summary = build(
+            JsonlSource(write_records(folder / name, records)), folder / name, folder / name / "out", settings
+        )
         assert summary.leaks == {"records": 1, "query": 1, "image": 1}, name
 
 
@@ -133,5 +143,8 @@ def test_a_damaged_evaluation_set_is_named(folder):
     shards = evaluation(folder, [pair("seen", "label")])
     tar = (shards / "00000.tar").read_bytes()
     (shards / "00000.tar").write_bytes(bytes(512) + tar[512:])
-    with pytest.raises(UserError, match=r"evaluation/shards cannot be compared with: In shard 00000.tar, sample number 0 cannot be used"):
+    with pytest.raises(
+        UserError,
+        match=r"evaluation/shards cannot be compared with: In shard 00000.tar, sample number 0 cannot be used",
+    ):
         build(JsonlSource(write_records(folder, TRAINING)), folder, folder / "out", BuildSettings(evaluation=(shards,)))

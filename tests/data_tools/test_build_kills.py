@@ -42,7 +42,11 @@ class Run:
 
     def workers(self) -> list[int]:
         """Those that the server of workers started."""
-        return [number for number, parent in self.members().items() if parent not in (self.process.pid, os.getpid()) and number != self.process.pid]
+        return [
+            number
+            for number, parent in self.members().items()
+            if parent not in (self.process.pid, os.getpid()) and number != self.process.pid
+        ]
 
     def wait_until(self, happened, seconds: float = 60) -> None:
         """Until a condition holds, which it must before the command ends."""
@@ -89,7 +93,8 @@ class Progress:
 
 
 def disturb(run: Run, progress: Progress, numbers: random.Random) -> None:
-    """Kill the command, one of its workers, or all of its processes, at a random moment of its own start, of its workers' start, or of their work."""
+    """Kill the command, one of its workers, or all of its processes, at a random moment of its own start, of its
+    workers' start, or of their work."""
     victim = numbers.choice(("command", "worker", "all"))
     moment = "work" if victim == "worker" else numbers.choice(("start", "workers", "work", "work"))
     if moment == "start":
@@ -114,11 +119,37 @@ def disturb(run: Run, progress: Progress, numbers: random.Random) -> None:
 
 def test_a_build_killed_twenty_times_with_its_workers_is_byte_identical_to_an_undisturbed_one(tmp_path):
     records = mixed_records(tmp_path, 120, 10, width=1200, height=900)
-    settings = BuildSettings(samples_per_shard=7, encoding=Encoding(resize=512, format="jpeg"), deduplicate=True, max_bad_share=0.2)
+    settings = BuildSettings(
+        samples_per_shard=7, encoding=Encoding(resize=512, format="jpeg"), deduplicate=True, max_bad_share=0.2
+    )
     build(JsonlSource(records), tmp_path / "images", tmp_path / "undisturbed", settings)
-    options = ["--samples-per-shard", "7", "--resize", "512", "--image-format", "jpeg", "--deduplicate", "--max-bad-share", "0.2", "--workers", "2"]
+    options = [
+        "--samples-per-shard",
+        "7",
+        "--resize",
+        "512",
+        "--image-format",
+        "jpeg",
+        "--deduplicate",
+        "--max-bad-share",
+        "0.2",
+        "--workers",
+        "2",
+    ]
     out = tmp_path / "disturbed"
-    command = [sys.executable, "-m", "pdfx", "shards", "build", records, "--images", tmp_path / "images", "--out", out, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pdfx",
+        "shards",
+        "build",
+        records,
+        "--images",
+        tmp_path / "images",
+        "--out",
+        out,
+        *options,
+    ]
     numbers = random.Random(0)
     for _ in range(KILLS):
         progress = Progress(out)
@@ -133,7 +164,19 @@ def test_ctrl_c_ends_with_one_sentence_and_75_and_the_same_command_goes_on(tmp_p
     records = mixed_records(tmp_path, 240, 5, width=1200, height=900)
     out = tmp_path / "out"
     options = ["--samples-per-shard", "7", "--resize", "512", "--max-bad-share", "0.2"]
-    command = [sys.executable, "-m", "pdfx", "shards", "build", records, "--images", tmp_path / "images", "--out", out, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pdfx",
+        "shards",
+        "build",
+        records,
+        "--images",
+        tmp_path / "images",
+        "--out",
+        out,
+        *options,
+    ]
     for stop, workers in ((signal.SIGINT, "2"), (signal.SIGTERM, "1")):
         progress = Progress(out)
         run = Run([*command, "--workers", workers], tmp_path / "log")

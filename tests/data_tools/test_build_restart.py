@@ -19,11 +19,16 @@ from pdfx.errors import UserError
 @pytest.fixture
 def small(tmp_path) -> tuple[JsonlSource, Path, BuildSettings]:
     records = mixed_records(tmp_path, 23, 4)
-    return JsonlSource(records), tmp_path / "images", BuildSettings(samples_per_shard=6, deduplicate=True, max_bad_share=0.2)
+    return (
+        JsonlSource(records),
+        tmp_path / "images",
+        BuildSettings(samples_per_shard=6, deduplicate=True, max_bad_share=0.2),
+    )
 
 
 def stop_at(operation: int, *arguments) -> int:
-    """Builds in a process that ends, without any clean-up, before it changes the file system for the time of this number; gives its exit code, 9 if so."""
+    """Builds in a process that ends, without any clean-up, before it changes the file system for the time of this
+    number; gives its exit code, 9 if so."""
 
     def run() -> None:
         changes = 0
@@ -31,7 +36,13 @@ def stop_at(operation: int, *arguments) -> int:
         def count(event: str, details: tuple) -> None:
             nonlocal changes
             opens_to_write = event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR)
-            changes += bool(opens_to_write) or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+            changes += bool(opens_to_write) or event in (
+                "os.rename",
+                "os.remove",
+                "os.rmdir",
+                "os.mkdir",
+                "os.truncate",
+            )
             if changes == operation:
                 os._exit(9)
 
@@ -93,7 +104,12 @@ def test_a_finished_build_says_so_and_is_left_alone(tmp_path, small):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     second = build(source, images, tmp_path / "out", settings)
     assert (first.was_finished, second.was_finished) == (False, True)
-    assert (second.shards, second.samples, second.fingerprint, second.rejected) == (first.shards, first.samples, first.fingerprint, first.rejected)
+    assert (second.shards, second.samples, second.fingerprint, second.rejected) == (
+        first.shards,
+        first.samples,
+        first.fingerprint,
+        first.rejected,
+    )
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
 
@@ -111,14 +127,18 @@ def test_another_setting_is_named_and_does_not_touch_what_is_there(tmp_path, sma
     build(source, images, out, settings)
     before = content(out)
     other = BuildSettings(**{**vars(settings), **change})
-    with pytest.raises(UserError, match=f"out is not an empty directory: it holds a finished build .*{sentence}.*--overwrite"):
+    with pytest.raises(
+        UserError, match=f"out is not an empty directory: it holds a finished build .*{sentence}.*--overwrite"
+    ):
         build(source, images, out, other)
     (out / "index.json").unlink()
     lines = (out / "build.jsonl").read_bytes().splitlines(keepends=True)
     (out / "build.jsonl").write_bytes(b"".join(lines[:-1]))
     with pytest.raises(UserError, match=f"holds a build that cannot go on like this .*{sentence}"):
         build(source, images, out, other)
-    assert {name: data for name, data in content(out).items() if name not in ("index.json", "build.jsonl")}.items() <= before.items()
+    assert {
+        name: data for name, data in content(out).items() if name not in ("index.json", "build.jsonl")
+    }.items() <= before.items()
 
 
 def test_a_changed_source_or_image_folder_is_named(tmp_path, small):
@@ -129,7 +149,9 @@ def test_a_changed_source_or_image_folder_is_named(tmp_path, small):
     with source.files[0].open("a") as stream:
         stream.write("\n")
     size = source.files[0].stat().st_size
-    with pytest.raises(UserError, match=f'source.files is "records.jsonl: {size} bytes, .* and was "records.jsonl: {size - 1} bytes'):
+    with pytest.raises(
+        UserError, match=f'source.files is "records.jsonl: {size} bytes, .* and was "records.jsonl: {size - 1} bytes'
+    ):
         build(source, images, tmp_path / "out", settings)
 
 

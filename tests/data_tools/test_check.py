@@ -65,30 +65,57 @@ DAMAGES = {
     "a tar that grew": (lambda s: cut(s / "00000.tar", 1 << 20), "00000.tar is longer than it should be"),
     "missing offsets": (lambda s: (s / "00001.idx.npy").unlink(), "00001.idx.npy is missing"),
     "cut offsets": (lambda s: cut(s / "00001.idx.npy", 30), "00001.idx.npy are truncated"),
-    "offsets of nothing": (lambda s: np.save(s / "00002.idx.npy", np.zeros(6, dtype=np.int64)), "00002.idx.npy do not fit"),
+    "offsets of nothing": (
+        lambda s: np.save(s / "00002.idx.npy", np.zeros(6, dtype=np.int64)),
+        "00002.idx.npy do not fit",
+    ),
     "offsets of another type": (lambda s: np.save(s / "00002.idx.npy", np.arange(6.0)), "00002.idx.npy do not fit"),
-    "pickled offsets": (lambda s: np.save(s / "00002.idx.npy", np.array([print] * 60), allow_pickle=True), "00002.idx.npy cannot be read"),
+    "pickled offsets": (
+        lambda s: np.save(s / "00002.idx.npy", np.array([print] * 60), allow_pickle=True),
+        "00002.idx.npy cannot be read",
+    ),
     "missing statistics": (lambda s: (s / "00001_stats.json").unlink(), "00001_stats.json are missing"),
     "cut statistics": (lambda s: cut(s / "00001_stats.json", 30), "00001_stats.json are no valid JSON"),
-    "statistics without a count": (lambda s: (s / "00001_stats.json").write_text('{"bytes": 3}'), "00001_stats.json are damaged"),
-    "statistics of another shard": (lambda s: shutil.copy(s / "00000_stats.json", s / "00002_stats.json"), "00002_stats.json do not fit"),
+    "statistics without a count": (
+        lambda s: (s / "00001_stats.json").write_text('{"bytes": 3}'),
+        "00001_stats.json are damaged",
+    ),
+    "statistics of another shard": (
+        lambda s: shutil.copy(s / "00000_stats.json", s / "00002_stats.json"),
+        "00002_stats.json do not fit",
+    ),
     "an unlisted shard": (lambda s: (s / "00009.tar").write_bytes(b""), "00009.tar is not listed"),
     "a damaged index": (lambda s: cut(s / "index.json", 100), "index.json is damaged"),
     "an index of another version": (lambda s: change_json(s / "index.json", version=7), "index.json has version 7"),
     "an index that does not add up": (lambda s: change_json(s / "index.json", samples=26), "'samples' is not the sum"),
-    "an index that was changed": (lambda s: change_json(s / "index.json", fingerprint="0" * 64), "'fingerprint' does not fit"),
+    "an index that was changed": (
+        lambda s: change_json(s / "index.json", fingerprint="0" * 64),
+        "'fingerprint' does not fit",
+    ),
     "an unfinished build": (lambda s: (s / ".build").mkdir(), "holds an unfinished build"),
     "an unfinished split": (lambda s: (s / ".unfinished").mkdir(), "a split or a merge that was stopped"),
 }
 """What a quick check finds, with words of its sentence."""
 
 HIDDEN_DAMAGES = {
-    "a changed byte of a picture": (lambda s: damage_image(s, 7), ["00000.tar has another SHA-256", "'sample-007' .* the image 'target.0.png' cannot be used"]),
-    "a changed letter of a text": (lambda s: overwrite(s / "00001.tar", b"query 13", b"query 31"), ["00001.tar has another SHA-256"]),
-    "a record that is no JSON": (lambda s: overwrite(s / "00001.tar", b'{"key":"sample-013"', b"?"), ["00001.tar has another", r"'sample-013' \(number 3\)"]),
+    "a changed byte of a picture": (
+        lambda s: damage_image(s, 7),
+        ["00000.tar has another SHA-256", "'sample-007' .* the image 'target.0.png' cannot be used"],
+    ),
+    "a changed letter of a text": (
+        lambda s: overwrite(s / "00001.tar", b"query 13", b"query 31"),
+        ["00001.tar has another SHA-256"],
+    ),
+    "a record that is no JSON": (
+        lambda s: overwrite(s / "00001.tar", b'{"key":"sample-013"', b"?"),
+        ["00001.tar has another", r"'sample-013' \(number 3\)"],
+    ),
     "a name of an image that is not there": (
         lambda s: overwrite(s / "00001.tar", b'["target.0.png"]', b'["target.1.png"]'),
-        ["00001.tar has another SHA-256", r"sample 'sample-010' \(number 0\) cannot be used: the image 'target.1.png' is missing"],
+        [
+            "00001.tar has another SHA-256",
+            r"sample 'sample-010' \(number 0\) cannot be used: the image 'target.1.png' is missing",
+        ],
     ),
     "a header of zeros": (
         lambda s: overwrite(s / "00002.tar", b"sample-021.json", bytes(512)),
@@ -96,8 +123,14 @@ HIDDEN_DAMAGES = {
     ),
     "a checksum of another tar": (lambda s: change_entry(s, sha256="0" * 64), ["00000.tar has another SHA-256"]),
     "an offset inside a sample": (shift_offset, ["offsets of the shard .*00000.tar are not those of its samples"]),
-    "counts of other samples": (lambda s: change_json(s / "00001_stats.json", query_characters=1), [r"00001.tar are not those .*\(query_characters\)"]),
-    "a count of queries that are there": (lambda s: change_json(s / "index.json", targets_only=3), ["says that 3 samples have no query, and 0 have none"]),
+    "counts of other samples": (
+        lambda s: change_json(s / "00001_stats.json", query_characters=1),
+        [r"00001.tar are not those .*\(query_characters\)"],
+    ),
+    "a count of queries that are there": (
+        lambda s: change_json(s / "index.json", targets_only=3),
+        ["says that 3 samples have no query, and 0 have none"],
+    ),
 }
 """What only a full check finds."""
 
@@ -124,7 +157,14 @@ def test_a_full_check_alone_finds(shards, damage):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_every_problem_is_told_and_not_the_first_alone(shards, full):
-    chosen = ("a cut tar", "a missing tar", "offsets of nothing", "an unlisted shard", "missing statistics", "an unfinished build")
+    chosen = (
+        "a cut tar",
+        "a missing tar",
+        "offsets of nothing",
+        "an unlisted shard",
+        "missing statistics",
+        "an unfinished build",
+    )
     for damage in chosen:
         DAMAGES[damage][0](shards)
     problems = check_shards(shards, full)
@@ -151,7 +191,11 @@ def test_a_full_check_names_every_damaged_picture_and_the_checksum(shards):
     problems = check_shards(shards, full=True)
     assert [problem for problem in problems if "SHA-256" in problem and "00001" in problem] == []
     assert sum("SHA-256" in problem for problem in problems) == 2
-    assert sorted(problem.split("'")[1] for problem in problems if "cannot be used" in problem) == ["sample-003", "sample-007", "sample-021"]
+    assert sorted(problem.split("'")[1] for problem in problems if "cannot be used" in problem) == [
+        "sample-003",
+        "sample-007",
+        "sample-021",
+    ]
 
 
 def test_a_full_check_finds_a_tar_cut_inside_and_padded_to_its_size(shards):
@@ -183,8 +227,13 @@ def test_a_full_check_finds_a_key_that_two_shards_hold(shards):
 
 def test_a_full_check_finds_candidates_that_no_sample_has_as_its_target(tmp_path):
     named = {"a": ["a", "b", "c"], "b": ["a", "nobody"]}
-    pairs = [{"query": {"text": name}, "target": {"text": name}, "target_id": name, "candidates": candidates} for name, candidates in named.items()]
-    build_shards(write_records(tmp_path, [*pairs, {"target": {"text": "c"}, "target_id": "c"}]), tmp_path, tmp_path / "shards", 2)
+    pairs = [
+        {"query": {"text": name}, "target": {"text": name}, "target_id": name, "candidates": candidates}
+        for name, candidates in named.items()
+    ]
+    build_shards(
+        write_records(tmp_path, [*pairs, {"target": {"text": "c"}, "target_id": "c"}]), tmp_path, tmp_path / "shards", 2
+    )
     own, absent = check_shards(tmp_path / "shards", full=True)
     assert "sample '000000002' (number 1) cannot be used: its candidates lack its own target" in own
     assert "No sample has the target of 1 of the 4 identities" in absent
@@ -208,7 +257,9 @@ def test_shards_behind_a_url_are_checked_like_local_ones(shards, full):
     damage_image(shards, 7)
     expected = check_shards(shards, full)
     # The two kinds of storage word their reasons differently.
-    assert [problem.partition(":")[0] for problem in check_shards(url, full)] == [problem.replace(str(shards), url).partition(":")[0] for problem in expected]
+    assert [problem.partition(":")[0] for problem in check_shards(url, full)] == [
+        problem.replace(str(shards), url).partition(":")[0] for problem in expected
+    ]
 
 
 def test_problems_do_not_depend_on_the_number_of_processes(shards):

@@ -26,7 +26,9 @@ class Page(HTMLParser):
         for name, value in attributes:
             if name in ("src", "href", "srcset"):
                 assert value.startswith("data:image/webp;base64,")
-                self.pictures.append(Image.open(io.BytesIO(base64.b64decode(value.partition(",")[2])), formats=["WEBP"]))
+                self.pictures.append(
+                    Image.open(io.BytesIO(base64.b64decode(value.partition(",")[2])), formats=["WEBP"])
+                )
 
     def handle_data(self, data):
         self.texts.append(data)
@@ -40,12 +42,17 @@ def shards_of(tmp_path, records, **pictures):
 
 
 def test_the_page_shows_the_pictures_and_texts_of_both_sides(tmp_path):
-    pictures = {name: Image.new("RGB", (50, 40), colour) for name, colour in (("red", RED), ("green", GREEN), ("blue", BLUE))}
+    pictures = {
+        name: Image.new("RGB", (50, 40), colour) for name, colour in (("red", RED), ("green", GREEN), ("blue", BLUE))
+    }
     records = [{"query": {"images": ["red.png"]}, "target": {"text": "two", "images": ["green.png", "blue.png"]}}]
     assert write_contact_sheet(shards_of(tmp_path, records, **pictures), tmp_path / "sheet.html") == 1
     page = Page(tmp_path / "sheet.html")
     for image, colour in zip(page.pictures, (RED, GREEN, BLUE), strict=True):
-        assert all(abs(found - wanted) < 12 for found, wanted in zip(image.convert("RGB").getpixel((20, 20)), colour, strict=True))
+        assert all(
+            abs(found - wanted) < 12
+            for found, wanted in zip(image.convert("RGB").getpixel((20, 20)), colour, strict=True)
+        )
     assert {"query", "target \u00b7 2 pictures", "two"} <= set(page.texts)
 
 
@@ -54,14 +61,25 @@ def test_the_same_samples_are_shown_every_time_and_no_more_than_asked_for(tmp_pa
     counts = []
     files = [tmp_path / "one.html", tmp_path / "two.html"]
     for file in files:
-        assert write_contact_sheet(shards, file, samples=7, progress=lambda done, total: counts.append((done, total))) == 7
+        assert (
+            write_contact_sheet(shards, file, samples=7, progress=lambda done, total: counts.append((done, total))) == 7
+        )
     assert files[0].read_bytes() == files[1].read_bytes()
     assert counts == [(done, 7) for done in range(1, 8)] * 2
     assert write_contact_sheet(shards, files[0], samples=1000) == 25
 
 
 def test_texts_of_any_script_stand_as_they_are_and_are_never_markup(tmp_path):
-    texts = ["Größe", "кошка", "قطة سوداء", "猫が好きです", "🦜 parrot", "<script>alert(1)</script>", "{{ 1 + 1 }}", "</p><img src=x>"]
+    texts = [
+        "Größe",
+        "кошка",
+        "قطة سوداء",
+        "猫が好きです",
+        "🦜 parrot",
+        "<script>alert(1)</script>",
+        "{{ 1 + 1 }}",
+        "</p><img src=x>",
+    ]
     shards = shards_of(tmp_path, [{"query": {"text": text}, "target": {"text": "X" * 5000}} for text in texts])
     assert write_contact_sheet(shards, tmp_path / "sheet.html") == len(texts)
     page = Page(tmp_path / "sheet.html")
@@ -79,8 +97,14 @@ def test_a_sample_that_cannot_be_used_is_shown_as_such(tmp_path):
 
 def test_pictures_of_any_shape_and_number_keep_the_page_small(tmp_path):
     shapes = {"wide": (2000, 1), "tall": (1, 2000), "dot": (1, 1), "large": (600, 500)}
-    records = [{"query": {"images": [f"{name}.png"]}, "target": {"images": [f"{other}.png" for other in shapes] * 2}} for name in shapes]
-    write_contact_sheet(shards_of(tmp_path, records, **{name: Image.new("RGB", size, RED) for name, size in shapes.items()}), tmp_path / "sheet.html")
+    records = [
+        {"query": {"images": [f"{name}.png"]}, "target": {"images": [f"{other}.png" for other in shapes] * 2}}
+        for name in shapes
+    ]
+    write_contact_sheet(
+        shards_of(tmp_path, records, **{name: Image.new("RGB", size, RED) for name, size in shapes.items()}),
+        tmp_path / "sheet.html",
+    )
     pictures = Page(tmp_path / "sheet.html").pictures
     assert len(pictures) == 4 * (1 + 4) and all(max(image.size) <= 240 for image in pictures)
 

@@ -59,7 +59,11 @@ def test_languages_formats_and_negatives_are_told(tmp_path):
     english = "The quick brown fox jumps over the lazy dog and runs away from the hunters."
     german = "Der schnelle braune Fuchs springt über den faulen Hund und läuft vor den Jägern davon."
     records = [
-        {"query": {"text": english}, "target": {"images": ["photo.jpg", "photo.jpg"]}, "negatives": [{"text": "cat"}, {"text": german}]},
+        {
+            "query": {"text": english},
+            "target": {"images": ["photo.jpg", "photo.jpg"]},
+            "negatives": [{"text": "cat"}, {"text": german}],
+        },
         {"query": {"text": german}, "target": {"images": ["drawing.png"]}},
         {"query": {"text": english + " Again."}, "target": {"images": ["photo.jpg"]}, "negatives": [{"text": "dog"}]},
     ]

@@ -28,7 +28,9 @@ def test_the_longer_side_is_shrunk_and_the_shape_kept(width, height, size):
     assert (Image.open(io.BytesIO(data)).size, extension, told) == (size, "png", size)
 
 
-@pytest.mark.parametrize("given, kept", [("jpg", "jpg"), ("webp", "webp"), ("png", "png"), ("gif", "png"), ("bmp", "png"), ("tif", "png")])
+@pytest.mark.parametrize(
+    "given, kept", [("jpg", "jpg"), ("webp", "webp"), ("png", "png"), ("gif", "png"), ("bmp", "png"), ("tif", "png")]
+)
 def test_shrunk_pictures_keep_their_format_where_it_is_one_to_write(given, kept):
     data, extension, _ = encode(picture(0, 30, 30), given, resize=10)
     assert extension == kept
@@ -47,7 +49,9 @@ def test_a_format_is_that_of_every_picture_and_its_pixels_are_close(name, extens
 
 
 def test_a_lower_quality_takes_fewer_bytes():
-    assert len(encode(picture(0, 60, 60), "png", format="jpeg", quality=20)[0]) < len(encode(picture(0, 60, 60), "png", format="jpeg", quality=90)[0])
+    assert len(encode(picture(0, 60, 60), "png", format="jpeg", quality=20)[0]) < len(
+        encode(picture(0, 60, 60), "png", format="jpeg", quality=90)[0]
+    )
 
 
 @pytest.mark.parametrize("name", ["jpeg", "webp", "png"])
@@ -67,7 +71,9 @@ def test_what_is_encoded_anew_is_upright_and_bears_no_metadata(name):
 
 
 def test_the_same_picture_gives_the_same_bytes():
-    assert encode(picture(0, 60, 60), "png", resize=30, format="webp") == encode(picture(0, 60, 60), "png", resize=30, format="webp")
+    assert encode(picture(0, 60, 60), "png", resize=30, format="webp") == encode(
+        picture(0, 60, 60), "png", resize=30, format="webp"
+    )
 
 
 def test_a_picture_that_a_format_cannot_hold_is_refused():
@@ -75,7 +81,10 @@ def test_a_picture_that_a_format_cannot_hold_is_refused():
         encode(picture(0, 20000, 1), "png", format="webp")
 
 
-@pytest.mark.parametrize("settings, sentence", [({"resize": 0}, "resize is 0"), ({"format": "gif"}, "'gif' and must be one of"), ({"quality": 0}, "quality")])
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [({"resize": 0}, "resize is 0"), ({"format": "gif"}, "'gif' and must be one of"), ({"quality": 0}, "quality")],
+)
 def test_settings_out_of_range_are_named(settings, sentence):
     with pytest.raises(UserError, match=sentence):
         Encoding(**settings)

@@ -1,4 +1,5 @@
-"""Data sets in the layouts that MMEB, ms-swift and Tevatron publish: converted, trained on together, and evaluated on one by one, as users do it."""
+"""Data sets in the layouts that MMEB, ms-swift and Tevatron publish: converted, trained on together, and evaluated on
+one by one, as users do it."""
 
 import json
 import math
@@ -42,7 +43,13 @@ def shards(tmp_path_factory) -> Path:
     queries, corpus = write_tevatron(folder / "tevatron", SAMPLES)
     corpus = f"corpus={corpus}"
     sources = {
-        "train/mmeb": (write_mmeb_train(folder / "mmeb_train", SAMPLES), "--images", folder / "mmeb_train", "--option", "split=original"),
+        "train/mmeb": (
+            write_mmeb_train(folder / "mmeb_train", SAMPLES),
+            "--images",
+            folder / "mmeb_train",
+            "--option",
+            "split=original",
+        ),
         "train/swift": (write_swift(folder / "swift", SAMPLES),),
         "train/tevatron": (queries, "--option", corpus),
         "evaluation/VOC2007": (classification, "--images", folder / "mmeb"),
@@ -66,9 +73,13 @@ def run(shards) -> Path:
     }
     train = {"max_steps": 1, "per_device_train_batch_size": 3 * SAMPLES, "eval_steps": 1}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tiny_tree(folder, data=data, train=train)))
-    words = json.dumps([["train", str(folder / "recipe.yaml")], ["convert", str(folder / "run"), "--out", str(folder / "export")]])
+    words = json.dumps(
+        [["train", str(folder / "recipe.yaml")], ["convert", str(folder / "run"), "--out", str(folder / "export")]]
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", COMMANDS, words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
 
@@ -81,11 +92,15 @@ def test_one_step_as_long_as_an_epoch_learns_from_every_sample_of_every_format(r
     step = next(record for record in records(run, "metrics.jsonl") if "loss" in record)
     assert math.isfinite(step["loss"]) and step["corrupt"] == 0
     *_, coverage = records(run, "coverage.jsonl")
-    assert {name: of["seen"] for name, of in coverage["data_sets"].items()} == dict.fromkeys(("mmeb", "swift", "tevatron"), SAMPLES)
+    assert {name: of["seen"] for name, of in coverage["data_sets"].items()} == dict.fromkeys(
+        ("mmeb", "swift", "tevatron"), SAMPLES
+    )
 
 
 def test_a_run_evaluates_each_of_several_data_sets_and_averages_them(run):
-    told = next(record for record in records(run, "metrics.jsonl") if any(name.startswith("evaluation/") for name in record))
+    told = next(
+        record for record in records(run, "metrics.jsonl") if any(name.startswith("evaluation/") for name in record)
+    )
     assert [told[f"evaluation/{name}/queries"] for name in ("VOC2007", "RefCOCO-Matching")] == [SAMPLES, SAMPLES]
     key = "query_to_target/fused/precision@1"
     mean = (told[f"evaluation/VOC2007/{key}"] + told[f"evaluation/RefCOCO-Matching/{key}"]) / 2

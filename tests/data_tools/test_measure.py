@@ -14,7 +14,8 @@ PERCENTS = {"minimum": 0, "median": 50, "p95": 95, "maximum": 100}
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200))
 def test_quantiles_of_counts_are_those_of_the_values(values):
     expected = [np.quantile(values, percent / 100, method="inverted_cdf") for percent in PERCENTS.values()]
-    # numpy's float of 95 percent may lie a rounding error above a whole number of values; then its value is the next one.
+    # numpy's float of 95 percent may lie a rounding error above a whole number of values; then its value is the next
+    # one.
     exact = [sorted(values)[max(1, -(-len(values) * percent // 100)) - 1] for percent in PERCENTS.values()]
     found = list(quantiles(Counter(values), PERCENTS).values())
     assert found == exact

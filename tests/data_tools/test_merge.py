@@ -15,7 +15,10 @@ from pdfx.errors import UserError
 
 def text_shards(folder, keys: list[str], queries: bool = True, samples_per_shard: int = 2):
     folder.mkdir()
-    records = [{"key": key, "target": {"text": f"target of {key}"}} | ({"query": {"text": key}} if queries else {}) for key in keys]
+    records = [
+        {"key": key, "target": {"text": f"target of {key}"}} | ({"query": {"text": key}} if queries else {})
+        for key in keys
+    ]
     build_shards(write_records(folder, records), folder, folder / "shards", samples_per_shard)
     return folder / "shards"
 
@@ -29,10 +32,22 @@ def two(tmp_path):
 @pytest.mark.parametrize("link", [False, True])
 def test_merged_shards_hold_all_samples_in_the_order_given(two, tmp_path, link):
     calls, key_calls = [], []
-    written = merge_shards(two, tmp_path / "all", link, key_progress=lambda *counts: key_calls.append(counts), progress=lambda *counts: calls.append(counts))
+    written = merge_shards(
+        two,
+        tmp_path / "all",
+        link,
+        key_progress=lambda *counts: key_calls.append(counts),
+        progress=lambda *counts: calls.append(counts),
+    )
     index = ShardedDataset(tmp_path / "all").index
     assert [entry.name for entry in index.shards] == ["00000.tar", "00001.tar", "00002.tar"]
-    assert (index.samples, index.targets_only, written.samples, written.shards, written.fingerprint) == (5, 2, 5, 3, index.fingerprint)
+    assert (index.samples, index.targets_only, written.samples, written.shards, written.fingerprint) == (
+        5,
+        2,
+        5,
+        3,
+        index.fingerprint,
+    )
     assert samples_in(tmp_path / "all") == samples_in(two[0]) + samples_in(two[1])
     assert check_shards(tmp_path / "all", full=True) == []
     assert (calls, key_calls) == ([(2, 5), (3, 5), (5, 5)], [(done, 5) for done in range(1, 6)])
@@ -68,8 +83,13 @@ def test_merging_the_parts_of_a_split_gives_the_same_set_of_samples(tmp_path_fac
 
 
 def test_repeated_keys_are_refused_by_name_and_prefixes_tell_them_apart(tmp_path):
-    inputs = [text_shards(tmp_path / "a", ["k1", "k2", "k3", "k4", "k5"]), text_shards(tmp_path / "b", ["k5", "k4", "k3", "k2", "k6"])]
-    with pytest.raises(UserError, match=r"'k5' in .*a/shards and .*b/shards, 'k4' in .*, 'k3' in .*and 1 more\. Give --prefix-keys"):
+    inputs = [
+        text_shards(tmp_path / "a", ["k1", "k2", "k3", "k4", "k5"]),
+        text_shards(tmp_path / "b", ["k5", "k4", "k3", "k2", "k6"]),
+    ]
+    with pytest.raises(
+        UserError, match=r"'k5' in .*a/shards and .*b/shards, 'k4' in .*, 'k3' in .*and 1 more\. Give --prefix-keys"
+    ):
         merge_shards(inputs, tmp_path / "all")
     assert not (tmp_path / "all").exists()
     merge_shards(inputs, tmp_path / "all", prefix_keys=True)
@@ -83,7 +103,9 @@ def test_repeated_keys_are_refused_by_name_and_prefixes_tell_them_apart(tmp_path
 def test_pictures_keep_their_bytes_under_prefixed_keys(tmp_path):
     shards = make_shards(tmp_path, samples=4)
     merge_shards([shards], tmp_path / "all", prefix_keys=True)
-    assert [members["target.0.png"] for *_, members in samples_in(tmp_path / "all")] == [members["target.0.png"] for *_, members in samples_in(shards)]
+    assert [members["target.0.png"] for *_, members in samples_in(tmp_path / "all")] == [
+        members["target.0.png"] for *_, members in samples_in(shards)
+    ]
 
 
 def test_a_key_that_would_grow_too_long_is_named(tmp_path):

@@ -18,12 +18,18 @@ def index_of(sizes: list[int]) -> ShardIndex:
 @given(st.lists(st.integers(0, 3 * PART_SAMPLES), max_size=6), st.data())
 def test_parts_cover_every_sample_once_and_in_order(sizes, data):
     chosen = data.draw(st.none() | st.lists(st.integers(0, 5), unique=True))
-    expected = [(shard, row) for shard, size in enumerate(sizes) if chosen is None or shard in chosen for row in range(size)]
+    expected = [
+        (shard, row) for shard, size in enumerate(sizes) if chosen is None or shard in chosen for row in range(size)
+    ]
     parts = list(parts_of(index_of(sizes), chosen))
     assert [(part.shard, row) for part in parts for row in range(part.start, part.stop)] == expected
-    assert all(part.first == sum(sizes[: part.shard]) + part.start and part.stop - part.start <= PART_SAMPLES for part in parts)
+    assert all(
+        part.first == sum(sizes[: part.shard]) + part.start and part.stop - part.start <= PART_SAMPLES for part in parts
+    )
     # Every shard has a part that begins it, an empty one too.
-    assert [part.shard for part in parts if part.start == 0] == [shard for shard in range(len(sizes)) if chosen is None or shard in chosen]
+    assert [part.shard for part in parts if part.start == 0] == [
+        shard for shard in range(len(sizes)) if chosen is None or shard in chosen
+    ]
 
 
 def number_and_process(part: Part) -> tuple[int, int]:

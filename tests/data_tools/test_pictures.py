@@ -32,7 +32,9 @@ def write_tar(path, members: dict[str, bytes | str], mode: str = "w") -> None:
                 archive.addfile(member, io.BytesIO(content))
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "sub/../../secret.png", "/etc/hostname", "../images-two/a.png", "", ".", "a.png\0"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "sub/../../secret.png", "/etc/hostname", "../images-two/a.png", "", ".", "a.png\0"]
+)
 def test_a_path_that_leaves_the_folder_is_refused(folder, name):
     with pytest.raises(PictureError, match="the image path .* leaves the image folder") as caught:
         folder.read(name)

@@ -1,4 +1,5 @@
-"""Tables with damage put in at random: every sound row becomes its sample, every damaged one is in the quarantine, and nothing else is counted."""
+"""Tables with damage put in at random: every sound row becomes its sample, every damaged one is in the quarantine, and
+nothing else is counted."""
 
 import csv
 import io
@@ -25,7 +26,11 @@ ROWS = 40
 
 def text(draw: random.Random, number: int) -> str:
     """A text of one line or several, with what writers must quote, and never one that reads like a row."""
-    words = ["word", "a, b", 'say "x"', "1/2", "caf\u00e9"] + ["line\nbreak", "para\n\ngraph, here", "\nat the start"] * (draw.random() < 0.3)
+    words = ["word", "a, b", 'say "x"', "1/2", "caf\u00e9"] + [
+        "line\nbreak",
+        "para\n\ngraph, here",
+        "\nat the start",
+    ] * (draw.random() < 0.3)
     return " ".join([f"t{number}", *draw.choices(words, k=draw.randint(1, 4)), "end"])
 
 
@@ -59,14 +64,17 @@ def test_a_damaged_line_of_a_delimited_file_costs_its_own_row_and_no_other(tmp_p
             data, values = FAULTS[draw.choice(list(FAULTS))](plain, of), None
         else:
             cells = [f"i{number}", text(draw, number), text(draw, number)]
-            data, values = written(cells, delimiter, draw.choice(LINE_ENDS)).encode(), dict(zip(HEADER, cells, strict=True))
+            data = written(cells, delimiter, draw.choice(LINE_ENDS)).encode()
+            values = dict(zip(HEADER, cells, strict=True))
         expected.append((line, values))
         content += data
         line += len(data.splitlines())
     path = tmp_path / f"table{ending}"
     path.write_bytes(content)
     rows = list(open_rows(path).read())
-    assert [(row.origin, row.values) for row in rows] == [(f"{path} line {number}", values) for number, values in expected]
+    assert [(row.origin, row.values) for row in rows] == [
+        (f"{path} line {number}", values) for number, values in expected
+    ]
     assert all(row.problem for row in rows if row.values is None) and open_rows(path).total() == ROWS
     for start in (1, ROWS // 2, ROWS):
         assert [row.origin for row in open_rows(path).read(start)] == [row.origin for row in rows[start:]]
@@ -93,13 +101,20 @@ def test_a_stray_mark_in_a_table_with_spaces_after_commas_costs_one_row(tmp_path
 
 def test_long_texts_with_line_breaks_stay_whole(tmp_path):
     prose = [f"Line {i}, of prose, with commas." if i % 3 else "" for i in range(900)]
-    for lines in (prose, ["One line", "another, with a comma"], ["1,000 dollars", "2,000 dollars, or so", "end"], ["\ttabs", "", "more"]):
+    for lines in (
+        prose,
+        ["One line", "another, with a comma"],
+        ["1,000 dollars", "2,000 dollars, or so", "end"],
+        ["\ttabs", "", "more"],
+    ):
         stream = io.StringIO()
         csv.writer(stream).writerows([["q", "d"], ["first", "\n".join(lines)], ["second", "plain"]])
         (tmp_path / "a.csv").write_text(stream.getvalue())
         table = open_rows(tmp_path / "a.csv")
         assert [row.values["d"] for row in table.read()] == ["\n".join(lines), "plain"]
-        assert table.remarks == [f"In {tmp_path}/a.csv, 1 rows have cells of several lines; the first of them begins in line 2."]
+        assert table.remarks == [
+            f"In {tmp_path}/a.csv, 1 rows have cells of several lines; the first of them begins in line 2."
+        ]
 
 
 def test_a_damaged_row_group_costs_its_own_rows(tmp_path):
@@ -108,7 +123,9 @@ def test_a_damaged_row_group_costs_its_own_rows(tmp_path):
     parquet.write_table(table, path, row_group_size=7, use_dictionary=False, compression="zstd")
     place = parquet.ParquetFile(path).metadata.row_group(2).column(1)
     data = bytearray(path.read_bytes())
-    data[place.data_page_offset + 4 : place.data_page_offset + place.total_compressed_size] = bytes(place.total_compressed_size - 4)
+    data[place.data_page_offset + 4 : place.data_page_offset + place.total_compressed_size] = bytes(
+        place.total_compressed_size - 4
+    )
     path.write_bytes(data)
     source = open_source("table", path, {"query.text": "query", "target.text": "doc"})
     summary = build(source, tmp_path, tmp_path / "out", BuildSettings(max_bad_share=1))
@@ -131,7 +148,8 @@ before = peak()
 folder, *names = sys.argv[1:]
 for name in names:
     options = {"query.text": "q", "target.text": "d"}
-    summary = build(open_source("table", Path(folder, name), options), None, Path(folder, name + ".out"), BuildSettings())
+    source = open_source("table", Path(folder, name), options)
+    summary = build(source, None, Path(folder, name + ".out"), BuildSettings())
     assert (summary.records, summary.samples) == (3, 2), (name, summary)
 print((peak() - before) >> 20)
 """
@@ -150,7 +168,13 @@ def test_a_line_of_any_length_costs_bounded_memory_and_one_row(tmp_path):
             stream.truncate(1 << 27)
             stream.seek(0, 2)
             stream.write(after.encode())
-    done = subprocess.run([sys.executable, "-c", BOUNDED, tmp_path, *contents], env=FOR_CHILDREN, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDED, tmp_path, *contents],
+        env=FOR_CHILDREN,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 60, "MiB"
 
@@ -164,7 +188,11 @@ def table_line(query, doc, label):
 
 
 def swift_line(query, doc, label):
-    return {"messages": [{"role": "user", "content": query}], "positive_messages": [[{"role": "user", "content": doc}]], "label": label}
+    return {
+        "messages": [{"role": "user", "content": query}],
+        "positive_messages": [[{"role": "user", "content": doc}]],
+        "label": label,
+    }
 
 
 LAYOUTS = {
@@ -172,7 +200,10 @@ LAYOUTS = {
     "table": (table_line, {"query.text": "query", "target.text": "doc"}),
     "columns": (table_line, {"columns": "query,doc", "label": "label", "min_label": "0.5"}),
     "swift": (swift_line, {}),
-    "tevatron": (lambda query, doc, label: {"query_text": query, "positive_passages": [{"docid": doc, "text": doc}]}, {}),
+    "tevatron": (
+        lambda query, doc, label: {"query_text": query, "positive_passages": [{"docid": doc, "text": doc}]},
+        {},
+    ),
     "mmeb": (lambda query, doc, label: {"qry": query, "pos_text": doc}, {}),
 }
 
@@ -200,7 +231,10 @@ def write_table(path, lines: list[dict], faults: list, draw: random.Random) -> N
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "name, ending",
-    [*((name, ".jsonl") for name in LAYOUTS), *((name, ending) for name in ("table", "columns", "mmeb") for ending in (".csv", ".tsv", ".parquet"))],
+    [
+        *((name, ".jsonl") for name in LAYOUTS),
+        *((name, ending) for name in ("table", "columns", "mmeb") for ending in (".csv", ".tsv", ".parquet")),
+    ],
 )
 def test_rows_in_are_samples_and_quarantined_and_left_out_in_every_format(tmp_path, name, ending, seed):
     draw = random.Random(f"{name} {ending} {seed}")
@@ -208,20 +242,38 @@ def test_rows_in_are_samples_and_quarantined_and_left_out_in_every_format(tmp_pa
     lines, faults, sound = [], [], []
     for number in range(ROWS):
         fault = draw.choice([CUT, TWICE, LABEL, *BAD_TEXTS]) if draw.random() < 0.3 else None
-        fault = None if fault in (CUT, TWICE) and ending != ".jsonl" or fault == LABEL and name not in ("columns", "swift") else fault
+        fault = (
+            None
+            if fault in (CUT, TWICE) and ending != ".jsonl" or fault == LABEL and name not in ("columns", "swift")
+            else fault
+        )
         query, doc = text(draw, number), text(draw, -number)
         sound += [(query, doc)] if fault is None else []
         bad = fault if fault in BAD_TEXTS else doc
-        lines.append(layout(*draw.choice([(query, bad), (bad, query)]) if fault in BAD_TEXTS else (query, doc), 0.1 if fault == LABEL else 0.9))
+        lines.append(
+            layout(
+                *draw.choice([(query, bad), (bad, query)]) if fault in BAD_TEXTS else (query, doc),
+                0.1 if fault == LABEL else 0.9,
+            )
+        )
         faults.append(fault)
     path = tmp_path / f"rows{ending}"
     (write_lines if ending == ".jsonl" else write_table)(path, lines, faults, draw)
-    summary = build(open_source(name, path, options), tmp_path, tmp_path / "out", BuildSettings(max_bad_share=1, samples_per_shard=9))
+    summary = build(
+        open_source(name, path, options),
+        tmp_path,
+        tmp_path / "out",
+        BuildSettings(max_bad_share=1, samples_per_shard=9),
+    )
     quarantined = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
     left_out = [line for line in quarantined if line["kind"] in LEFT_OUT]
     stored = [(record.query.text, record.target.text) for _, record in ShardedDataset(tmp_path / "out").records()]
-    assert stored == [(query.strip(), doc.strip()) if name in ("mmeb", "swift") else (query, doc) for query, doc in sound]
+    assert stored == [
+        (query.strip(), doc.strip()) if name in ("mmeb", "swift") else (query, doc) for query, doc in sound
+    ]
     assert (summary.records, summary.samples, len(quarantined)) == (ROWS, len(sound), ROWS - len(sound))
     assert [line["number"] for line in left_out] == [number for number, fault in enumerate(faults, 1) if fault == LABEL]
-    assert [line["number"] for line in quarantined] == [number for number, fault in enumerate(faults, 1) if fault is not None]
+    assert [line["number"] for line in quarantined] == [
+        number for number, fault in enumerate(faults, 1) if fault is not None
+    ]
     assert all(len(json.dumps(line)) < 20_000 for line in quarantined)

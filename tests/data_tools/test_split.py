@@ -39,8 +39,16 @@ RECORDS = st.lists(
 
 
 @settings(max_examples=20)
-@given(RECORDS, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 5), st.sampled_from(["target", "key"]), st.integers(1, 8))
-def test_parts_are_disjoint_and_together_everything_in_order(tmp_path_factory, records, weights, seed, by, samples_per_shard):
+@given(
+    RECORDS,
+    st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    st.integers(0, 5),
+    st.sampled_from(["target", "key"]),
+    st.integers(1, 8),
+)
+def test_parts_are_disjoint_and_together_everything_in_order(
+    tmp_path_factory, records, weights, seed, by, samples_per_shard
+):
     folder = tmp_path_factory.mktemp("split")
     build_shards(write_records(folder, records), folder, folder / "all", 7)
     parts = parts_in(folder, *(str(Fraction(weight, sum(weights))) for weight in weights))
@@ -60,7 +68,9 @@ def test_parts_are_disjoint_and_together_everything_in_order(tmp_path_factory, r
     targets = [{json.loads(record)["target_id"] for _, record, _ in part} for part in of_parts]
     if by == "target":
         assert sum(map(len, targets)) == len(set().union(*targets))
-    assert [(part.written.samples, part.targets) for part in written] == [(len(part), len(ids)) for part, ids in zip(of_parts, targets, strict=True)]
+    assert [(part.written.samples, part.targets) for part in written] == [
+        (len(part), len(ids)) for part, ids in zip(of_parts, targets, strict=True)
+    ]
     assert all(check_shards(part.path, full=True) == [] for part in parts)
 
 
@@ -76,13 +86,19 @@ def test_a_repeated_split_gives_the_same_bytes_and_another_seed_other_parts(tmp_
     shards = make_shards(tmp_path)
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         split_shards(shards, SplitSettings(parts_in(tmp_path / name, "0.6", "0.4"), seed))
-    first, again, other = ([files_of(tmp_path / name / part) for part in ("part-0", "part-1")] for name in ("one", "two", "three"))
+    first, again, other = (
+        [files_of(tmp_path / name / part) for part in ("part-0", "part-1")] for name in ("one", "two", "three")
+    )
     assert first == again
     assert first != other
 
 
 def test_parts_have_about_their_shares(tmp_path):
-    build_shards(write_records(tmp_path, [{"query": {"text": f"q{i}"}, "target": {"text": f"t{i}"}} for i in range(2000)]), tmp_path, tmp_path / "all")
+    build_shards(
+        write_records(tmp_path, [{"query": {"text": f"q{i}"}, "target": {"text": f"t{i}"}} for i in range(2000)]),
+        tmp_path,
+        tmp_path / "all",
+    )
     train, test = split_shards(tmp_path / "all", SplitSettings(parts_in(tmp_path, "0.9", "0.1")))
     assert train.written.samples + test.written.samples == 2000
     # Of independent draws: 200 with a standard deviation of 13.4; five of these.
@@ -90,7 +106,9 @@ def test_parts_have_about_their_shares(tmp_path):
 
 
 def test_samples_without_a_query_follow_their_targets_and_are_counted(tmp_path):
-    records = [{"query": {"text": f"q{i}"}, "target": {"text": f"t{i % 20}"}} for i in range(40)] + [{"target": {"text": f"t{i}"}} for i in range(30)]
+    records = [{"query": {"text": f"q{i}"}, "target": {"text": f"t{i % 20}"}} for i in range(40)] + [
+        {"target": {"text": f"t{i}"}} for i in range(30)
+    ]
     build_shards(write_records(tmp_path, records), tmp_path, tmp_path / "all")
     split_shards(tmp_path / "all", SplitSettings(parts_in(tmp_path, "1/2", "1/2")))
     assert sum(ShardedDataset(tmp_path / f"part-{i}").index.targets_only for i in range(2)) == 30
@@ -126,13 +144,17 @@ def test_an_interrupted_split_leaves_nothing_behind(tmp_path):
 
 def test_a_part_without_a_sample_is_refused(tmp_path):
     shards = make_shards(tmp_path, samples=3)
-    with pytest.raises(UserError, match=r"No sample of the 3 .* falls to .*part-1; give it a larger share, or another seed"):
+    with pytest.raises(
+        UserError, match=r"No sample of the 3 .* falls to .*part-1; give it a larger share, or another seed"
+    ):
         split_shards(shards, SplitSettings(parts_in(tmp_path, "0.999999", "0.000001")))
     assert not (tmp_path / "part-0").exists()
 
 
 def test_samples_with_candidates_are_refused(tmp_path):
-    records = [{"key": "a", "query": {"text": "q"}, "target": {"text": "t"}, "target_id": "t", "candidates": ["t", "u"]}]
+    records = [
+        {"key": "a", "query": {"text": "q"}, "target": {"text": "t"}, "target_id": "t", "candidates": ["t", "u"]}
+    ]
     build_shards(write_records(tmp_path, records), tmp_path, tmp_path / "all")
     with pytest.raises(UserError, match="the sample 'a' names candidates"):
         split_shards(tmp_path / "all", SplitSettings(parts_in(tmp_path, "1")))
@@ -149,14 +171,29 @@ def test_directories_that_hold_something_or_one_another_are_refused(tmp_path):
             split_shards(shards, SplitSettings((Share(tmp_path / "a", Fraction(1, 2)), Share(other, Fraction(1, 2)))))
 
 
-@pytest.mark.parametrize("text", ["shards/train", "=0.5", "shards/train=", "shards/train=many", "shards/train=0", "shards/train=-0.5", "shards/train=1/0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "shards/train",
+        "=0.5",
+        "shards/train=",
+        "shards/train=many",
+        "shards/train=0",
+        "shards/train=-0.5",
+        "shards/train=1/0",
+    ],
+)
 def test_a_part_is_a_path_and_a_share_above_nothing(text):
     with pytest.raises(UserError, match="names no part; write a directory and its share, like shards/train=0.9"):
         Share.parse(text)
 
 
 def test_shares_are_exact(tmp_path):
-    assert [Share.parse(f"a=b={text}").share for text in ("0.1", "1/3", ".25")] == [Fraction(1, 10), Fraction(1, 3), Fraction(1, 4)]
+    assert [Share.parse(f"a=b={text}").share for text in ("0.1", "1/3", ".25")] == [
+        Fraction(1, 10),
+        Fraction(1, 3),
+        Fraction(1, 4),
+    ]
     SplitSettings(tuple(Share.parse(f"p{i}=0.1") for i in range(10)))
     with pytest.raises(UserError, match="sum to 0.99 and must sum to 1"):
         SplitSettings(tuple(Share.parse(f"p{i}=0.33") for i in range(3)))

@@ -1,4 +1,5 @@
-"""Pairs of ranks that run ``launch/train.py`` with a fault in one phase, forked from one process that has imported everything, so that a case takes seconds.
+"""Pairs of ranks that run ``launch/train.py`` with a fault in one phase, forked from one process that has imported
+everything, so that a case takes seconds.
 
 Started with a JSON list of ``Case`` on stdin; gives a JSON list of what became of each on stdout.
 """
@@ -80,7 +81,9 @@ def at(owner, name: str, phase: str, after: bool, count: int = 1):
     def faulty(*arguments, **options):
         nonlocal calls
         calls += 1
-        strikes = calls == count and os.environ["FAULT_PHASE"] == phase and os.environ["RANK"] == os.environ["FAULT_RANK"]
+        strikes = (
+            calls == count and os.environ["FAULT_PHASE"] == phase and os.environ["RANK"] == os.environ["FAULT_RANK"]
+        )
         result = work(*arguments, **options) if after or not strikes else None
         if strikes:
             Path(os.environ["FAULT_MARK"]).touch()
@@ -116,8 +119,19 @@ def run_rank(case: dict, rank: int, port: int) -> None:
     log = os.open(case["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case["ranks"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    faults = {"FAULT": case["fault"], "FAULT_PHASE": case["phase"], "FAULT_RANK": case["rank"], "FAULT_MARK": case["log"] + ".mark"}
+    variables = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": case["ranks"],
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    faults = {
+        "FAULT": case["fault"],
+        "FAULT_PHASE": case["phase"],
+        "FAULT_RANK": case["rank"],
+        "FAULT_MARK": case["log"] + ".mark",
+    }
     os.environ.update({name: str(value) for name, value in (variables | faults).items()})
     sys.argv = ["launch/train.py", *case["arguments"]]
     try:
@@ -143,7 +157,8 @@ class Running:
             self.processes.append(process)
 
     def look(self) -> dict | None:
-        """When it is over: codes by rank, negative for signals and None for those that went on, and seconds from the fault to the end."""
+        """When it is over: codes by rank, negative for signals and None for those that went on, and seconds from the
+        fault to the end."""
         for rank, process in enumerate(self.processes):
             if rank not in self.codes and (found := os.waitpid(process, os.WNOHANG))[0]:
                 self.codes[rank] = os.waitstatus_to_exitcode(found[1])
@@ -155,7 +170,10 @@ class Running:
         for rank in rest:
             os.kill(self.processes[rank], signal.SIGKILL)
             os.waitpid(self.processes[rank], 0)
-        return {"codes": [self.codes.get(rank) for rank in range(len(self.processes))], "seconds": time.time() - (begun or 0)}
+        return {
+            "codes": [self.codes.get(rank) for rank in range(len(self.processes))],
+            "seconds": time.time() - (begun or 0),
+        }
 
 
 def main() -> None:

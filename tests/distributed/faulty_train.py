@@ -1,4 +1,5 @@
-"""``launch/train.py`` with a fault in one rank: FAULT names it, FAULT_RANK and FAULT_STEP say where. Tests start it as users start the real one."""
+"""``launch/train.py`` with a fault in one rank: FAULT names it, FAULT_RANK and FAULT_STEP say where. Tests start it as
+users start the real one."""
 
 import os
 import resource

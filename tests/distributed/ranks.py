@@ -3,7 +3,8 @@
 >>> with Ranks(2) as ranks:
 ...     results = ranks.run(function, argument, timeout=60)     # [what rank 0 returned, what rank 1 returned]
 
-A failure or a timeout ends all ranks and is told with every rank's exception, or the place where it waited; the next ``run`` starts new ones.
+A failure or a timeout ends all ranks and is told with every rank's exception, or the place where it waited; the next
+``run`` starts new ones.
 """
 
 import faulthandler
@@ -88,7 +89,8 @@ class Ranks:
         return self._collect(timeout, function.__qualname__)
 
     def _collect(self, timeout: float, what: str) -> list:
-        """One answer of each rank; as soon as one failed, the others get a moment to fail as well and are then asked where they wait."""
+        """One answer of each rank; as soon as one failed, the others get a moment to fail as well and are then asked
+        where they wait."""
         answers: dict[int, tuple] = {}
         deadline = time.monotonic() + timeout
         while len(answers) < self.size and time.monotonic() < deadline:
@@ -98,12 +100,17 @@ class Ranks:
                     answers[waiting[pipe]] = pipe.recv()
                 except EOFError:
                     self.processes[waiting[pipe]].join(5)
-                    answers[waiting[pipe]] = ("failed", f"the process died with exit code {self.processes[waiting[pipe]].exitcode}")
+                    answers[waiting[pipe]] = (
+                        "failed",
+                        f"the process died with exit code {self.processes[waiting[pipe]].exitcode}",
+                    )
                 if answers[waiting[pipe]][0] == "failed":
                     deadline = min(deadline, time.monotonic() + 5)
         if len(answers) == self.size and all(kind == "returned" for kind, _ in answers.values()):
             return [answers[rank][1] for rank in range(self.size)]
-        stories = [f"rank {rank}: {answers[rank][1] if rank in answers else self._where(rank)}" for rank in range(self.size)]
+        stories = [
+            f"rank {rank}: {answers[rank][1] if rank in answers else self._where(rank)}" for rank in range(self.size)
+        ]
         self._kill()
         raise RankFailure(f"{what} failed or took longer than {timeout} s.\n" + "\n".join(stories))
 
@@ -129,7 +136,14 @@ def _serve(rank: int, size: int, port: int, pipe, dump: Path) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     stack = dump.open("w", encoding="utf-8")
     faulthandler.register(signal.SIGUSR2, file=stack, all_threads=True)
-    local = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    local = {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
     os.environ.update({name: str(value) for name, value in local.items()}, DS_ACCELERATOR="cpu")
     import torch
     import torch.distributed as dist

@@ -1,7 +1,8 @@
-"""One run, killed again and again with kill -9: at random moments, random ranks, saves in flight included. It ends as if nothing had happened.
+"""One run, killed again and again with kill -9: at random moments, random ranks, saves in flight included. It ends as
+if nothing had happened.
 
-``PDFX_CHAOS_KILLS`` says how often (few by default, to keep the test short), ``PDFX_CHAOS_LAUNCHER`` how it is started: ``deepspeed`` or ``torchrun``. What was
-hit is printed: ``pytest -s``.
+``PDFX_CHAOS_KILLS`` says how often (few by default, to keep the test short), ``PDFX_CHAOS_LAUNCHER`` how it is started:
+``deepspeed`` or ``torchrun``. What was hit is printed: ``pytest -s``.
 """
 
 import json
@@ -47,7 +48,9 @@ class Killer:
         self.log = run.with_suffix(".log")
 
     def begin(self):
-        return start([*launcher(LAUNCHER, 2), "launch/train.py", str(self.recipe), f"train.output_dir={self.run}"], self.log)
+        return start(
+            [*launcher(LAUNCHER, 2), "launch/train.py", str(self.recipe), f"train.output_dir={self.run}"], self.log
+        )
 
     def kill_once(self) -> None:
         """Start, wait for a random moment, kill, and wait for the job's end."""
@@ -105,13 +108,35 @@ def content(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.timeout(240 + 90 * KILLS)
-def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_metrics_and_coverage_of_an_undisturbed_one_bit_for_bit(tmp_path, two_ranks):
-    # Dropout, mutual information, chunks, workers and prefetching all have states of their own that must be found again.
-    train = {"max_steps": STEPS, "save_steps": 2, "save_total_limit": 3, "warmup_steps": 4, "peak_tflops": 1.0, "gradient_accumulation_steps": 2}
+def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_and_metrics_of_an_undisturbed_one_bit_for_bit(
+    tmp_path, two_ranks
+):
+    # Dropout, mutual information, chunks, workers and prefetching all have states of their own that must be found
+    # again.
+    train = {
+        "max_steps": STEPS,
+        "save_steps": 2,
+        "save_total_limit": 3,
+        "warmup_steps": 4,
+        "peak_tflops": 1.0,
+        "gradient_accumulation_steps": 2,
+    }
     model = {"lora": {"r": 2, "alpha": 4, "dropout": 0.2, "targets": ["q_proj", "v_proj"]}}
-    tree = tiny_tree(tmp_path, "qwen2_vl", "zero3", train=train, model=model, data={"num_workers": 1}, objective={"learn_temperature": True})
+    tree = tiny_tree(
+        tmp_path,
+        "qwen2_vl",
+        "zero3",
+        train=train,
+        model=model,
+        data={"num_workers": 1},
+        objective={"learn_temperature": True},
+    )
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    two_ranks.run(train_undisturbed, parse_config(tree | {"train": tree["train"] | {"output_dir": str(tmp_path / "undisturbed")}}), timeout=280)
+    two_ranks.run(
+        train_undisturbed,
+        parse_config(tree | {"train": tree["train"] | {"output_dir": str(tmp_path / "undisturbed")}}),
+        timeout=280,
+    )
 
     killer = Killer(tmp_path / "recipe.yaml", tmp_path / "killed")
     for _ in range(KILLS):

@@ -1,4 +1,5 @@
-"""Checkpoints on two real ranks: written in the background without harm, kept as the recipe says, and damaged ones passed over."""
+"""Checkpoints on two real ranks: written in the background without harm, kept as the recipe says, and damaged ones
+passed over."""
 
 import contextlib
 import io
@@ -56,7 +57,11 @@ def run_telling(config: Config) -> str:
 
 def steps(run: Path, suffix: str = "") -> list[int]:
     names = (path.name.removeprefix("step-") for path in (run / "checkpoints").iterdir())
-    return sorted(int(name.removesuffix(suffix)) for name in names if name.removesuffix(suffix).isdecimal() and name.endswith(suffix))
+    return sorted(
+        int(name.removesuffix(suffix))
+        for name in names
+        if name.removesuffix(suffix).isdecimal() and name.endswith(suffix)
+    )
 
 
 def test_flipped_truncated_and_missing_files_are_named_and_passed_over_for_the_one_before(folder, two_ranks):
@@ -71,9 +76,18 @@ def test_flipped_truncated_and_missing_files_are_named_and_passed_over_for_the_o
     flip(own[2] / MANIFEST, (own[2] / MANIFEST).read_text().index('"step": 2') + len('"step": '))
     told, _ = two_ranks.run(run_telling, recipe(folder, "damaged"))
     sentences = " ".join(told.split())
-    assert f"Passed over: {own[5]} is no whole checkpoint: parameters/rank-00001-of-00002.safetensors is damaged" in sentences
-    assert f"Passed over: {own[4]} is no whole checkpoint: parameters/rank-00000-of-00002.safetensors has 1000 bytes instead of" in sentences
-    assert f"Passed over: {own[3]} is no whole checkpoint: parameters/rank-00001-of-00002.safetensors is missing" in sentences
+    assert (
+        f"Passed over: {own[5]} is no whole checkpoint: parameters/rank-00001-of-00002.safetensors is damaged"
+        in sentences
+    )
+    assert (
+        f"Passed over: {own[4]} is no whole checkpoint: parameters/rank-00000-of-00002.safetensors has 1000 bytes "
+        "instead of" in sentences
+    )
+    assert (
+        f"Passed over: {own[3]} is no whole checkpoint: parameters/rank-00001-of-00002.safetensors is missing"
+        in sentences
+    )
     assert f"Passed over: {own[2]} is no whole checkpoint: manifest.json is damaged" in sentences
     assert f"Going on from {own[1]} after step 1." in sentences
     # It trained steps 2 to 5 again, and put whole checkpoints in the damaged ones' places.
@@ -89,7 +103,11 @@ def test_a_checkpoint_that_is_named_must_be_whole(folder, two_ranks):
     shutil.copytree(newest_whole(folder / "damaged")[0].path, copy)
     flip(copy / PARAMETERS / "rank-00000-of-00002.safetensors")
     told, other = two_ranks.run(run_telling, recipe(folder, "other", resume=str(copy)))
-    assert told == f"{copy} is no whole checkpoint: parameters/rank-00000-of-00002.safetensors is damaged: its content does not match its checksum."
+    assert (
+        told
+        == f"{copy} is no whole checkpoint: parameters/rank-00000-of-00002.safetensors is damaged: its content does "
+        "not match its checksum."
+    )
     assert other == "exit code 2"
 
 
@@ -106,7 +124,9 @@ def test_where_no_checkpoint_can_be_taken_up_no_new_run_takes_the_place_of_the_o
     assert (run / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_started_from_a_named_checkpoint_goes_on_from_its_own_when_the_same_command_is_given_again(folder, two_ranks):
+def test_a_run_started_from_a_named_checkpoint_goes_on_from_its_own_when_the_same_command_is_given_again(
+    folder, two_ranks
+):
     # The number of steps changes, and must not change the learning rate.
     run, constant = folder / "named", {"lr_scheduler_type": "constant"}
     two_ranks.run(run_telling, recipe(folder, "named", **constant))
@@ -124,7 +144,8 @@ def test_a_run_started_from_a_named_checkpoint_goes_on_from_its_own_when_the_sam
 def save_while_training(config: Config, harm: bool) -> tuple[list[bool], str]:
     """In a rank: begin to save after step 1, train step 2 while the files are held up, and let them be written then.
 
-    ``harm`` takes the directory away that they should be written to. Returns whether the write was on its way, and how the end of the save was told.
+    ``harm`` takes the directory away that they should be written to. Returns whether the write was on its way, and how
+    the end of the save was told.
     """
     from pdfx.checkpoint import saver
     from pdfx.distributed.world import join_world
@@ -161,8 +182,12 @@ def save_while_training(config: Config, harm: bool) -> tuple[list[bool], str]:
 
 
 def test_what_is_written_while_training_goes_on_is_the_state_of_its_step_bit_for_bit(folder, two_ranks):
-    (running, told), _ = two_ranks.run(save_while_training, recipe(folder, "background", save_in_background=True), False)
-    assert all(running) and told.startswith(f"Saved {folder / 'background/checkpoints/step-00000001'}; training waited for")
+    (running, told), _ = two_ranks.run(
+        save_while_training, recipe(folder, "background", save_in_background=True), False
+    )
+    assert all(running) and told.startswith(
+        f"Saved {folder / 'background/checkpoints/step-00000001'}; training waited for"
+    )
     two_ranks.run(run_telling, recipe(folder, "blocking", save_in_background=False, max_steps=5, save_total_limit=9))
     one, other = (folder / f"{run}/checkpoints/step-00000001" for run in ("background", "blocking"))
     saved = [SavedParameters(open_checkpoint(path).files(PARAMETERS)) for path in (one, other)]
@@ -175,9 +200,13 @@ def test_what_is_written_while_training_goes_on_is_the_state_of_its_step_bit_for
 
 
 def test_a_background_write_that_fails_ends_all_ranks_with_its_reason_and_leaves_no_checkpoint(folder, two_ranks):
-    (running, told), (_, other) = two_ranks.run(save_while_training, recipe(folder, "failing", save_in_background=True), True)
+    (running, told), (_, other) = two_ranks.run(
+        save_while_training, recipe(folder, "failing", save_in_background=True), True
+    )
     assert all(running)
-    assert told.startswith(f"The checkpoint {folder / 'failing/checkpoints/step-00000001'} could not be written: No such file or directory")
+    assert told.startswith(
+        f"The checkpoint {folder / 'failing/checkpoints/step-00000001'} could not be written: No such file or directory"
+    )
     assert other == "exit code 2"
     assert newest_whole(folder / "failing") == (None, [])
     # The next run clears away what is left, and saves.
@@ -186,7 +215,8 @@ def test_a_background_write_that_fails_ends_all_ranks_with_its_reason_and_leaves
 
 
 def fail_while_saving(config: Config, alone: bool) -> None:
-    """In a rank: save in the background and fail in the next step. ``alone``: only rank 1 comes to the end of the run."""
+    """In a rank: save in the background and fail in the next step. ``alone``: only rank 1 comes to the end of the
+    run."""
     from datetime import timedelta
 
     from pdfx.checkpoint import saver
@@ -199,7 +229,9 @@ def fail_while_saving(config: Config, alone: bool) -> None:
     trainer._train_step(StepTimer())
     trainer.save()
     with torch.no_grad():
-        next(parameter for name, parameter in trainer.engine.module.named_parameters() if "prefix" in name).fill_(float("nan"))
+        next(parameter for name, parameter in trainer.engine.module.named_parameters() if "prefix" in name).fill_(
+            float("nan")
+        )
     with contextlib.suppress(UserError, SystemExit):
         trainer._train_step(StepTimer())
     saver.PATIENCE = timedelta(seconds=2 if alone else 60)
@@ -233,6 +265,11 @@ def test_the_newest_the_best_and_every_so_many_steps_one_stay(folder, two_ranks)
 
 def test_a_metric_that_no_evaluation_gives_is_refused_at_the_start_with_the_nearest(folder, two_ranks):
     data = {"evaluation": str(tiny_shards(folder / "evaluation", samples=7))}
-    told, other = two_ranks.run(run_telling, recipe(folder, "misnamed", data, eval_steps=1, metric_for_best_model="query_to_target/fused/mr"))
-    assert told == "train.metric_for_best_model is 'query_to_target/fused/mr', which no evaluation gives; did you mean 'query_to_target/fused/mrr'?"
+    told, other = two_ranks.run(
+        run_telling, recipe(folder, "misnamed", data, eval_steps=1, metric_for_best_model="query_to_target/fused/mr")
+    )
+    assert (
+        told == "train.metric_for_best_model is 'query_to_target/fused/mr', which no evaluation gives; did you mean "
+        "'query_to_target/fused/mrr'?"
+    )
     assert other == "exit code 2"

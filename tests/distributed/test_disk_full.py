@@ -1,4 +1,5 @@
-"""A disk that fills up while a checkpoint is written: one sentence, the checkpoint before it stays whole, and what was half written is gone."""
+"""A disk that fills up while a checkpoint is written: one sentence, the checkpoint before it stays whole, and what was
+half written is gone."""
 
 import contextlib
 import io
@@ -19,7 +20,9 @@ def small_disk(tmp_path):
     """A folder with room for 4 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
     if mounted.returncode != 0:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     yield folder
@@ -49,7 +52,9 @@ def run_telling(config: Config) -> str:
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["blocking", "background"])
-def test_the_run_ends_with_one_sentence_and_goes_on_from_the_whole_checkpoint_before_when_there_is_room(tmp_path, two_ranks, small_disk, background):
+def test_the_run_ends_with_one_sentence_and_goes_on_from_the_whole_checkpoint_before_when_there_is_room(
+    tmp_path, two_ranks, small_disk, background
+):
     train = {"output_dir": str(small_disk / "run"), "max_steps": 4, "save_steps": 2, "save_in_background": background}
     config = tiny_config(Path(tmp_path), "qwen2_vl", "zero3", train=train, model={"lora": {"r": 2}})
     two_ranks.run(run_telling, config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 2})}))

@@ -1,6 +1,8 @@
-"""Every phase of a run x every way to fail: all ranks end, within the time that docs/cluster.md promises, and the log's last entry says what happened.
+"""Every phase of a run x every way to fail: all ranks end, within the time that docs/cluster.md promises, and the log's
+last entry says what happened.
 
-A few of the cases by default, to keep the test short; all of them with ``PDFX_FAULTS=all``. Limits are the shipped ones, except those that a hang waits for.
+A few of the cases by default, to keep the test short; all of them with ``PDFX_FAULTS=all``. Limits are the shipped
+ones, except those that a hang waits for.
 """
 
 import json
@@ -28,7 +30,12 @@ PHASES = {
     "save": "step 2(, where)? it had to save a checkpoint",
     "end": "step 3(, where)? it had to end the run",
 }
-LIMITS = {"first": "guards.first_seconds", "step": "guards.stall_seconds", "evaluation": "guards.stall_seconds", "end": "guards.stall_seconds"}
+LIMITS = {
+    "first": "guards.first_seconds",
+    "step": "guards.stall_seconds",
+    "evaluation": "guards.stall_seconds",
+    "end": "guards.stall_seconds",
+}
 QUIET = {"lose_the_console", "fill_the_console"}
 STOPS = {"terminate", "hang_up"}
 
@@ -45,12 +52,16 @@ class Case:
 
     @property
     def hang_seconds(self) -> int:
-        """What the case's limit is set to, so that the test does not wait for the shipped one; loading may take a while on a busy machine."""
+        """What the case's limit is set to, so that the test does not wait for the shipped one; loading may take a while
+        on a busy machine."""
         return 8 if self.phase in LIMITS else 60
 
     def settings(self) -> list[str]:
         # What is new may never take less long than the same later.
-        names = {LIMITS.get(self.phase, "guards.pause_seconds"), *(["guards.stall_seconds"] if self.phase == "first" else [])}
+        names = {
+            LIMITS.get(self.phase, "guards.pause_seconds"),
+            *(["guards.stall_seconds"] if self.phase == "first" else []),
+        }
         return [f"{name}={self.hang_seconds}" for name in names] if self.fault == "hang" else []
 
     def bound(self) -> float:
@@ -59,8 +70,13 @@ class Case:
 
     def expected(self) -> tuple[int, str]:
         """Exit code of each rank that lives, and the last entry."""
-        name, place = (rf"Rank {self.rank} \(host .*, process \d+\)" if self.ranks > 1 else "The run"), PHASES[self.phase]
-        finished = self.fault in QUIET or (self.fault in STOPS and self.phase in ("save", "end")) or (self.fault, self.phase) == ("vanish", "end")
+        name = rf"Rank {self.rank} \(host .*, process \d+\)" if self.ranks > 1 else "The run"
+        place = PHASES[self.phase]
+        finished = (
+            self.fault in QUIET
+            or (self.fault in STOPS and self.phase in ("save", "end"))
+            or (self.fault, self.phase) == ("vanish", "end")
+        )
         # What is asked in the second step, after the last look, is done in the third, which is the last.
         if finished or self.fault in STOPS:
             words = "Finished after step 3" if finished else "Stopped by a signal (before the first|after) step"
@@ -68,12 +84,25 @@ class Case:
         return {
             "fail": (1, rf"{name} failed in {place}: ValueError: the sample's picture stands upside down\.+$"),
             "leave": (1, rf"{name} failed in {place}: something there ended the process with exit code 3\.$"),
-            "run_out_of_files": (2, rf"{name} failed in {place}: /dev/null: Too many open files; raise the limit of open files"),
-            "hang": (76, rf"{name if self.ranks > 1 else 'Rank 0'} (holds the others up|hangs): in {place}; it is at .*fault_matrix.py, line \d+, in hang"),
-            "terminate_and_hang": (76, rf"{name} holds the others up: in {place}; it is at .*fault_matrix.py, line \d+, in hang"),
+            "run_out_of_files": (
+                2,
+                rf"{name} failed in {place}: /dev/null: Too many open files; raise the limit of open files",
+            ),
+            "hang": (
+                76,
+                rf"{name if self.ranks > 1 else 'Rank 0'} (holds the others up|hangs): in {place}; it is at "
+                rf".*fault_matrix.py, line \d+, in hang",
+            ),
+            "terminate_and_hang": (
+                76,
+                rf"{name} holds the others up: in {place}; it is at .*fault_matrix.py, line \d+, in hang",
+            ),
             "vanish": (76, rf"{name} gave no more sign of life, so the job ends: the process is gone without a word"),
             "crash": (76, rf"{name} gave no more sign of life, so the job ends: the process is gone without a word"),
-            "freeze": (76, rf"{name} gave no more sign of life, so the job ends: the process is still there, but it does not run"),
+            "freeze": (
+                76,
+                rf"{name} gave no more sign of life, so the job ends: the process is still there, but it does not run",
+            ),
         }[self.fault]
 
 
@@ -110,14 +139,24 @@ def results(tmp_path_factory) -> dict[Case, dict]:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
     runs = {case: folder / str(number) for number, case in enumerate(CASES)}
     jobs = [
-        asdict(case) | {"bound": case.bound(), "log": f"{run}.log", "arguments": [str(folder / "recipe.yaml"), f"train.output_dir={run}", *case.settings()]}
+        asdict(case)
+        | {
+            "bound": case.bound(),
+            "log": f"{run}.log",
+            "arguments": [str(folder / "recipe.yaml"), f"train.output_dir={run}", *case.settings()],
+        }
         for case, run in runs.items()
     ]
     command = [sys.executable, "tests/distributed/fault_matrix.py"]
-    done = subprocess.run(command, input=json.dumps(jobs), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(jobs), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])
-    return {case: outcome | {"run": run, "log": Path(f"{run}.log").read_text()} for (case, run), outcome in zip(runs.items(), outcomes, strict=True)}
+    return {
+        case: outcome | {"run": run, "log": Path(f"{run}.log").read_text()}
+        for (case, run), outcome in zip(runs.items(), outcomes, strict=True)
+    }
 
 
 @pytest.mark.timeout(600 if CASES == SHORT else 3600)
@@ -127,7 +166,13 @@ def test_all_ranks_end_in_time_with_the_code_and_the_words_for_what_happened(res
     dead = {"vanish": -9, "crash": -11, "freeze": None}
     for rank, ended in enumerate(result["codes"]):
         # At the end the others have finished already.
-        allowed = [dead[case.fault]] if case.fault in dead and rank == case.rank else [code, 0] if case.phase == "end" and rank != case.rank else [code]
+        allowed = (
+            [dead[case.fault]]
+            if case.fault in dead and rank == case.rank
+            else [code, 0]
+            if case.phase == "end" and rank != case.rank
+            else [code]
+        )
         assert ended in allowed, result["log"]
     assert result["seconds"] < case.bound()
     lines = result["log"].splitlines()
@@ -135,10 +180,16 @@ def test_all_ranks_end_in_time_with_the_code_and_the_words_for_what_happened(res
         assert re.match(words, lines[-1]), result["log"]
     if case.fault == "hang":
         limit = LIMITS.get(case.phase, "guards.pause_seconds")
-        assert re.search(rf"^No progress for \d+ s \({limit}\); the stack of each rank is in ", result["log"], re.MULTILINE), result["log"]
+        assert re.search(
+            rf"^No progress for \d+ s \({limit}\); the stack of each rank is in ", result["log"], re.MULTILINE
+        ), result["log"]
     if case.fault == "fill_the_console":
         assert any(line.startswith("<stdout> can no longer be written to (No space left on device)") for line in lines)
     if code == 0:
-        steps = [record["step"] for record in map(json.loads, (result["run"] / "metrics.jsonl").read_text().splitlines()) if "loss" in record]
+        steps = [
+            record["step"]
+            for record in map(json.loads, (result["run"] / "metrics.jsonl").read_text().splitlines())
+            if "loss" in record
+        ]
         assert steps == [1, 2, 3]
         assert (result["run"] / "checkpoints/step-00000003/manifest.json").exists()

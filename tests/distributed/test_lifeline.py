@@ -42,7 +42,8 @@ def test_signs_reach_every_rank_and_only_one_failure_counts(two_ranks):
 
 
 def fail_while_the_watchdog_waits_to_tell(folder: Path) -> None:
-    """In a rank: rank 0's watchdog has claimed the end of the job and waits for rank 1, which does not leave, when rank 0's main thread fails as well."""
+    """In a rank: rank 0's watchdog has claimed the end of the job and waits for rank 1, which does not leave, when rank
+    0's main thread fails as well."""
     from pdfx.config.guard_sections import GuardsSection
     from pdfx.distributed.world import join_world
     from pdfx.faults.heartbeats import Lifeline
@@ -75,7 +76,14 @@ def compare(change: str | None) -> str:
     module = torch.nn.Linear(3, 3)
     torch.nn.init.ones_(module.weight)
     torch.nn.init.zeros_(module.bias)
-    state = {"step": 9, "position": {"samples": 4}, "metrics": {"loss": 0.1 + 0.2}, "module": module, "variational": None, "turn": 3}
+    state = {
+        "step": 9,
+        "position": {"samples": 4},
+        "metrics": {"loss": 0.1 + 0.2},
+        "module": module,
+        "variational": None,
+        "turn": 3,
+    }
     if dist.get_rank() == 1:
         if change == "parameters":
             with torch.no_grad():
@@ -90,7 +98,13 @@ def compare(change: str | None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("change", "name"), [("step", "the step"), ("position", "the position in the data"), ("metrics", "the metrics"), ("parameters", "the parameters")]
+    ("change", "name"),
+    [
+        ("step", "the step"),
+        ("position", "the position in the data"),
+        ("metrics", "the metrics"),
+        ("parameters", "the parameters"),
+    ],
 )
 def test_a_rank_out_of_step_is_found_by_all_and_named_with_what_differs(two_ranks, change, name):
     assert two_ranks.run(compare, None) == ["agreed", "agreed"]

@@ -1,4 +1,5 @@
-"""A loss or a gradient that is not finite on one rank: no rank updates anything, and training goes on as if the step had not been."""
+"""A loss or a gradient that is not finite on one rank: no rank updates anything, and training goes on as if the step
+had not been."""
 
 import json
 import math
@@ -24,7 +25,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def spoil(trainer, where: str, steps: set[int]) -> None:
-    """Make rank 1's embeddings (``loss``), or the gradients that reach its decoder (``gradient``), infinite in some steps."""
+    """Make rank 1's embeddings (``loss``), or the gradients that reach its decoder (``gradient``), infinite in some
+    steps."""
     if dist.get_rank() != 1:
         return
     embed = trainer.stepper.embed
@@ -54,7 +56,8 @@ def everything(trainer) -> dict[str, torch.Tensor]:
 
 
 def step_over(config: Config, where: str) -> list[str]:
-    """In a rank: three steps whose second is spoiled, beside the first and the third alone; the names of what differs."""
+    """In a rank: three steps whose second is spoiled, beside the first and the third alone; the names of what
+    differs."""
     from pdfx.distributed.world import join_world
     from pdfx.train.step import was_skipped
     from pdfx.train.trainer import Trainer
@@ -94,17 +97,28 @@ def step_over(config: Config, where: str) -> list[str]:
         ("zero3", {"gradient_accumulation_steps": 2, "gradient_reduction": "chunk"}),
         ("zero3", {}),
     ],
-    ids=["zero1", "zero2 reduced once", "zero2 bf16", "zero3 reduced once", "zero3 reduced by chunk", "zero3 in one pass"],
+    ids=[
+        "zero1",
+        "zero2 reduced once",
+        "zero2 bf16",
+        "zero3 reduced once",
+        "zero3 reduced by chunk",
+        "zero3 in one pass",
+    ],
 )
-def test_a_spoiled_step_leaves_parameters_optimiser_and_pending_gradients_untouched_on_all_ranks(folder, two_ranks, stage, train, where):
-    # What the variational networks learn in a step whose gradient is spoiled only later is sound, and so stays; without them there is nothing that may differ.
+def test_a_spoiled_step_leaves_parameters_optimiser_and_pending_gradients_untouched_on_all_ranks(
+    folder, two_ranks, stage, train, where
+):
+    # What the variational networks learn in a step whose gradient is spoiled only later is sound, and so stays; without
+    # them there is nothing that may differ.
     objective = {"diversity": "mutual_information" if where == "loss" else "none"}
     config = recipe(folder, "steps", stage, train=train | {"resume": "auto"}, objective=objective)
     assert two_ranks.run(step_over, config, where) == [[], []]
 
 
 def train_spoiled(config: Config, spoiled_steps: list[set[int]]) -> str:
-    """In a rank: the whole run. Step numbers in ``spoiled_steps[i]`` are spoiled after i roll-backs; how the run ended."""
+    """In a rank: the whole run. Step numbers in ``spoiled_steps[i]`` are spoiled after i roll-backs; how the run
+    ended."""
     from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
     from pdfx.train.trainer import StopRequest, Trainer
@@ -148,7 +162,9 @@ ROLLING = {"train": {"max_steps": 7, "save_steps": 2}, "guards": {"non_finite": 
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_after_a_passing_fault_the_run_goes_back_and_ends_as_an_undisturbed_one_digit_for_digit(folder, two_ranks, stage):
+def test_after_a_passing_fault_the_run_goes_back_and_ends_as_an_undisturbed_one_digit_for_digit(
+    folder, two_ranks, stage
+):
     whole, faulty = (recipe(folder, f"{run}-{stage}", stage, **ROLLING) for run in ("whole", "faulty"))
     assert two_ranks.run(train_spoiled, whole, [set()]) == ["finished", "finished"]
     assert two_ranks.run(train_spoiled, faulty, [{4, 5}, set()]) == ["finished", "finished"]
@@ -168,7 +184,9 @@ def test_a_stretch_that_fails_again_is_passed_over_and_the_samples_say_so(folder
     assert last["roll_backs"] == 2
 
 
-def test_a_run_that_would_go_back_too_often_or_has_nothing_to_go_back_to_stops_on_all_ranks_with_the_cure(folder, two_ranks):
+def test_a_run_that_would_go_back_too_often_or_has_nothing_to_go_back_to_stops_on_all_ranks_with_the_cure(
+    folder, two_ranks
+):
     told, other = two_ranks.run(train_spoiled, recipe(folder, "often", "zero2", **ROLLING), [{3, 4}, {3, 4}, {3, 4}])
     assert "after 2 roll-backs" in told
     assert other == "exit code 2"
@@ -177,12 +195,20 @@ def test_a_run_that_would_go_back_too_often_or_has_nothing_to_go_back_to_stops_o
     assert other == "exit code 2"
 
 
-def test_a_save_that_meets_a_skipped_step_waits_for_the_next_one_and_a_run_may_begin_with_skipped_steps(folder, two_ranks):
-    settings = {"train": {"max_steps": 4, "save_steps": 2, "save_total_limit": 5}, "guards": {"non_finite": {"in_a_row": 3}}}
+def test_a_save_that_meets_a_skipped_step_waits_for_the_next_one_and_a_run_may_begin_with_skipped_steps(
+    folder, two_ranks
+):
+    settings = {
+        "train": {"max_steps": 4, "save_steps": 2, "save_total_limit": 5},
+        "guards": {"non_finite": {"in_a_row": 3}},
+    }
     assert two_ranks.run(train_spoiled, recipe(folder, "waits", "zero2", **settings), [{2}]) == ["finished", "finished"]
     assert saved_steps(folder, "waits") == [3, 4]
     settings["train"] |= {"max_steps": 2, "save_steps": 5}
-    assert two_ranks.run(train_spoiled, recipe(folder, "begins", "zero3", **settings), [{1, 2}]) == ["finished", "finished"]
+    assert two_ranks.run(train_spoiled, recipe(folder, "begins", "zero3", **settings), [{1, 2}]) == [
+        "finished",
+        "finished",
+    ]
     assert saved_steps(folder, "begins") == [2]
 
 

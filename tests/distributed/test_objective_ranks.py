@@ -1,6 +1,7 @@
 """The objective on 2 and 3 real ranks against one process that holds the whole batch.
 
-Everything is float64: sums over at most 100 terms in another order differ by some 1e-14, so 1e-10 sees any wrong factor, missing row or detached one.
+Everything is float64: sums over at most 100 terms in another order differ by some 1e-14, so 1e-10 sees any wrong
+factor, missing row or detached one.
 """
 
 import pytest
@@ -19,7 +20,13 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 FITS = 3
 CONTRASTS = {
     "plain": {"diversity": "none", "mask_same_target": False},
-    "everything": {"diversity": "orthogonality", "diversity_weight": 0.5, "symmetric": True, "path_weight": 0.7, "fused_weight": 1.3},
+    "everything": {
+        "diversity": "orthogonality",
+        "diversity_weight": 0.5,
+        "symmetric": True,
+        "path_weight": 0.7,
+        "fused_weight": 1.3,
+    },
     "only fused": {"diversity": "orthogonality", "path_weight": 0.0},
 }
 INFORMATION = {"diversity_weight": 0.5, "mutual_information": MutualInformationSection(hidden=8, warmup_steps=0)}
@@ -40,7 +47,8 @@ def whole_batch(valid: str) -> dict:
         "query_fused": embed(PAIRS, DIMENSION),
         "target_fused": embed(PAIRS, DIMENSION),
         "negatives_fused": embed(PAIRS, NEGATIVES, DIMENSION),
-        # Pairs 1 and 3 share a target, and the first negative of pair 2 is the target of pair 1: on other ranks in both worlds.
+        # Pairs 1 and 3 share a target, and the first negative of pair 2 is the target of pair 1: on other ranks in both
+        # worlds.
         "target_ids": torch.tensor([10, 11, 12, 11, 14, 15]),
         "negative_ids": torch.tensor([[20, 21], [22, 23], [11, 25], [26, 27], [28, 29], [30, 31]]),
         "valid": mask,
@@ -57,7 +65,9 @@ def share(batch: dict, rank: int, world_size: int) -> dict:
 
 
 def objective_of(settings: dict) -> Objective:
-    objective = Objective(ObjectiveSection(**settings), PATHS, DIMENSION, seed=0, matryoshka_dims=[5] if settings.get("symmetric") else [])
+    objective = Objective(
+        ObjectiveSection(**settings), PATHS, DIMENSION, seed=0, matryoshka_dims=[5] if settings.get("symmetric") else []
+    )
     if objective.variational is not None:
         objective.variational.double()
     return objective
@@ -90,7 +100,9 @@ def settings_of(name: str) -> dict:
 
 def gather_case(rank: int) -> dict:
     """A loss per rank that weighs every gathered row in its own way, so that the gradient's expected value is known."""
-    first, second, empty = (torch.full(shape, rank + 1.0, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (1, 2, 2), (0, 4)))
+    first, second, empty = (
+        torch.full(shape, rank + 1.0, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (1, 2, 2), (0, 4))
+    )
     gathered = all_gather([first, second, empty])
     weights = [torch.arange(x.numel(), dtype=torch.float64).view_as(x) * 10**rank for x in gathered]
     loss = sum((w * x).sum() for w, x in zip(weights, gathered, strict=True))
@@ -108,7 +120,10 @@ def refusal_case(part: dict) -> str:
 def run_rank(folder: str) -> None:
     """Every case on this rank; the results go through a file."""
     rank, world_size = rank_and_world_size()
-    results = {(name, valid): evaluate(settings_of(name), share(whole_batch(valid), rank, world_size)) for name, valid in cases()}
+    results = {
+        (name, valid): evaluate(settings_of(name), share(whole_batch(valid), rank, world_size))
+        for name, valid in cases()
+    }
     results["gather"] = gather_case(rank)
     results["refusal"] = refusal_case(share(whole_batch("all valid"), rank, world_size))
     torch.save(results, f"{folder}/{rank}.pt")
@@ -129,7 +144,9 @@ def assert_equals_whole_batch(found: list[dict], loss: torch.Tensor, gradients: 
     torch.testing.assert_close(torch.stack([one["loss"] for one in found]).mean(), loss, **TOLERANCE)
     for name in EMBEDDINGS:
         together = torch.cat([one["gradients"][name] for one in found]) / world_size
-        torch.testing.assert_close(together, gradients[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            together, gradients[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
+        )
     temperature = torch.stack([one["gradients"]["log_temperature"] for one in found]).mean()
     torch.testing.assert_close(temperature, gradients["log_temperature"], **TOLERANCE)
 
@@ -146,7 +163,8 @@ def test_loss_gradients_and_metrics_equal_one_process_with_the_whole_batch(ranks
 
 @pytest.mark.parametrize("valid", VALID)
 def test_networks_after_fitting_are_alike_on_all_ranks_and_equal_one_process(ranks, valid):
-    """Between ranks to the bit. To one process within 1e-8: Adam divides by the gradient's size plus 1e-8, which magnifies roundings of tiny gradients."""
+    """Between ranks to the bit. To one process within 1e-8: Adam divides by the gradient's size plus 1e-8, which
+    magnifies roundings of tiny gradients."""
     found = [rank["information", valid] for rank in ranks]
     single = evaluate(INFORMATION, share(whole_batch(valid), 0, 1))
     initial = objective_of(INFORMATION).variational.state_dict()
@@ -154,19 +172,28 @@ def test_networks_after_fitting_are_alike_on_all_ranks_and_equal_one_process(ran
         assert not torch.equal(value, initial[name])
         assert all(torch.equal(one["networks"][name], found[0]["networks"][name]) for one in found)
         torch.testing.assert_close(found[0]["networks"][name], value, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(found[0]["metrics"]["mi_negative_log_likelihood"], single["metrics"]["mi_negative_log_likelihood"], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        found[0]["metrics"]["mi_negative_log_likelihood"],
+        single["metrics"]["mi_negative_log_likelihood"],
+        rtol=1e-8,
+        atol=1e-8,
+    )
 
 
 @pytest.mark.parametrize("valid", VALID)
 def test_information_term_is_the_mean_of_the_ranks_own_terms(ranks, valid):
-    """In one process: contrast on the whole batch, plus the mean of the estimates on each rank's share, with the networks that the ranks fitted."""
+    """In one process: contrast on the whole batch, plus the mean of the estimates on each rank's share, with the
+    networks that the ranks fitted."""
     found = [rank["information", valid] for rank in ranks]
     objective = objective_of(INFORMATION)
     objective.variational.load_state_dict(found[0]["networks"])
     batch = share(whole_batch(valid), 0, 1)
     contrast, _ = objective_of({"diversity": "none"})(**batch, step=1)
     shares = zip(*(batch[name].chunk(len(ranks)) for name in ("query", "target", "valid")), strict=True)
-    terms = [objective.variational.estimate(torch.stack([query, target]), kept).per_side.mean() for query, target, kept in shares]
+    terms = [
+        objective.variational.estimate(torch.stack([query, target]), kept).per_side.mean()
+        for query, target, kept in shares
+    ]
     information = torch.stack(terms).mean()
     loss = contrast + 0.5 * information
     names = (*EMBEDDINGS, "log_temperature")

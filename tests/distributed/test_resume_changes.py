@@ -1,4 +1,5 @@
-"""A run that is taken up with other frozen weights or other settings: refused if its embeddings would change, told otherwise."""
+"""A run that is taken up with other frozen weights or other settings: refused if its embeddings would change, told
+otherwise."""
 
 import json
 import shutil
@@ -27,7 +28,10 @@ def recipe(folder: Path, backbone: Path, stage: str = "zero3", **sections: dict)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, two_ranks) -> Path:
     folder = tmp_path_factory.mktemp("taken-up")
-    assert "Finished after step 1" in two_ranks.run(run_telling, recipe(folder, tiny_backbone("llava_next", folder / "llava_next")))[0]
+    assert (
+        "Finished after step 1"
+        in two_ranks.run(run_telling, recipe(folder, tiny_backbone("llava_next", folder / "llava_next")))[0]
+    )
     return folder
 
 
@@ -52,16 +56,29 @@ def frozen_of(config: Config) -> str:
     return trainer.frozen
 
 
-@pytest.mark.parametrize(("stage", "cached"), [("zero2", False), ("zero2", True), ("zero3", True), ("zero3_offload", False)])
+@pytest.mark.parametrize(
+    ("stage", "cached"), [("zero2", False), ("zero2", True), ("zero3", True), ("zero3_offload", False)]
+)
 def test_frozen_weights_have_the_same_fingerprint_however_they_are_kept(folder, two_ranks, stage, cached):
     expected = two_ranks.run(frozen_of, recipe(folder, folder / "llava_next"))[0]
-    config = recipe(folder, folder / "llava_next", stage, model={CACHED: cached}, train={"output_dir": str(folder / f"{stage}-{cached}")})
+    config = recipe(
+        folder,
+        folder / "llava_next",
+        stage,
+        model={CACHED: cached},
+        train={"output_dir": str(folder / f"{stage}-{cached}")},
+    )
     assert two_ranks.run(frozen_of, config) == [expected, expected]
 
 
-def test_other_frozen_weights_of_the_same_shapes_are_refused_by_a_resume_and_by_the_converter(folder, other, two_ranks, tmp_path):
+def test_other_frozen_weights_of_the_same_shapes_are_refused_by_a_resume_and_by_the_converter(
+    folder, other, two_ranks, tmp_path
+):
     told = two_ranks.run(run_telling, recipe(folder, other, train={"max_steps": 2}))[0]
-    assert told.startswith(f"The frozen weights of model.path '{other}' are not those that {folder}/run/checkpoints/step-00000001 was trained on")
+    assert told.startswith(
+        f"The frozen weights of model.path '{other}' are not those that {folder}/run/checkpoints/step-00000001 was "
+        "trained on"
+    )
     run = shutil.copytree(folder / "run", tmp_path / "run")
     (run / "config.yaml").write_text(dump_config(recipe(folder, other)))
     for adapter in (False, True):
@@ -91,7 +108,12 @@ def test_a_setting_that_decides_embeddings_is_refused_and_a_choice_is_told(folde
     told = two_ranks.run(run_telling, recipe(folder, backbone, inputs={"query_instruction": "find: "}))[0]
     assert told.startswith("inputs.query_instruction is 'find: ' and was '' up to ")
     moved, run = shutil.copytree(backbone, tmp_path / "moved"), shutil.copytree(folder / "run", tmp_path / "run")
-    changed = recipe(folder, moved, train={"max_steps": 2, "learning_rate": 1e-4, "output_dir": str(run)}, objective={"temperature": 0.2})
+    changed = recipe(
+        folder,
+        moved,
+        train={"max_steps": 2, "learning_rate": 1e-4, "output_dir": str(run)},
+        objective={"temperature": 0.2},
+    )
     told = " ".join(two_ranks.run(run_telling, changed)[0].split())
     for sentence in (
         f"model.path is {moved} from here on; it was {backbone} up to the checkpoint.",

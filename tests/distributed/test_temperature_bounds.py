@@ -33,11 +33,19 @@ def temperatures(config) -> list[float]:
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
 def test_it_stops_at_each_bound_and_leaves_it_again(tmp_path, two_ranks, stage):
-    config = tiny_config(tmp_path, "qwen2_vl", stage, train={"learning_rate": 0.4}, objective={"temperature": 0.02, "learn_temperature": True})
+    config = tiny_config(
+        tmp_path,
+        "qwen2_vl",
+        stage,
+        train={"learning_rate": 0.4},
+        objective={"temperature": 0.02, "learn_temperature": True},
+    )
     first, second = two_ranks.run(temperatures, config, timeout=100)
     assert first == second
     assert all(0.01 - 1e-6 <= value <= 1 + 1e-6 for value in first)
-    low, high = ([step for step, value in enumerate(first) if value == pytest.approx(bound, rel=1e-5)] for bound in (0.01, 1))
+    low, high = (
+        [step for step, value in enumerate(first) if value == pytest.approx(bound, rel=1e-5)] for bound in (0.01, 1)
+    )
     # Some steps at the lower bound, from which only Adam's momentum keeps it for a while; then up to the upper one.
     assert 12 in low and low[-1] < 25 and high and high[-1] == 39
     assert all(step in low or step in high or first[step] > first[step - 1] for step in range(low[-1] + 1, 40))

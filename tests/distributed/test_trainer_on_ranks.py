@@ -18,7 +18,9 @@ from pdfx.config import Config
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3, "targets": ["q_proj"]}
 
 
-def recipe(folder: Path, run: str, stage: str = "zero2", model: dict | None = None, data: dict | None = None, **train) -> Config:
+def recipe(
+    folder: Path, run: str, stage: str = "zero2", model: dict | None = None, data: dict | None = None, **train
+) -> Config:
     train = {"max_steps": 4, "save_steps": 2, "output_dir": str(folder / run)} | train
     return tiny_config(folder, "qwen2_vl", stage, model={"lora": LORA} | (model or {}), data=data or {}, train=train)
 
@@ -55,11 +57,16 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("trainer")
 
 
-@pytest.mark.parametrize(("stage", "model"), [("zero1", {}), ("zero2", {"lora": None}), ("zero3", {"fusion": "softmax"})])
+@pytest.mark.parametrize(
+    ("stage", "model"), [("zero1", {}), ("zero2", {"lora": None}), ("zero3", {"fusion": "softmax"})]
+)
 def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_digit_for_digit(folder, two_ranks, stage, model):
     # Evaluation stands between the steps, on shards of a size that the ranks cannot share evenly.
     data = {"evaluation": str(tiny_shards(folder / "evaluation", samples=7))}
-    whole, stopped = (recipe(folder, f"{run}-{stage}", stage, model, data, save_steps=100, eval_steps=2) for run in ("whole", "stopped"))
+    whole, stopped = (
+        recipe(folder, f"{run}-{stage}", stage, model, data, save_steps=100, eval_steps=2)
+        for run in ("whole", "stopped")
+    )
     assert two_ranks.run(run_trainer, whole) == ["finished", "finished"]
     assert two_ranks.run(run_trainer, stopped, 1) == ["stopped", "stopped"]
     assert [path.name for path in (folder / f"stopped-{stage}" / "checkpoints").iterdir()] == ["step-00000001"]
@@ -68,12 +75,18 @@ def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_digit_for_digit(f
     assert metrics(folder, f"whole-{stage}").count('"evaluation/query_to_target/fused/recall@1":') == 2
 
 
-CHUNKED = {"zero1": {"gradient_accumulation_steps": 2}, "zero2": {"chunk_paths": 1, "gradient_reduction": "chunk"}, "zero3": {"chunk_tokens": 60}}
+CHUNKED = {
+    "zero1": {"gradient_accumulation_steps": 2},
+    "zero2": {"chunk_paths": 1, "gradient_reduction": "chunk"},
+    "zero3": {"chunk_tokens": 60},
+}
 
 
 @pytest.mark.parametrize("stage", list(CHUNKED))
 def test_bf16_in_chunks_resumes_digit_for_digit_too(folder, two_ranks, stage):
-    whole, stopped = (recipe(folder, f"{run}-bf16-{stage}", stage, bf16=True, **CHUNKED[stage]) for run in ("whole", "stopped"))
+    whole, stopped = (
+        recipe(folder, f"{run}-bf16-{stage}", stage, bf16=True, **CHUNKED[stage]) for run in ("whole", "stopped")
+    )
     assert two_ranks.run(run_trainer, whole) == ["finished", "finished"]
     assert two_ranks.run(run_trainer, stopped, 0) == ["stopped", "stopped"]
     assert two_ranks.run(run_trainer, stopped) == ["finished", "finished"]
@@ -85,10 +98,15 @@ def test_bf16_in_chunks_resumes_digit_for_digit_too(folder, two_ranks, stage):
     [
         ({"model": {"paths": 3}}, "embedder.paths is 2 there and 3 in this run"),
         ({"model": {"lora": LORA | {"r": 3}}}, "lora.r is 2 there and 3 in this run"),
-        ({"stage": "zero3"}, "was saved by 2 ranks under ZeRO-2, and this run has 2 ranks under ZeRO-3; set train.resume_elastic=true"),
+        (
+            {"stage": "zero3"},
+            "was saved by 2 ranks under ZeRO-2, and this run has 2 ranks under ZeRO-3; set train.resume_elastic=true",
+        ),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused_by_one_rank_in_one_sentence_and_the_others_leave(folder, two_ranks, change, sentence):
+def test_a_checkpoint_of_another_model_is_refused_by_one_rank_in_one_sentence_and_the_others_leave(
+    folder, two_ranks, change, sentence
+):
     if not (folder / "base").exists():
         two_ranks.run(run_trainer, recipe(folder, "base", max_steps=1))
     told, other = two_ranks.run(run_trainer, recipe(folder, "base", **change))
@@ -109,17 +127,29 @@ def test_corrupt_samples_are_counted_and_past_the_share_all_ranks_stop(folder, t
     shutil.copytree(tiny_shards(folder / "data"), shards)
     damage(shards / "00000.tar", 6)
     sets = [str(shards), {"path": str(tiny_shards(folder / "data")), "name": "whole", "max_samples": 8}]
-    forgiving = recipe(folder, "forgiving", data={"train": sets, "max_corrupt_share": 1.0, "sub_batch_pairs": 2}, max_steps=9)
+    forgiving = recipe(
+        folder, "forgiving", data={"train": sets, "max_corrupt_share": 1.0, "sub_batch_pairs": 2}, max_steps=9
+    )
     assert two_ranks.run(run_trainer, forgiving) == ["finished", "finished"]
     # An epoch is 24 + 8 samples, eight steps of 4; the report at its end and the one at the run's end.
     epoch, end = map(json.loads, (folder / "forgiving" / "coverage.jsonl").read_text().splitlines())
     assert (epoch["step"], epoch["epoch"], end["step"], end["samples"]) == (8, 1.0, 9, 36)
     whole = {"samples": 24, "seen": 8, "unique": 8, "repeated": 0, "used": 8, "unusable": {}, "not_yet_seen": 16}
-    corrupt = {"samples": 24, "seen": 24, "unique": 24, "repeated": 0, "used": 22, "unusable": {"damaged": 2}, "not_yet_seen": 0}
+    corrupt = {
+        "samples": 24,
+        "seen": 24,
+        "unique": 24,
+        "repeated": 0,
+        "used": 22,
+        "unusable": {"damaged": 2},
+        "not_yet_seen": 0,
+    }
     assert epoch["data_sets"] == {"corrupt": corrupt, "whole": whole}
     assert sum(counts["seen"] for counts in end["data_sets"].values()) == 36
     assert end["corrupt"] == sum(end["data_sets"]["corrupt"]["unusable"].values())
-    told, other = two_ranks.run(run_trainer, recipe(folder, "strict", data={"train": str(shards), "max_corrupt_share": 0.0}))
+    told, other = two_ranks.run(
+        run_trainer, recipe(folder, "strict", data={"train": str(shards), "max_corrupt_share": 0.0})
+    )
     assert "could not be used" in told
     assert other == "exit code 2"
 
@@ -143,7 +173,12 @@ def test_inputs_over_the_token_budget_and_the_way_gradients_are_reduced_are_told
     assert all(0 < sum(timing[f"{phase}_seconds"] for phase in phases) <= timing["seconds"] for timing in timings)
     # What a CPU can do at most depends on who else is busy, so no share of it is shown.
     assert "MFU" not in told and not any("mfu" in timing for timing in timings)
-    assert [line.split()[1] for line in told.splitlines() if line.startswith("step ") and "loss" in line] == ["1/4", "2/4", "3/4", "4/4"]
+    assert [line.split()[1] for line in told.splitlines() if line.startswith("step ") and "loss" in line] == [
+        "1/4",
+        "2/4",
+        "3/4",
+        "4/4",
+    ]
     assert "Finished after step 4" in told
     assert silent == ""
 
@@ -160,7 +195,8 @@ def test_dropout_in_the_second_embedding_of_a_chunk_repeats_the_first_exactly(fo
 
 
 def embed_twice(config: Config) -> bool:
-    """In a rank: chunk 1 of step 1 without and with a graph, after chunk 0 in between; and in step 2, where it must differ."""
+    """In a rank: chunk 1 of step 1 without and with a graph, after chunk 0 in between; and in step 2, where it must
+    differ."""
     from pdfx.distributed.world import join_world
     from pdfx.train.trainer import Trainer
 

@@ -11,7 +11,9 @@ from pdfx.evaluate.data_sets import averages, flattened, open_data_sets, report_
 SCORES = ("path_0", "fused", "chance")
 
 
-def measured(value: float, names: tuple[str, ...], directions: tuple[str, ...] = ("query_to_target",)) -> dict[str, float]:
+def measured(
+    value: float, names: tuple[str, ...], directions: tuple[str, ...] = ("query_to_target",)
+) -> dict[str, float]:
     """Metrics that differ by score and name, so that a mix-up shows."""
     keys = [f"{direction}/{score}/{name}" for direction in directions for score in SCORES for name in names]
     counts = {"queries": 3.0, "targets": 4.0, "relevant_targets": 1.5, "relevant_queries": 1.0}
@@ -33,7 +35,12 @@ def printed(results) -> list[tuple[str, list[list[str]]]]:
     for table in result_tables(results):
         console.print(table)
         lines = console.export_text(clear=True).splitlines()
-        tables.append((lines[0].strip(), [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines if re.match("[│┃]", line)]))
+        tables.append(
+            (
+                lines[0].strip(),
+                [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines if re.match("[│┃]", line)],
+            )
+        )
     return tables
 
 
@@ -84,7 +91,9 @@ def test_flattened_metrics_keep_their_names_where_there_is_one_data_set():
 
 def test_data_sets_are_named_by_as_much_of_their_paths_as_tells_them_apart(shards, candidate_shards):
     assert list(open_data_sets([shards])) == ["shards"]
-    assert list(open_data_sets([f"{shards}/", candidate_shards])) == [f"{path.parent.name}/shards" for path in (shards, candidate_shards)]
+    assert list(open_data_sets([f"{shards}/", candidate_shards])) == [
+        f"{path.parent.name}/shards" for path in (shards, candidate_shards)
+    ]
 
 
 def test_a_directory_given_twice_is_refused(shards):

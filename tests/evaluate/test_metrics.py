@@ -20,13 +20,17 @@ def integers(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 30), st.integers(1, 6), st.integers(1, 100))
-def test_metrics_equal_a_plain_reference_with_ties_and_any_number_of_relevant_candidates(seed, n, m, identities, tile_elements):
+def test_metrics_equal_a_plain_reference_with_ties_and_any_number_of_relevant_candidates(
+    seed, n, m, identities, tile_elements
+):
     generator = torch.Generator().manual_seed(seed)
     queries, candidates = integers(generator, n, 3), integers(generator, m, 3)
     query_ids = torch.randint(identities, (n,), generator=generator)
     candidate_ids = torch.randint(identities, (m,), generator=generator)
     actual = ranking_metrics(queries, candidates, query_ids, candidate_ids, [1, 3, 10], tile_elements)
-    expected = plain_metrics((queries @ candidates.T).numpy(), (query_ids[:, None] == candidate_ids).numpy(), [1, 3, 10])
+    expected = plain_metrics(
+        (queries @ candidates.T).numpy(), (query_ids[:, None] == candidate_ids).numpy(), [1, 3, 10]
+    )
     assert actual.keys() == expected.keys()
     for name, values in expected.items():
         assert actual[name].tolist() == pytest.approx(values, abs=EXACT), name
@@ -38,15 +42,24 @@ def test_metrics_over_own_candidates_equal_a_plain_loop_over_them(seed, n, m, ti
     generator = torch.Generator().manual_seed(seed)
     queries, candidates = integers(generator, n, 2, 3), integers(generator, m, 2, 3)
     query_ids = torch.randint(m, (n,), generator=generator)
-    own = [torch.randperm(m, generator=generator)[: int(torch.randint(1, m + 1, (1,), generator=generator))] for _ in range(n)]
+    own = [
+        torch.randperm(m, generator=generator)[: int(torch.randint(1, m + 1, (1,), generator=generator))]
+        for _ in range(n)
+    ]
     own = [torch.cat([rows, right[None]]).unique() for rows, right in zip(own, query_ids, strict=True)]
     actual = ranking_metrics(queries, candidates, query_ids, torch.arange(m), [1, 3], tile_elements, own)
     scores = similarity(queries, candidates).numpy()
-    alone = [plain_metrics(scores[i, rows.numpy()][None], (rows == query_ids[i]).numpy()[None], [1, 3]) for i, rows in enumerate(own)]
+    alone = [
+        plain_metrics(scores[i, rows.numpy()][None], (rows == query_ids[i]).numpy()[None], [1, 3])
+        for i, rows in enumerate(own)
+    ]
     assert list(actual) == ["precision@1", *alone[0]]
     for name in alone[0]:
         assert actual[name].tolist() == pytest.approx([metrics[name][0] for metrics in alone], abs=EXACT), name
-    right = [float(all(scores[i, row] < scores[i, query_ids[i]] for row in rows.tolist() if row != query_ids[i])) for i, rows in enumerate(own)]
+    right = [
+        float(all(scores[i, row] < scores[i, query_ids[i]] for row in rows.tolist() if row != query_ids[i]))
+        for i, rows in enumerate(own)
+    ]
     assert actual["precision@1"].tolist() == right
 
 

@@ -29,7 +29,8 @@ STEPS = 4
 
 
 class Page(HTMLParser):
-    """What a page holds: its tables' cells, its pictures, everything it refers to, the classes of list items, and its text."""
+    """What a page holds: its tables' cells, its pictures, everything it refers to, the classes of list items, and its
+    text."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -62,7 +63,9 @@ def run(tmp_path_factory) -> Path:
     """A run directory with the metrics that the objective gives on random embeddings."""
     folder = tmp_path_factory.mktemp("runs") / "a <run>"
     folder.mkdir()
-    (folder / "config.yaml").write_text(dump_config(tiny_config(folder.parent, "llava_next", model={"paths": PATHS})), encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        dump_config(tiny_config(folder.parent, "llava_next", model={"paths": PATHS})), encoding="utf-8"
+    )
     objective = Objective(ObjectiveSection(), PATHS, 8, 0, [])
     generator = torch.Generator().manual_seed(0)
     ids, yes = torch.arange(6), torch.ones(6, dtype=torch.bool)
@@ -73,7 +76,9 @@ def run(tmp_path_factory) -> Path:
             fused = torch.nn.functional.normalize(paths.mean(2), dim=-1)
             objective.fit_variational(*paths, yes)
             none, none_fused = torch.zeros(6, 0, PATHS, 8), torch.zeros(6, 0, 8)
-            _, metrics = objective(*paths, none, *fused, none_fused, ids, nothing, yes, nothing.bool(), torch.tensor(-3.0), step)
+            _, metrics = objective(
+                *paths, none, *fused, none_fused, ids, nothing, yes, nothing.bool(), torch.tensor(-3.0), step
+            )
             write_record(stream, {"step": step, **{name: float(value) for name, value in metrics.items()}})
         stream.write('{"step": 5, "lo')
     return folder
@@ -92,8 +97,17 @@ def test_the_tables_show_every_metric_of_both_directions(report):
     for table, direction in zip(page.tables, DIRECTIONS, strict=True):
         rows = metric_rows(metrics, direction)
         assert table[0] == ["score", "recall@1", "recall@5", "recall@10", "mrr", "ndcg@10"]
-        assert [row[0] for row in table[1:]] == ["path 0", "path 1", "path 2", "fused", "best of paths (MaxSim)", "chance"]
-        assert [row[1:] for row in table[1:]] == [[f"{value:.3f}" for value in values.values()] for values in rows.values()]
+        assert [row[0] for row in table[1:]] == [
+            "path 0",
+            "path 1",
+            "path 2",
+            "fused",
+            "best of paths (MaxSim)",
+            "chance",
+        ]
+        assert [row[1:] for row in table[1:]] == [
+            [f"{value:.3f}" for value in values.values()] for values in rows.values()
+        ]
 
 
 def test_the_page_loads_nothing_and_runs_nothing(report):
@@ -132,7 +146,8 @@ def test_examples_mark_as_right_what_bears_the_querys_target(report, export, sha
     model, dataset = load_export(export), ShardedDataset(shards)
     samples = [dataset.read(i) for i in range(len(dataset))]
     distinct = {(sample.target_id, sample.target["text"]): sample for sample in samples}
-    targets, queries = model.embed([sample.target for sample in distinct.values()], "target"), model.embed([sample.query for sample in samples], "query")
+    targets = model.embed([sample.target for sample in distinct.values()], "target")
+    queries = model.embed([sample.query for sample in samples], "query")
     identities = [identity for identity, _ in distinct]
     shown = [i * len(samples) // 8 for i in range(8)]
     expected = []
@@ -148,14 +163,20 @@ def test_a_report_on_candidates_ranks_each_query_among_its_own(run, export, cand
     metrics = write_report(run, export, candidate_shards, tmp_path / "report.html", SETTINGS)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     rows = metric_rows(metrics, DIRECTIONS[0])
-    assert [table[0] for table in page.tables] == [["score", "precision@1", "recall@1", "recall@5", "recall@10", "mrr", "ndcg@10"]]
+    assert [table[0] for table in page.tables] == [
+        ["score", "precision@1", "recall@1", "recall@5", "recall@10", "mrr", "ndcg@10"]
+    ]
     assert page.tables[0][4][1:] == [f"{value:.3f}" for value in rows["fused"].values()]
     records = [record for _, record in ShardedDataset(candidate_shards).records() if record.query is not None]
     sizes = [len(record.candidates) for record in records]
-    assert [text.split(" of ")[1] for text in page.text if text.startswith("Right item")] == [str(size) for size in sizes]
+    assert [text.split(" of ")[1] for text in page.text if text.startswith("Right item")] == [
+        str(size) for size in sizes
+    ]
     assert len(page.items) == sum(min(5, size) for size in sizes)
     first = itertools.accumulate((min(5, size) for size in sizes[:-1]), initial=0)
-    assert sum(page.items[index] == "right" for index in first) / len(sizes) == pytest.approx(metrics["query_to_target/fused/precision@1"])
+    assert sum(page.items[index] == "right" for index in first) / len(sizes) == pytest.approx(
+        metrics["query_to_target/fused/precision@1"]
+    )
 
 
 def test_texts_of_data_and_run_are_escaped(report):
@@ -178,7 +199,9 @@ def test_texts_of_data_and_run_are_escaped(report):
 def test_the_curve_of_evaluations_is_that_of_the_single_data_set_or_of_the_average(names, chosen):
     recorded = {f"evaluation/{name}".replace("FUSED", "query_to_target/fused"): 0.5 for name in names}
     found = evaluation_curve([{"step": 1, "loss": 1.0}, {"step": 2, **recorded}])
-    assert [name.replace("query_to_target/fused", "FUSED") for name, *_ in found] == ([f"evaluation/{chosen}"] if chosen else [])
+    assert [name.replace("query_to_target/fused", "FUSED") for name, *_ in found] == (
+        [f"evaluation/{chosen}"] if chosen else []
+    )
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl"])
@@ -207,14 +230,19 @@ def recorded(export: Path, folder: Path, run: Path, step: int = STEPS, **changes
     # The converter sets these itself.
     for key in ("gradient_checkpointing", "cache_vision", "trust_remote_code"):
         config["model"][key] = not config["model"][key]
-    (folder / "pdfx_export.json").write_text(json.dumps({"pdfx": "0", "step": step, "config": config}), encoding="utf-8")
+    (folder / "pdfx_export.json").write_text(
+        json.dumps({"pdfx": "0", "step": step, "config": config}), encoding="utf-8"
+    )
     return folder
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"train__output_dir": "elsewhere", "train__learning_rate": 0.5}, "train.learning_rate is 0.5 there and 0.001 in the run; train.output_dir is"),
+        (
+            {"train__output_dir": "elsewhere", "train__learning_rate": 0.5},
+            "train.learning_rate is 0.5 there and 0.001 in the run; train.output_dir is",
+        ),
         ({"model__paths": 7}, "model.paths is 7 there"),
         ({"inputs__query_instruction": "Find: "}, "inputs.query_instruction is 'Find: '"),
         ({"step": STEPS + 1}, f"step {STEPS + 1}, and .* has only reached step {STEPS}"),
@@ -229,14 +257,24 @@ def test_a_model_of_another_run_is_refused(run, export, shards, tmp_path, change
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({}, None), ({"train__output_dir": "moved"}, "train.output_dir is 'moved'"), ({"train__max_steps": 99, "model__path": "x"}, "model.path is 'x' there")],
+    [
+        ({}, None),
+        ({"train__output_dir": "moved"}, "train.output_dir is 'moved'"),
+        ({"train__max_steps": 99, "model__path": "x"}, "model.path is 'x' there"),
+    ],
 )
 def test_a_run_that_went_on_or_was_moved_keeps_its_model_and_changes_are_told(run, export, tmp_path, changes, said):
-    words, notes = origin_of(recorded(export, tmp_path / "model", run, **changes), run, load_config(run / "config.yaml"), STEPS)
+    words, notes = origin_of(
+        recorded(export, tmp_path / "model", run, **changes), run, load_config(run / "config.yaml"), STEPS
+    )
     assert words.endswith(f"step {STEPS}") and len(notes) == (said is not None) and all(said in note for note in notes)
 
 
 def test_a_model_without_a_record_is_told(run, export, shards, tmp_path):
     said = []
     write_report(run, export, shards, tmp_path / "report.html", SETTINGS, say=said.append)
-    assert len(said) == 1 and "cannot be told whether it was made from" in said[0] and "cannot be told whether" in (tmp_path / "report.html").read_text()
+    assert (
+        len(said) == 1
+        and "cannot be told whether it was made from" in said[0]
+        and "cannot be told whether" in (tmp_path / "report.html").read_text()
+    )

@@ -19,7 +19,16 @@ from pdfx.evaluate.retrieval import evaluate_shards
 
 SETTINGS = EvaluateSection(batch_size=4, recall_at=[1, 3])
 QUERIES, TARGETS = 13, 12
-COUNTS = {"queries", "targets", "relevant_targets", "left_out", "left_out_queries", "left_out_targets", "truncated_queries", "truncated_targets"}
+COUNTS = {
+    "queries",
+    "targets",
+    "relevant_targets",
+    "left_out",
+    "left_out_queries",
+    "left_out_targets",
+    "truncated_queries",
+    "truncated_targets",
+}
 EQUAL = 1e-9  # sums of at most 13 float64 terms; every tie and every order of scores is the same
 
 
@@ -41,7 +50,12 @@ def embedded(export, shards):
     distinct = {(sample.target_id, sample.target["text"]): sample for sample in samples}
     queries = [model.embed([sample.query], "query") for sample in samples]
     targets = [model.embed([sample.target], "target") for sample in distinct.values()]
-    return queries, np.array([sample.target_id for sample in samples]), targets, np.array([identity for identity, _ in distinct])
+    return (
+        queries,
+        np.array([sample.target_id for sample in samples]),
+        targets,
+        np.array([identity for identity, _ in distinct]),
+    )
 
 
 def plain_scores(queries, targets) -> dict[str, np.ndarray]:
@@ -60,7 +74,10 @@ def test_metrics_equal_a_plain_evaluation_of_items_embedded_one_by_one(metrics, 
         ("target_to_query", targets, queries, target_ids[:, None] == query_ids),
     ):
         for score, values in plain_scores(asking, answering).items():
-            expected |= {f"{direction}/{score}/{name}": np.mean(per_query) for name, per_query in plain_metrics(values, relevant, [1, 3]).items()}
+            expected |= {
+                f"{direction}/{score}/{name}": np.mean(per_query)
+                for name, per_query in plain_metrics(values, relevant, [1, 3]).items()
+            }
         chance = chance_metrics(torch.from_numpy(relevant.sum(1)), relevant.shape[1], [1, 3])
         expected |= {f"{direction}/chance/{name}": float(per_query.mean()) for name, per_query in chance.items()}
     assert metrics.keys() - expected.keys() == {"path_cosine", "relevant_queries", *COUNTS}
@@ -69,16 +86,21 @@ def test_metrics_equal_a_plain_evaluation_of_items_embedded_one_by_one(metrics, 
 
 
 def test_queries_and_targets_that_share_an_identity_are_each_right_for_one_another(metrics):
-    # 3 of the 13 queries are right for each of 3 of the 12 targets, and 2 for another one; with the others' one each that makes 19 of 156 pairs.
+    # 3 of the 13 queries are right for each of 3 of the 12 targets, and 2 for another one; with the others' one each
+    # that makes 19 of 156 pairs.
     assert metrics["query_to_target/chance/recall@1"] == pytest.approx(19 / (TARGETS * QUERIES), abs=EQUAL)
     assert metrics["target_to_query/chance/recall@1"] == pytest.approx(19 / (TARGETS * QUERIES), abs=EQUAL)
-    assert metrics["relevant_targets"] == pytest.approx(19 / QUERIES) and metrics["relevant_queries"] == pytest.approx(19 / TARGETS)
+    assert metrics["relevant_targets"] == pytest.approx(19 / QUERIES) and metrics["relevant_queries"] == pytest.approx(
+        19 / TARGETS
+    )
 
 
 def test_metrics_among_candidates_equal_a_plain_loop_over_each_querys_own(among_candidates, export, candidate_shards):
     model, dataset = load_export(export), ShardedDataset(candidate_shards)
     records = [record for _, record in dataset.records()]
-    targets = {record.target_id: model.embed([dataset.read_item(i, "target")], "target") for i, record in enumerate(records)}
+    targets = {
+        record.target_id: model.embed([dataset.read_item(i, "target")], "target") for i, record in enumerate(records)
+    }
     asking = [i for i, record in enumerate(records) if record.query is not None]
     expected: dict[str, list[float]] = {}
     for i in asking:
@@ -94,7 +116,11 @@ def test_metrics_among_candidates_equal_a_plain_loop_over_each_querys_own(among_
     assert among_candidates.keys() - expected.keys() == {"path_cosine", "candidates", *COUNTS}
     for name, values in expected.items():
         assert among_candidates[name] == pytest.approx(np.mean(values), abs=EQUAL), name
-    assert [among_candidates[name] for name in ("queries", "targets", "candidates")] == [7, 9, np.mean([2 + i for i in range(7)])]
+    assert [among_candidates[name] for name in ("queries", "targets", "candidates")] == [
+        7,
+        9,
+        np.mean([2 + i for i in range(7)]),
+    ]
 
 
 def test_targets_that_no_query_asks_for_leave_out_the_direction_that_would_ask_for_queries(among_candidates, metrics):
@@ -105,7 +131,10 @@ def test_targets_that_no_query_asks_for_leave_out_the_direction_that_would_ask_f
 def test_path_cosine_is_the_mean_over_pairs_of_paths_and_both_sides(metrics, embedded):
     queries, _, targets, _ = embedded
     apart = ~np.eye(PATHS, dtype=bool)
-    sides = [np.mean([(item.paths[0] @ item.paths[0].T).numpy()[apart].mean() for item in side]) for side in (queries, targets)]
+    sides = [
+        np.mean([(item.paths[0] @ item.paths[0].T).numpy()[apart].mean() for item in side])
+        for side in (queries, targets)
+    ]
     assert metrics["path_cosine"] == pytest.approx(np.mean(sides), abs=1e-5)  # float32 products of entries below 1
     assert abs(metrics["path_cosine"]) < 0.99
 
@@ -116,13 +145,21 @@ def damaged(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged")
     for path in shards.iterdir():
         data = path.read_bytes()
-        (folder / path.name).write_bytes(data.replace(b"\x89PNG\r\n", b"\x89XXX\r\n", 1) if path.name == "00001.tar" else data)
+        (folder / path.name).write_bytes(
+            data.replace(b"\x89PNG\r\n", b"\x89XXX\r\n", 1) if path.name == "00001.tar" else data
+        )
     return folder
 
 
 def evaluate_as_rank(rank: int, world_size: int, port: int, export: Path, data_sets: list[Path], out: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     told = []
     with launched_ranks() as ranks:
         model = load_export(export)
@@ -135,25 +172,40 @@ def evaluate_as_rank(rank: int, world_size: int, port: int, export: Path, data_s
                 return embed(inputs)
 
             said = []
-            metrics = evaluate_shards(counted, ShardedDataset(shards), model.processor, SETTINGS, ranks.rank, ranks.world_size, say=said.append)
+            metrics = evaluate_shards(
+                counted,
+                ShardedDataset(shards),
+                model.processor,
+                SETTINGS,
+                ranks.rank,
+                ranks.world_size,
+                say=said.append,
+            )
             told.append({"metrics": metrics, "sizes": sizes, "said": said})
     (out / f"{rank}.json").write_text(json.dumps(told))
 
 
-def test_two_ranks_get_the_metrics_of_one_and_make_the_same_forward_passes(metrics, among_candidates, export, shards, candidate_shards, damaged, tmp_path):
+def test_two_ranks_get_the_metrics_of_one_and_make_the_same_forward_passes(
+    metrics, among_candidates, export, shards, candidate_shards, damaged, tmp_path
+):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    torch.multiprocessing.spawn(evaluate_as_rank, (2, port, export, [shards, candidate_shards, damaged], tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(
+        evaluate_as_rank, (2, port, export, [shards, candidate_shards, damaged], tmp_path), nprocs=2
+    )
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    # Of 13 queries each rank holds 7, of 12 targets 6, in batches of 4; the last query of rank 1 is a filler. Of 7 queries 4, of 9 targets 5.
+    # Of 13 queries each rank holds 7, of 12 targets 6, in batches of 4; the last query of rank 1 is a filler. Of 7
+    # queries 4, of 9 targets 5.
     assert [told["sizes"] for told in first] == [[4, 3, 4, 2], [4, 4, 1], [4, 3, 4, 2]]
     assert [len(told["said"]) for told in first] == [0, 0, 1] and "00001.tar" in first[2]["said"][0]
     of_one = evaluate_export(export, [damaged], SETTINGS)[damaged.name]
     assert [of_one[name] for name in ("left_out", "left_out_queries", "queries")] == [1, 1, QUERIES - 1]
     for told, alone in zip(first, (metrics, among_candidates, of_one), strict=True):
-        assert told["metrics"] == pytest.approx(alone, abs=EQUAL, rel=1e-5)  # path_cosine comes from float32 embeddings of batches of other sizes
+        assert told["metrics"] == pytest.approx(
+            alone, abs=EQUAL, rel=1e-5
+        )  # path_cosine comes from float32 embeddings of batches of other sizes
 
 
 def test_progress_counts_every_item_of_every_data_set(export, shards, candidate_shards):

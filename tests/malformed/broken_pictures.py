@@ -12,7 +12,20 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from .pictures import RED, Picture, encode, flat, jpeg_segment, noise, png, png_chunk, quarters, replaced, tiff, tiff_entries
+from .pictures import (
+    RED,
+    Picture,
+    encode,
+    flat,
+    jpeg_segment,
+    noise,
+    png,
+    png_chunk,
+    quarters,
+    replaced,
+    tiff,
+    tiff_entries,
+)
 
 DAMAGED = "truncated or damaged"
 UNKNOWN = "no picture in a known format"
@@ -34,7 +47,20 @@ ENCODINGS = {
 
 
 def broken_pictures() -> Iterator[Picture]:
-    for make in (_cut, _no_pictures, _other_formats, _bombs, _slow, _sizes_of_nothing, _pixel_types, _pngs, _jpegs, _gifs, _tiffs, _others):
+    for make in (
+        _cut,
+        _no_pictures,
+        _other_formats,
+        _bombs,
+        _slow,
+        _sizes_of_nothing,
+        _pixel_types,
+        _pngs,
+        _jpegs,
+        _gifs,
+        _tiffs,
+        _others,
+    ):
         yield from make()
 
 
@@ -48,13 +74,25 @@ def _cut() -> Iterator[Picture]:
 def _no_pictures() -> Iterator[Picture]:
     yield Picture("nothing", b"", reason="0 bytes are no picture")
     for name, data, reason in (
-        ("html-page", b"<!DOCTYPE html>\n<html><body><h1>404 Not Found</h1></body></html>", "they look like an HTML page"),
+        (
+            "html-page",
+            b"<!DOCTYPE html>\n<html><body><h1>404 Not Found</h1></body></html>",
+            "they look like an HTML page",
+        ),
         ("html-after-blanks", b"\xef\xbb\xbf\r\n  <HTML><title>Sign in</title></HTML>", "they look like an HTML page"),
         ("svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "they look like an SVG drawing"),
-        ("svg-after-xml", b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', "they look like an SVG drawing"),
+        (
+            "svg-after-xml",
+            b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+            "they look like an SVG drawing",
+        ),
         ("xml", b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "they look like an XML document"),
         ("json", b'{"error": "not found"}', "they look like a JSON document"),
-        ("git-lfs-pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "they look like a pointer of Git LFS"),
+        (
+            "git-lfs-pointer",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "they look like a pointer of Git LFS",
+        ),
         ("text", b"This picture is no longer available.", UNKNOWN),
         ("utf-16-text", "kein Bild".encode("utf-16"), UNKNOWN),
         ("zeros", bytes(4096), UNKNOWN),
@@ -90,9 +128,31 @@ def _zip() -> bytes:
 def _other_formats() -> Iterator[Picture]:
     """Pillow can read these, some by starting other programs; they are not asked for."""
     image = Image.fromarray(quarters())
-    for kind in ("PPM", "PCX", "TGA", "SGI", "DDS", "ICO", "JPEG2000", "ICNS", "SPIDER", "XBM", "MSP", "PDF", "EPS", "QOI"):
-        other = {"XBM": image.convert("1"), "MSP": image.convert("1"), "SPIDER": image.convert("F"), "ICNS": image.resize((32, 32))}
-        looks = {"PDF": "they look like a PDF document", "EPS": "they look like a PostScript document"}.get(kind, UNKNOWN)
+    for kind in (
+        "PPM",
+        "PCX",
+        "TGA",
+        "SGI",
+        "DDS",
+        "ICO",
+        "JPEG2000",
+        "ICNS",
+        "SPIDER",
+        "XBM",
+        "MSP",
+        "PDF",
+        "EPS",
+        "QOI",
+    ):
+        other = {
+            "XBM": image.convert("1"),
+            "MSP": image.convert("1"),
+            "SPIDER": image.convert("F"),
+            "ICNS": image.resize((32, 32)),
+        }
+        looks = {"PDF": "they look like a PDF document", "EPS": "they look like a PostScript document"}.get(
+            kind, UNKNOWN
+        )
         yield Picture(f"{kind}-sound", encode(other.get(kind, image), kind), reason=looks)
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/made) (w) file closefile\n"
     yield Picture("postscript-that-would-write-a-file", program, reason="they look like a PostScript document")
@@ -103,13 +163,27 @@ def _bombs() -> Iterator[Picture]:
     for width, height in ((30000, 30000), (2**31 - 1, 1), (65500, 65500)):
         yield Picture(f"PNG-declares-{width}-by-{height}", png(width, height, 8, 2, b"\0" * 100), reason=TOO_LARGE)
     yield Picture("PNG-of-one-bit-really-that-large", png(20000, 20000, 1, 0, bytes(2501) * 20000), reason=TOO_LARGE)
-    yield Picture("GIF-declares-65535-by-65535", replaced(encode(quarters(), "GIF"), 6, b"\xff\xff\xff\xff"), reason=TOO_LARGE)
+    yield Picture(
+        "GIF-declares-65535-by-65535", replaced(encode(quarters(), "GIF"), 6, b"\xff\xff\xff\xff"), reason=TOO_LARGE
+    )
     bmp = encode(quarters(), "BMP")
     yield Picture("BMP-declares-30000-by-30000", replaced(bmp, 18, struct.pack("<ii", 30000, 30000)), reason=TOO_LARGE)
-    yield Picture("TIFF-declares-100000-by-100000", tiff(tiff_entries(100000, 100000, strip=122, length=16), bytes(16)), reason=TOO_LARGE)
-    yield Picture("TIFF-declares-all-that-fits", tiff(tiff_entries(2**32 - 1, 2**32 - 1, strip=122, length=16), bytes(16)), reason=f"{TOO_LARGE}|{NOT_WHOLE}")
+    yield Picture(
+        "TIFF-declares-100000-by-100000",
+        tiff(tiff_entries(100000, 100000, strip=122, length=16), bytes(16)),
+        reason=TOO_LARGE,
+    )
+    yield Picture(
+        "TIFF-declares-all-that-fits",
+        tiff(tiff_entries(2**32 - 1, 2**32 - 1, strip=122, length=16), bytes(16)),
+        reason=f"{TOO_LARGE}|{NOT_WHOLE}",
+    )
     jpeg = encode(quarters(), "JPEG")
-    yield Picture("JPEG-declares-65500-by-65500", replaced(jpeg, jpeg.index(b"\xff\xc0") + 5, struct.pack(">HH", 65500, 65500)), reason=TOO_LARGE)
+    yield Picture(
+        "JPEG-declares-65500-by-65500",
+        replaced(jpeg, jpeg.index(b"\xff\xc0") + 5, struct.pack(">HH", 65500, 65500)),
+        reason=TOO_LARGE,
+    )
     canvas = b"VP8X" + struct.pack("<IB3x", 10, 0) + struct.pack("<I", 16383)[:3] * 2
     webp = encode(quarters(), "WEBP", lossless=True)[12:]
     yield Picture("WEBP-declares-16384-by-16384", _riff(canvas + webp), reason=f"{TOO_LARGE}|{NOT_WHOLE}")
@@ -135,18 +209,42 @@ def _slow() -> Iterator[Picture]:
     ):
         yield Picture(f"JPEG-of-{name}", whole[:2] + bytes_ + whole[2:], reason=reason)
     one = bytes([0, *RED])
-    yield Picture("PNG-of-200000-chunks", png(1, 1, 8, 2, one, png_chunk(b"prVt", b"") * 200_000), reason="more chunks, strips or tiles")
+    yield Picture(
+        "PNG-of-200000-chunks",
+        png(1, 1, 8, 2, one, png_chunk(b"prVt", b"") * 200_000),
+        reason="more chunks, strips or tiles",
+    )
     profiles = png_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(10**6))) * 100
     yield Picture("PNG-of-100-profiles", png(1, 1, 8, 2, one, profiles), reason="more colour profiles")
     for order, name in (("<", "II*\0"), (">", "MM\0*")):
-        strips = [(256, 4, 1, 1), (257, 4, 1, 200_000), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 200_000, 8), (278, 4, 1, 1), (279, 4, 200_000, 8)]
-        directory = struct.pack(order + "H", len(strips)) + b"".join(struct.pack(order + "HHII", *entry) for entry in strips) + bytes(4)
+        strips = [
+            (256, 4, 1, 1),
+            (257, 4, 1, 200_000),
+            (258, 3, 1, 8),
+            (262, 3, 1, 1),
+            (273, 4, 200_000, 8),
+            (278, 4, 1, 1),
+            (279, 4, 200_000, 8),
+        ]
+        directory = (
+            struct.pack(order + "H", len(strips))
+            + b"".join(struct.pack(order + "HHII", *entry) for entry in strips)
+            + bytes(4)
+        )
         data = name.encode() + struct.pack(order + "I", 8) + directory + bytes(800_000)
         yield Picture(f"TIFF-of-200000-strips-{name[:2]}", data, reason="more chunks, strips or tiles")
     big = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1) + struct.pack("<HHQQ", 324, 16, 10**9, 8) + bytes(8)
     yield Picture("TIFF-of-a-billion-tiles", big, reason="more chunks, strips or tiles")
-    header = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 1078) + struct.pack("<IiiHHIIiiII", 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024)
-    yield Picture("BMP-of-run-lengths-and-81-million-pixels", header + b"\1\1\0\0" * 9000, reason="run lengths and 81000000 pixels")
+    header = (
+        struct.pack("<2sIHHI", b"BM", 0, 0, 0, 1078)
+        + struct.pack("<IiiHHIIiiII", 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 256, 0)
+        + bytes(1024)
+    )
+    yield Picture(
+        "BMP-of-run-lengths-and-81-million-pixels",
+        header + b"\1\1\0\0" * 9000,
+        reason="run lengths and 81000000 pixels",
+    )
 
 
 def _riff(content: bytes) -> bytes:
@@ -157,23 +255,47 @@ def _sizes_of_nothing() -> Iterator[Picture]:
     for width, height in ((0, 4), (4, 0), (0, 0)):
         size = f"{width}-by-{height}"
         yield Picture(f"PNG-{size}", png(width, height, 8, 2, b"\0" * 100), reason=f"no pixels|{NOT_WHOLE}")
-        yield Picture(f"BMP-{size}", replaced(encode(quarters(), "BMP"), 18, struct.pack("<ii", width, height)), reason=f"no pixels|{NOT_WHOLE}")
-        yield Picture(f"TIFF-{size}", tiff(tiff_entries(width, height, strip=122, length=16), bytes(16)), reason=f"no pixels|{NOT_WHOLE}")
+        yield Picture(
+            f"BMP-{size}",
+            replaced(encode(quarters(), "BMP"), 18, struct.pack("<ii", width, height)),
+            reason=f"no pixels|{NOT_WHOLE}",
+        )
+        yield Picture(
+            f"TIFF-{size}",
+            tiff(tiff_entries(width, height, strip=122, length=16), bytes(16)),
+            reason=f"no pixels|{NOT_WHOLE}",
+        )
         jpeg = encode(quarters(), "JPEG")
-        yield Picture(f"JPEG-{size}", replaced(jpeg, jpeg.index(b"\xff\xc0") + 5, struct.pack(">HH", height, width)), reason=f"no pixels|{NOT_WHOLE}")
+        yield Picture(
+            f"JPEG-{size}",
+            replaced(jpeg, jpeg.index(b"\xff\xc0") + 5, struct.pack(">HH", height, width)),
+            reason=f"no pixels|{NOT_WHOLE}",
+        )
 
 
 def _pixel_types() -> Iterator[Picture]:
     for name, dtype in (("float", np.float32), ("integer", np.int32)):
-        yield Picture(f"TIFF-32-bit-{name}", encode(Image.fromarray(np.zeros((4, 4), dtype)), "TIFF"), reason="32-bit pixels .* no standard range")
-    yield Picture("TIFF-lab", encode(Image.new("LAB", (4, 4), (128, 128, 128)), "TIFF"), reason="pixels of type LAB, which have no plain way to RGB")
+        yield Picture(
+            f"TIFF-32-bit-{name}",
+            encode(Image.fromarray(np.zeros((4, 4), dtype)), "TIFF"),
+            reason="32-bit pixels .* no standard range",
+        )
+    yield Picture(
+        "TIFF-lab",
+        encode(Image.new("LAB", (4, 4), (128, 128, 128)), "TIFF"),
+        reason="pixels of type LAB, which have no plain way to RGB",
+    )
     twelve = tiff(tiff_entries(2, 1, bits=12, strip=122, length=3), b"\x80\x0f\xff")
     yield Picture("TIFF-12-bit", twelve, reason="12-bit pixels .* no standard range")
     for bits, name in ((8, "8"), (16, "16")):
         entries = [*tiff_entries(2, 1, bits=bits, strip=134, length=4), (339, 3, 1, 2)]
-        yield Picture(f"TIFF-signed-{name}-bit", tiff(entries, bytes(4)), reason=f"signed {name}-bit pixels .* no standard range")
+        yield Picture(
+            f"TIFF-signed-{name}-bit", tiff(entries, bytes(4)), reason=f"signed {name}-bit pixels .* no standard range"
+        )
     for bits in (64, 7, 0):
-        yield Picture(f"TIFF-{bits}-bit", tiff(tiff_entries(4, 4, bits=bits, strip=122, length=128), bytes(128)), reason=NOT_WHOLE)
+        yield Picture(
+            f"TIFF-{bits}-bit", tiff(tiff_entries(4, 4, bits=bits, strip=122, length=128), bytes(128)), reason=NOT_WHOLE
+        )
 
 
 def _pngs() -> Iterator[Picture]:
@@ -257,7 +379,9 @@ def _tiffs() -> Iterator[Picture]:
 
 
 def _others() -> Iterator[Picture]:
-    bmp, webp, avif = encode(noise(), "BMP"), encode(noise(), "WEBP", lossless=True), encode(noise(), "AVIF", quality=90)
+    bmp = encode(noise(), "BMP")
+    webp = encode(noise(), "WEBP", lossless=True)
+    avif = encode(noise(), "AVIF", quality=90)
     for name, data in {
         "BMP-7-bits": replaced(bmp, 28, struct.pack("<H", 7)),
         "BMP-unknown-compression": replaced(bmp, 30, struct.pack("<I", 99)),
@@ -274,7 +398,11 @@ def _others() -> Iterator[Picture]:
         "AVIF-data-zeroed": avif[: avif.index(b"mdat") + 4] + bytes(len(avif) - avif.index(b"mdat") - 4),
     }.items():
         yield Picture(name, data, reason=f"{NOT_WHOLE}|no pixels|{TOO_LARGE}")
-    yield Picture("PNG-called-flat-red-and-cut-by-a-byte-of-data", _without_last_data_byte(encode(flat(RED, 9, 9), "PNG")), reason=NOT_WHOLE)
+    yield Picture(
+        "PNG-called-flat-red-and-cut-by-a-byte-of-data",
+        _without_last_data_byte(encode(flat(RED, 9, 9), "PNG")),
+        reason=NOT_WHOLE,
+    )
 
 
 def _without_last_data_byte(data: bytes) -> bytes:

@@ -1,4 +1,5 @@
-"""Every reader on files that lie about their kind or size, under a memory and a time limit: run as a program, prints one line of JSON for each.
+"""Every reader on files that lie about their kind or size, under a memory and a time limit: run as a program, prints
+one line of JSON for each.
 
 Usage: ``python -m malformed.hostile FOLDER``
 """
@@ -69,7 +70,12 @@ def tensor(start: int, end: int, shape: object, dtype: str = "F32") -> dict:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-KINDS: dict[str, Damage] = {"a pipe": pipe, "an endless device": endless, "a terabyte of holes": holes, "a folder": folder}
+KINDS: dict[str, Damage] = {
+    "a pipe": pipe,
+    "an endless device": endless,
+    "a terabyte of holes": holes,
+    "a folder": folder,
+}
 JSONS: dict[str, Damage] = KINDS | {
     "deep nesting": content(b"[" * 1_000_000),
     "deep objects": content(b'{"version":' * 1_000_000),
@@ -107,7 +113,11 @@ def index_of(shards: Path, **changes: object) -> bytes:
 
     entry = json.loads((shards / "index.json").read_text())["shards"][0] | changes
     entries = [ShardEntry.model_validate(entry)]
-    return ShardIndex(shards=entries, samples=entries[0].samples, fingerprint=fingerprint(entries)).model_dump_json().encode()
+    return (
+        ShardIndex(shards=entries, samples=entries[0].samples, fingerprint=fingerprint(entries))
+        .model_dump_json()
+        .encode()
+    )
 
 
 def shard_cases(sound: Path) -> Iterator[tuple[str, dict[str, Damage]]]:
@@ -129,7 +139,10 @@ def shard_cases(sound: Path) -> Iterator[tuple[str, dict[str, Damage]]]:
         path.write_bytes(npy((CLAIMED + 1,)))
         os.truncate(path, len(npy((CLAIMED + 1,))) + 8 * CLAIMED)
 
-    yield "a claim with a tar of holes", {"index.json": content(index_of(sound, samples=CLAIMED, bytes=1 << 43)), "00000.tar": sparse_tar}
+    yield (
+        "a claim with a tar of holes",
+        {"index.json": content(index_of(sound, samples=CLAIMED, bytes=1 << 43)), "00000.tar": sparse_tar},
+    )
     yield "a claim with a shorter tar", {"index.json": claim, "00000.idx.npy": sparse_offsets}
     size = (sound / "00000.idx.npy").stat().st_size
     for name, data in {
@@ -160,7 +173,10 @@ def sample_cases() -> Iterator[tuple[str, bytes]]:
     yield "a name of 64 MB", packed(("a", 1 << 26, b"L", b"n" * (1 << 26)), ("a.json", len(record), b"0", record))
     yield "nested attributes", packed(*[("a", 0, b"x", b"")] * 3_000, ("a.json", len(record), b"0", record))
     yield "a file of holes", packed(("a.json", 10, b"S", bytes(512)))
-    yield "many members", packed(("a.json", len(record), b"0", record), *[(f"a.{i}", 0, b"0", b"") for i in range(17_000)])
+    yield (
+        "many members",
+        packed(("a.json", len(record), b"0", record), *[(f"a.{i}", 0, b"0", b"") for i in range(17_000)]),
+    )
     for name, data in {
         "a record of many values": b'{"target":{"text":"t","images":[' + b"1," * 5_000_000 + b"1]}}",
         "a record of many keys": b"{" + b'"a":1,' * 2_200_000 + b'"b":1}',
@@ -179,7 +195,9 @@ def shards_of_sample(out: Path, data: bytes) -> None:
     (out / "00000.tar").write_bytes(data + bytes(1024))
     np.save(out / "00000.idx.npy", np.array([0, len(data)]))
     (out / "00000_stats.json").write_text(json.dumps(dict.fromkeys(NAMES, 0) | {"samples": 1, "bytes": entry.bytes}))
-    (out / "index.json").write_text(ShardIndex(shards=[entry], samples=1, fingerprint=fingerprint([entry])).model_dump_json())
+    (out / "index.json").write_text(
+        ShardIndex(shards=[entry], samples=1, fingerprint=fingerprint([entry])).model_dump_json()
+    )
 
 
 def shard_readers(out: Path) -> dict[str, Callable[[Path], object]]:
@@ -238,13 +256,25 @@ def run_cases(run: Path, work: Path) -> Iterator[tuple[str, Callable[[], object]
             yield f"newest: {name}", at(checkpoint / "manifest.json", damage, lambda path: newest_whole(run)[1])
         yield f"export: {name}", at(work / "export/config.json", damage, lambda path: load_export(path.parent))
         yield f"DeepSpeed: {name}", at(work / "zero.json", damage, read_json)
-        yield f"metrics: {name}", at(run / "metrics.jsonl", lambda path, damage=damage: (damage(path), newline(path)), lambda path: read_run(run))
+        yield (
+            f"metrics: {name}",
+            at(
+                run / "metrics.jsonl",
+                lambda path, damage=damage: (damage(path), newline(path)),
+                lambda path: read_run(run),
+            ),
+        )
         yield f"lock: {name}", at(work / "lock.json", damage, lambda path: read_holder(path) or "nobody")
     for name, damage in TENSORS.items():
         yield f"tensors: {name}", at(work / "a.safetensors", damage, TensorFile)
         if damage is not folder:
-            yield f"backbone: {name}", at(work / "export/model.safetensors", damage, lambda path: require_sound_files(path.parent))
-    for name, damage in (KINDS | {"damage": content(b"PK" + bytes(100)), "a pickle": content(b"\x80\x02c__builtin__\neval\n.")}).items():
+            yield (
+                f"backbone: {name}",
+                at(work / "export/model.safetensors", damage, lambda path: require_sound_files(path.parent)),
+            )
+    for name, damage in (
+        KINDS | {"damage": content(b"PK" + bytes(100)), "a pickle": content(b"\x80\x02c__builtin__\neval\n.")}
+    ).items():
         yield f"objective: {name}", at(work / "objective.pt", damage, read_objective)
     for name, parts in {
         "nested": "[" * 100_000,
@@ -253,7 +283,12 @@ def run_cases(run: Path, work: Path) -> Iterator[tuple[str, Callable[[], object]
         "of texts": '{"a":["0","4"]}',
     }.items():
         header = {"__metadata__": {"parts": parts}, "master/a": tensor(0, 16, [4])}
-        yield f"parts: {name}", at(work / "rank-00000-of-00001.safetensors", content(tensors(header)), lambda path: SavedParameters([path]))
+        yield (
+            f"parts: {name}",
+            at(
+                work / "rank-00000-of-00001.safetensors", content(tensors(header)), lambda path: SavedParameters([path])
+            ),
+        )
 
 
 def newline(path: Path) -> None:
@@ -304,7 +339,14 @@ def main(work: Path) -> None:
     shard_work, others = shard_readers(work), list(run_cases(run, work))
     import torch  # noqa: F401 - its share of the address space is not the readers'
 
-    used = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize")).split()[1]) << 10
+    used = (
+        int(
+            next(
+                line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize")
+            ).split()[1]
+        )
+        << 10
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + SPARE, used + SPARE))
     signal.signal(signal.SIGALRM, too_slow)
 
@@ -326,7 +368,9 @@ def main(work: Path) -> None:
             (work / "case" / name).unlink()
             damage(work / "case" / name)
         # Others read no statistics; and all read an index in the same way.
-        left_out = ("read", "describe", "split") if case.startswith("statistics") else OTHERS if case.endswith(MANY) else ()
+        left_out = (
+            ("read", "describe", "split") if case.startswith("statistics") else OTHERS if case.endswith(MANY) else ()
+        )
         read_shards(case, work / "case", *left_out)
     for case, data in sample_cases():
         shards_of_sample(work / "case", data)

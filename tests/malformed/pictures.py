@@ -10,7 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-RED, GREEN, BLUE, YELLOW, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255), (0, 0, 0)
+RED = (255, 0, 0)
+GREEN = (0, 255, 0)
+BLUE = (0, 0, 255)
+YELLOW = (255, 255, 0)
+WHITE = (255, 255, 255)
+BLACK = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,13 @@ class Picture:
 
 
 def quarters(width: int = 32, height: int = 16) -> np.ndarray:
-    """Four colours, one per quarter, so that every turn and every flip shows; blocks of 8 stay whole, so that JPEG keeps them flat."""
+    """Four colours, one per quarter, so that every turn and every flip shows; blocks of 8 stay whole, so that JPEG
+    keeps them flat."""
     pixels = np.zeros((height, width, 3), np.uint8)
     for colour, rows, columns in ((RED, 0, 0), (GREEN, 0, 1), (BLUE, 1, 0), (YELLOW, 1, 1)):
-        pixels[rows * height // 2 : (rows + 1) * height // 2, columns * width // 2 : (columns + 1) * width // 2] = colour
+        pixels[rows * height // 2 : (rows + 1) * height // 2, columns * width // 2 : (columns + 1) * width // 2] = (
+            colour
+        )
     return pixels
 
 
@@ -76,13 +84,29 @@ def tiff(entries: list[tuple[int, int, int, int]], data: bytes = b"", next_direc
     Args:
         entries: (tag, type, count, value), in order of their tags.
     """
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + struct.pack("<I", next_directory)
+    directory = (
+        struct.pack("<H", len(entries))
+        + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        + struct.pack("<I", next_directory)
+    )
     return b"II*\0" + struct.pack("<I", 8) + directory + data
 
 
-def tiff_entries(width: int, height: int, bits: int = 8, compression: int = 1, photometric: int = 1, strip: int = 0, length: int = 0) -> list:
+def tiff_entries(
+    width: int, height: int, bits: int = 8, compression: int = 1, photometric: int = 1, strip: int = 0, length: int = 0
+) -> list:
     """Those of a grey picture of one strip."""
-    values = [(256, width), (257, height), (258, bits), (259, compression), (262, photometric), (273, strip), (277, 1), (278, height), (279, length)]
+    values = [
+        (256, width),
+        (257, height),
+        (258, bits),
+        (259, compression),
+        (262, photometric),
+        (273, strip),
+        (277, 1),
+        (278, height),
+        (279, length),
+    ]
     return [(tag, 4 if tag in (256, 257, 273, 278, 279) else 3, 1, value) for tag, value in values]
 
 

@@ -1,4 +1,5 @@
-"""Samples as they stand in a tar: odd ones that must be read, and damaged ones that must be refused, with the reason."""
+"""Samples as they stand in a tar: odd ones that must be read, and damaged ones that must be refused, with the
+reason."""
 
 from __future__ import annotations
 
@@ -79,16 +80,27 @@ def odd_samples() -> Iterator[TarSample]:
         "special-token": "<|image_pad|><|vision_start|></s>",
     }
     for name, text in texts.items():
-        yield TarSample(f"text-{name}", pack(sound_members(f"text-{name}", query={"text": text, "images": ["query.0.png"]})), text)
+        yield TarSample(
+            f"text-{name}", pack(sound_members(f"text-{name}", query={"text": text, "images": ["query.0.png"]})), text
+        )
     layouts: dict[str, Callable[[str], bytes]] = {
         "record-last": lambda key: pack(sound_members(key)[::-1]),
         "extra-member": lambda key: pack([*sound_members(key), member(f"{key}.txt", b"more")]),
         "empty-extra-member": lambda key: pack([*sound_members(key), member(f"{key}.empty", b"")]),
-        "pax-headers": lambda key: pack([member(info.name, data, pax_headers={"comment": "c" * 999}) for info, data in sound_members(key)], tarfile.PAX_FORMAT),
+        "pax-headers": lambda key: pack(
+            [member(info.name, data, pax_headers={"comment": "c" * 999}) for info, data in sound_members(key)],
+            tarfile.PAX_FORMAT,
+        ),
         "gnu-format": lambda key: pack(sound_members(key), tarfile.GNU_FORMAT),
-        "no-rights": lambda key: pack([member(info.name, data, mode=0, uid=12345) for info, data in sound_members(key)]),
-        "indented-record": lambda key: pack([member(f"{key}.json", json.dumps(record(), indent=8).encode()), *sound_members(key)[1:]]),
-        "repeated-json-key": lambda key: pack([member(f"{key}.json", b'{"target_id": "x",' + json.dumps(record()).encode()[1:]), *sound_members(key)[1:]]),
+        "no-rights": lambda key: pack(
+            [member(info.name, data, mode=0, uid=12345) for info, data in sound_members(key)]
+        ),
+        "indented-record": lambda key: pack(
+            [member(f"{key}.json", json.dumps(record(), indent=8).encode()), *sound_members(key)[1:]]
+        ),
+        "repeated-json-key": lambda key: pack(
+            [member(f"{key}.json", b'{"target_id": "x",' + json.dumps(record()).encode()[1:]), *sound_members(key)[1:]]
+        ),
         "same-picture-twice": lambda key: pack(sound_members(key, query={"text": "q", "images": ["query.0.png"] * 2})),
         "many-negatives": lambda key: pack(sound_members(key, negatives=[{"text": "n", "target_id": "n"}] * 500)),
         "key-of-64-letters": lambda key: pack(sound_members(key.ljust(64, "x"))),
@@ -133,7 +145,12 @@ def _broken_json() -> Iterator[TarSample]:
     contents |= {f"first-{length}-bytes": good[:length] for length in range(10, len(good), 15)}
     for name, content in contents.items():
         key = f"json-{name}"
-        yield TarSample(key, pack([member(f"{key}.json", content), *sound_members(key)[1:]]), kind="damaged", reason="in its record, ")
+        yield TarSample(
+            key,
+            pack([member(f"{key}.json", content), *sound_members(key)[1:]]),
+            kind="damaged",
+            reason="in its record, ",
+        )
 
 
 def _wrong_records() -> Iterator[TarSample]:
@@ -152,7 +169,10 @@ def _wrong_records() -> Iterator[TarSample]:
         "images-text": ({"query": {"images": "query.0.png"}}, "'query.images' is"),
         "images-null": ({"query": {"text": "q", "images": None}}, "'query.images' is None"),
         "images-numbers": ({"query": {"images": [0]}}, "'query.images.0' is 0"),
-        "side-unknown-key": ({"query": {"text": "q", "image": "query.0.png"}}, "unknown key 'query.image'; did you mean 'images'"),
+        "side-unknown-key": (
+            {"query": {"text": "q", "image": "query.0.png"}},
+            "unknown key 'query.image'; did you mean 'images'",
+        ),
         "negatives-object": ({"negatives": {"text": "n"}}, "'negatives' is"),
         "negatives-texts": ({"negatives": ["n"]}, "'negatives.0' is 'n'"),
         "negative-empty": ({"negatives": [{"target_id": "n"}]}, "neither a text nor an image"),
@@ -174,36 +194,87 @@ def _wrong_records() -> Iterator[TarSample]:
 
 
 def _wrong_pictures() -> Iterator[TarSample]:
-    for number, name in enumerate(("query.1.png", "query.0.PNG", "../query.0.png", "/etc/passwd", "", "query.0.png\x1b[2J", "p" * 5000)):
+    for number, name in enumerate(
+        ("query.1.png", "query.0.PNG", "../query.0.png", "/etc/passwd", "", "query.0.png\x1b[2J", "p" * 5000)
+    ):
         key = f"picture-absent-{number}"
         data = pack(sound_members(key, query={"text": "q", "images": [name]}))
         yield TarSample(key, data, kind="picture", reason=r"the image '[^\x1b]{0,84}' is missing")
     key = "picture-is-the-record"
-    yield TarSample(key, pack(sound_members(key, target={"images": ["json"]})), kind="picture", reason="they look like a JSON document")
+    yield TarSample(
+        key,
+        pack(sound_members(key, target={"images": ["json"]})),
+        kind="picture",
+        reason="they look like a JSON document",
+    )
     key = "picture-of-a-negative"
-    members = [*sound_members(key, negatives=[{"images": ["negatives.0.0.png"], "target_id": "n"}]), member(f"{key}.negatives.0.0.png", PICTURE[:60])]
-    yield TarSample(key, pack(members), kind="picture", reason="the image 'negatives.0.0.png' cannot be used: .*truncated")
+    members = [
+        *sound_members(key, negatives=[{"images": ["negatives.0.0.png"], "target_id": "n"}]),
+        member(f"{key}.negatives.0.0.png", PICTURE[:60]),
+    ]
+    yield TarSample(
+        key, pack(members), kind="picture", reason="the image 'negatives.0.0.png' cannot be used: .*truncated"
+    )
 
 
 def _wrong_members() -> Iterator[TarSample]:
     json_member, picture_member = sound_members("KEY")
-    kinds = {"folder": tarfile.DIRTYPE, "link": tarfile.SYMTYPE, "hard-link": tarfile.LNKTYPE, "pipe": tarfile.FIFOTYPE, "device": tarfile.CHRTYPE}
+    kinds = {
+        "folder": tarfile.DIRTYPE,
+        "link": tarfile.SYMTYPE,
+        "hard-link": tarfile.LNKTYPE,
+        "pipe": tarfile.FIFOTYPE,
+        "device": tarfile.CHRTYPE,
+    }
     sets: dict[str, tuple[Callable[[str], Members], str]] = {
         "no-record": (lambda key: sound_members(key)[1:], "'.json' among them"),
-        "record-of-another-key": (lambda key: [sound_members("other")[0], *sound_members(key)[1:]], "members of one key"),
-        "picture-of-another-key": (lambda key: [sound_members(key)[0], *sound_members("other")[1:]], "members of one key"),
+        "record-of-another-key": (
+            lambda key: [sound_members("other")[0], *sound_members(key)[1:]],
+            "members of one key",
+        ),
+        "picture-of-another-key": (
+            lambda key: [sound_members(key)[0], *sound_members("other")[1:]],
+            "members of one key",
+        ),
         "two-samples": (lambda key: [*sound_members(key), *sound_members("other")], "there twice"),
         "two-records": (lambda key: [sound_members(key)[0], *sound_members(key)], "there twice"),
         "two-pictures-of-one-name": (lambda key: [*sound_members(key), sound_members(key)[1]], "there twice"),
-        "path-upwards": (lambda key: [member(f"../{info.name}", data) for info, data in sound_members(key)], "members of one key|its key is"),
-        "absolute-path": (lambda key: [member(f"/tmp/{info.name}", data) for info, data in sound_members(key)], "its key is '/tmp/"),
-        "key-in-a-folder": (lambda key: [member(f"a/{info.name}", data) for info, data in sound_members(key)], "its key is 'a/"),
-        "key-with-a-space": (lambda key: [member(f"a {info.name}", data) for info, data in sound_members(key)], "its key is 'a "),
-        "key-with-steering-signs": (lambda key: [member(f"\x1b[2J{info.name}", data) for info, data in sound_members(key)], r"its key is '\\x1b"),
-        "key-with-a-line-break": (lambda key: [member(f"a\n{info.name}", data) for info, data in sound_members(key)], r"its key is 'a\\n"),
-        "key-empty": (lambda key: [member(info.name.removeprefix(key), data) for info, data in sound_members(key)], "its key is ''"),
-        "key-in-chinese": (lambda key: [member(f"猫{info.name}", data) for info, data in sound_members(key)], r"its key is '\\u732b"),
-        "key-of-65-letters": (lambda key: [member(info.name.replace(key, "x" * 65), data) for info, data in sound_members(key)], "its key is 'xxx"),
+        "path-upwards": (
+            lambda key: [member(f"../{info.name}", data) for info, data in sound_members(key)],
+            "members of one key|its key is",
+        ),
+        "absolute-path": (
+            lambda key: [member(f"/tmp/{info.name}", data) for info, data in sound_members(key)],
+            "its key is '/tmp/",
+        ),
+        "key-in-a-folder": (
+            lambda key: [member(f"a/{info.name}", data) for info, data in sound_members(key)],
+            "its key is 'a/",
+        ),
+        "key-with-a-space": (
+            lambda key: [member(f"a {info.name}", data) for info, data in sound_members(key)],
+            "its key is 'a ",
+        ),
+        "key-with-steering-signs": (
+            lambda key: [member(f"\x1b[2J{info.name}", data) for info, data in sound_members(key)],
+            r"its key is '\\x1b",
+        ),
+        "key-with-a-line-break": (
+            lambda key: [member(f"a\n{info.name}", data) for info, data in sound_members(key)],
+            r"its key is 'a\\n",
+        ),
+        "key-empty": (
+            lambda key: [member(info.name.removeprefix(key), data) for info, data in sound_members(key)],
+            "its key is ''",
+        ),
+        "key-in-chinese": (
+            lambda key: [member(f"猫{info.name}", data) for info, data in sound_members(key)],
+            r"its key is '\\u732b",
+        ),
+        "key-of-65-letters": (
+            lambda key: [member(info.name.replace(key, "x" * 65), data) for info, data in sound_members(key)],
+            "its key is 'xxx",
+        ),
         "sparse": (partial(_sparse), "is no plain file"),
     }
     sets |= {f"a-{name}": (partial(_with_kind, kind), "is no plain file") for name, kind in kinds.items()}
@@ -257,7 +328,10 @@ def _wrong_tars() -> Iterator[TarSample]:
         "one-block-of-zeros": lambda key: bytes(512),
         "picture-without-a-tar": lambda key: PICTURE.ljust(1024, b"\0"),
     }
-    tars |= {f"cut-at-{length}": partial(lambda length, key: pack(sound_members(key))[:length], length) for length in (1, 100, 511, 512, 600, 1536, 1600)}
+    tars |= {
+        f"cut-at-{length}": partial(lambda length, key: pack(sound_members(key))[:length], length)
+        for length in (1, 100, 511, 512, 600, 1536, 1600)
+    }
     for name, make in tars.items():
         key = f"tar-{name}"
         yield TarSample(key, make(key), kind="damaged", reason="no sound tar|is no plain file|'.json' among them")
@@ -265,11 +339,24 @@ def _wrong_tars() -> Iterator[TarSample]:
 
 def _overwritten() -> Iterator[TarSample]:
     """Bytes that change after the shards were built: the sizes stay."""
-    for filler, value in (("zeros", bytes(4096)), ("ones", b"\xff" * 4096), ("noise", np.random.default_rng(0).bytes(4096)), ("text", b"<html>" * 700)):
-        for part, start, length in (("all", 0, 4096), ("first-header", 0, 512), ("record", 512, 60), ("second-header", 1024, 512), ("picture", 1536, 60)):
+    for filler, value in (
+        ("zeros", bytes(4096)),
+        ("ones", b"\xff" * 4096),
+        ("noise", np.random.default_rng(0).bytes(4096)),
+        ("text", b"<html>" * 700),
+    ):
+        for part, start, length in (
+            ("all", 0, 4096),
+            ("first-header", 0, 512),
+            ("record", 512, 60),
+            ("second-header", 1024, 512),
+            ("picture", 1536, 60),
+        ):
             key = f"overwritten-{part}-with-{filler}"
             data = pack(sound_members(key))
             stop = min(start + length, len(data))
             data = data[:start] + value[: stop - start] + data[stop:]
-            reason = {"record": "no valid JSON", "picture": "the image 'query.0.png' cannot be used"}.get(part, "no sound tar")
+            reason = {"record": "no valid JSON", "picture": "the image 'query.0.png' cannot be used"}.get(
+                part, "no sound tar"
+            )
             yield TarSample(key, data, kind="picture" if part == "picture" else "damaged", reason=reason)

@@ -1,4 +1,5 @@
-"""Shards that hold every malformed picture and sample, as they are after something went wrong behind the builder's back."""
+"""Shards that hold every malformed picture and sample, as they are after something went wrong behind the builder's
+back."""
 
 from __future__ import annotations
 
@@ -20,13 +21,16 @@ SAMPLES_PER_SHARD = 64
 
 def malformed_samples() -> list[TarSample]:
     """All of them, sound ones among damaged ones, with what must come of each."""
-    pictures = [_with_picture(number, picture) for number, picture in enumerate([*sound_pictures(), *broken_pictures()])]
+    pictures = [
+        _with_picture(number, picture) for number, picture in enumerate([*sound_pictures(), *broken_pictures()])
+    ]
     samples = [*odd_samples(), *damaged_samples(), *pictures]
     return [samples[i] for i in np.random.default_rng(1).permutation(len(samples))]
 
 
 def damaged_shards(folder: Path) -> tuple[Path, list[TarSample]]:
-    """Write a directory of shards whose index fits, and whose samples are ``malformed_samples()`` in their order; returns both."""
+    """Write a directory of shards whose index fits, and whose samples are ``malformed_samples()`` in their order;
+    returns both."""
     out, samples, entries = folder / "malformed", malformed_samples(), []
     out.mkdir(parents=True)
     rest = iter(samples)

@@ -53,7 +53,21 @@ KINDS = {
 
 
 def sound_pictures() -> Iterator[Picture]:
-    for make in (_turned, _modes, _sixteen_bits, _dark_high, _compressions, _animations, _pages, _metadata, _trailing, _smallest, _thin, _bitmaps, _gifs):
+    for make in (
+        _turned,
+        _modes,
+        _sixteen_bits,
+        _dark_high,
+        _compressions,
+        _animations,
+        _pages,
+        _metadata,
+        _trailing,
+        _smallest,
+        _thin,
+        _bitmaps,
+        _gifs,
+    ):
         yield from make()
 
 
@@ -66,7 +80,12 @@ def _turned() -> Iterator[Picture]:
         for orientation, turn in TURNS.items():
             exif = Image.Exif()
             exif[0x0112] = orientation
-            yield Picture(f"{kind}-orientation-{orientation}", encode(quarters(), kind, exif=exif, **options), turn(quarters()), tolerance_of(kind))
+            yield Picture(
+                f"{kind}-orientation-{orientation}",
+                encode(quarters(), kind, exif=exif, **options),
+                turn(quarters()),
+                tolerance_of(kind),
+            )
 
 
 def _modes() -> Iterator[Picture]:
@@ -76,8 +95,12 @@ def _modes() -> Iterator[Picture]:
         yield Picture(f"{kind}-grey", encode(grey, kind, **({"lossless": True} if kind == "WEBP" else {})), as_rgb)
     bits = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)
     for kind in ("PNG", "TIFF", "BMP"):
-        yield Picture(f"{kind}-one-bit", encode(Image.fromarray(bits).convert("1"), kind), np.repeat(bits[:, :, None], 3, axis=2))
-    yield Picture("JPEG-grey", encode(np.full((8, 8), 100, np.uint8), "JPEG", quality=95), flat((100,) * 3, 8, 8), JPEG_TOLERANCE)
+        yield Picture(
+            f"{kind}-one-bit", encode(Image.fromarray(bits).convert("1"), kind), np.repeat(bits[:, :, None], 3, axis=2)
+        )
+    yield Picture(
+        "JPEG-grey", encode(np.full((8, 8), 100, np.uint8), "JPEG", quality=95), flat((100,) * 3, 8, 8), JPEG_TOLERANCE
+    )
     for count in (2, 4, 16, 256):
         colours = np.random.default_rng(count).integers(0, 256, (count, 3), dtype=np.uint8)
         image = Image.new("P", (16, 16))
@@ -87,9 +110,18 @@ def _modes() -> Iterator[Picture]:
         for kind in ("PNG", "GIF", "TIFF", "BMP"):
             yield Picture(f"{kind}-palette-{count}", encode(image, kind), expected)
     yield from _transparent()
-    yield Picture("JPEG-cmyk", encode(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=95), flat((0, 255, 255), 8, 8), JPEG_TOLERANCE)
+    yield Picture(
+        "JPEG-cmyk",
+        encode(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=95),
+        flat((0, 255, 255), 8, 8),
+        JPEG_TOLERANCE,
+    )
     yield Picture("TIFF-cmyk", encode(Image.new("CMYK", (8, 8), (0, 255, 0, 0)), "TIFF"), flat((255, 0, 255), 8, 8))
-    yield Picture("TIFF-ycbcr", encode(Image.new("YCbCr", (16, 16), (128, 128, 128)), "TIFF", compression="raw"), flat((128,) * 3, 16, 16))
+    yield Picture(
+        "TIFF-ycbcr",
+        encode(Image.new("YCbCr", (16, 16), (128, 128, 128)), "TIFF", compression="raw"),
+        flat((128,) * 3, 16, 16),
+    )
 
 
 def _transparent() -> Iterator[Picture]:
@@ -98,7 +130,11 @@ def _transparent() -> Iterator[Picture]:
     half[:, 2:] = (9, 9, 9, 0)
     expected = np.concatenate([flat(RED, 2, 4), flat(WHITE, 2, 4)], axis=1)
     for kind in ("PNG", "TIFF", "WEBP"):
-        yield Picture(f"{kind}-transparent", encode(half, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})), expected)
+        yield Picture(
+            f"{kind}-transparent",
+            encode(half, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})),
+            expected,
+        )
     yield Picture("PNG-grey-alpha", encode(Image.new("LA", (3, 3), (0, 0)), "PNG"), flat(WHITE, 3, 3))
     blended = encode(Image.new("RGBA", (3, 3), (0, 0, 0, 51)), "PNG")
     yield Picture("PNG-a-fifth-opaque", blended, flat((204, 204, 204), 3, 3))
@@ -110,14 +146,21 @@ def _transparent() -> Iterator[Picture]:
         yield Picture(f"{kind}-palette-transparent", encode(palette, kind, transparency=0), expected)
     yield Picture("PNG-palette-alpha-table", encode(palette, "PNG", transparency=bytes([0, 255])), expected)
     row = bytes([0, *RED, *GREEN])
-    yield Picture("PNG-rgb-transparent-colour", png(2, 1, 8, 2, row, png_chunk(b"tRNS", struct.pack(">HHH", *RED))), expected)
+    yield Picture(
+        "PNG-rgb-transparent-colour", png(2, 1, 8, 2, row, png_chunk(b"tRNS", struct.pack(">HHH", *RED))), expected
+    )
     level = png(2, 1, 8, 0, bytes([0, 7, 0]), png_chunk(b"tRNS", struct.pack(">H", 7)))
     yield Picture("PNG-grey-transparent-level", level, np.array([[WHITE, BLACK]], np.uint8))
     for bits, row, shown in ((1, 0b01000000, (255, 255)), (2, 0b01000000, (255, 0)), (4, 0b00010000, (255, 0))):
         few = png(2, 1, bits, 0, bytes([0, row]), png_chunk(b"tRNS", struct.pack(">H", row >> 8 - bits)))
-        yield Picture(f"PNG-transparent-level-of-{bits}-bits", few, np.array([[(level,) * 3 for level in shown]], np.uint8))
+        yield Picture(
+            f"PNG-transparent-level-of-{bits}-bits", few, np.array([[(level,) * 3 for level in shown]], np.uint8)
+        )
     row = b"\0" + np.array([0x1234, 0x5678, 0x9ABC, 0x12, 0x56, 0x9A], ">u2").tobytes()
-    for name, colour, shown in (("high", (0x1234, 0x5678, 0x9ABC), [WHITE, BLACK]), ("low", (0x12, 0x56, 0x9A), [(0x12, 0x56, 0x9A), WHITE])):
+    for name, colour, shown in (
+        ("high", (0x1234, 0x5678, 0x9ABC), [WHITE, BLACK]),
+        ("low", (0x12, 0x56, 0x9A), [(0x12, 0x56, 0x9A), WHITE]),
+    ):
         deep = png(2, 1, 16, 2, row, png_chunk(b"tRNS", struct.pack(">HHH", *colour)))
         yield Picture(f"PNG-transparent-colour-of-16-bits-{name}", deep, np.array([shown], np.uint8))
     grey = np.array([[[200, 0], [50, 255]]], np.uint8)
@@ -154,7 +197,11 @@ def _dark_high() -> Iterator[Picture]:
         (16, b"\0\x10\0\xff", (239, 0)),
     ):
         expected = np.array([[(level,) * 3 for level in shown]], np.uint8)
-        yield Picture(f"TIFF-dark-high-{bits}-bits", tiff(tiff_entries(2, 1, bits=bits, photometric=0, strip=122, length=len(data)), data), expected)
+        yield Picture(
+            f"TIFF-dark-high-{bits}-bits",
+            tiff(tiff_entries(2, 1, bits=bits, photometric=0, strip=122, length=len(data)), data),
+            expected,
+        )
     levels = np.array([[0x1000, 0xFF00]], np.uint16)
     for compression in ("raw", "tiff_adobe_deflate", "tiff_lzw"):
         data = encode(levels, "TIFF", compression=compression, tiffinfo={262: 0})
@@ -163,7 +210,17 @@ def _dark_high() -> Iterator[Picture]:
 
 def _big_endian_tiff(levels: np.ndarray) -> bytes:
     data = levels.astype(">u2").tobytes()
-    values = [(256, 4), (257, 1), (258, 16), (259, 1), (262, 1), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 1), (279, len(data))]
+    values = [
+        (256, 4),
+        (257, 1),
+        (258, 16),
+        (259, 1),
+        (262, 1),
+        (273, 8 + 2 + 9 * 12 + 4),
+        (277, 1),
+        (278, 1),
+        (279, len(data)),
+    ]
     directory = b"".join(struct.pack(">HHI", tag, 3, 1) + struct.pack(">HH", value, 0) for tag, value in values)
     return b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", len(values)) + directory + struct.pack(">I", 0) + data
 
@@ -172,8 +229,15 @@ def _compressions() -> Iterator[Picture]:
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
         yield Picture(f"TIFF-{compression}", encode(noise(), "TIFF", compression=compression), noise())
     yield Picture("TIFF-jpeg", encode(quarters(), "TIFF", compression="jpeg", quality=95), quarters(), 40)
-    yield Picture("JPEG-progressive", encode(quarters(), "JPEG", progressive=True, **KINDS["JPEG"]), quarters(), JPEG_TOLERANCE)
-    yield Picture("JPEG-restart-markers", encode(quarters(), "JPEG", restart_marker_blocks=1, **KINDS["JPEG"]), quarters(), JPEG_TOLERANCE)
+    yield Picture(
+        "JPEG-progressive", encode(quarters(), "JPEG", progressive=True, **KINDS["JPEG"]), quarters(), JPEG_TOLERANCE
+    )
+    yield Picture(
+        "JPEG-restart-markers",
+        encode(quarters(), "JPEG", restart_marker_blocks=1, **KINDS["JPEG"]),
+        quarters(),
+        JPEG_TOLERANCE,
+    )
     yield Picture("WEBP-lossy", encode(flat(RED, 16, 16), "WEBP", quality=95), flat(RED, 16, 16), 12)
     yield Picture("PNG-interlaced", png(1, 1, 8, 2, bytes([0, *BLUE]), interlace=1), flat(BLUE, 1, 1))
     split = png(2, 1, 8, 2, bytes([0, *RED, *GREEN]))
@@ -193,7 +257,11 @@ def _animations() -> Iterator[Picture]:
     for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("AVIF", KINDS["AVIF"])):
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=100, **options)
         yield Picture(f"{kind}-animated", data, flat(RED, 16, 16), tolerance_of(kind))
-    yield Picture("GIF-animated-broken-later", encode(frames[0], "GIF", save_all=True, append_images=frames[1:])[:-20], flat(RED, 16, 16))
+    yield Picture(
+        "GIF-animated-broken-later",
+        encode(frames[0], "GIF", save_all=True, append_images=frames[1:])[:-20],
+        flat(RED, 16, 16),
+    )
     with_default = encode(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True)
     yield Picture("PNG-animated-beside-its-picture", with_default, flat(RED, 16, 16))
 
@@ -204,9 +272,15 @@ def _pages() -> Iterator[Picture]:
     yield Picture("TIFF-201-pages", many, noise(8, 8))
     grey = bytes(range(0, 160, 10))
     own = tiff(tiff_entries(4, 4, strip=122, length=16), grey, next_directory=8)
-    yield Picture("TIFF-directory-that-follows-itself", own, np.repeat(np.frombuffer(grey, np.uint8).reshape(4, 4, 1), 3, axis=2))
+    yield Picture(
+        "TIFF-directory-that-follows-itself", own, np.repeat(np.frombuffer(grey, np.uint8).reshape(4, 4, 1), 3, axis=2)
+    )
     away = tiff(tiff_entries(4, 4, strip=122, length=16), grey, next_directory=2**31)
-    yield Picture("TIFF-second-directory-beyond-the-end", away, np.repeat(np.frombuffer(grey, np.uint8).reshape(4, 4, 1), 3, axis=2))
+    yield Picture(
+        "TIFF-second-directory-beyond-the-end",
+        away,
+        np.repeat(np.frombuffer(grey, np.uint8).reshape(4, 4, 1), 3, axis=2),
+    )
 
 
 def _metadata() -> Iterator[Picture]:
@@ -214,12 +288,22 @@ def _metadata() -> Iterator[Picture]:
     for kind, options in KINDS.items():
         for name, icc in (("profile", profile), ("broken-profile", b"no profile at all" * 20)):
             if (kind, name) != ("AVIF", "broken-profile"):
-                yield Picture(f"{kind}-{name}", encode(quarters(), kind, icc_profile=icc, **options), quarters(), tolerance_of(kind))
+                yield Picture(
+                    f"{kind}-{name}",
+                    encode(quarters(), kind, icc_profile=icc, **options),
+                    quarters(),
+                    tolerance_of(kind),
+                )
     plain = encode(quarters(), "JPEG", **KINDS["JPEG"])
     for orientation in (0, 9, 65535):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        yield Picture(f"JPEG-orientation-{orientation}", encode(quarters(), "JPEG", exif=exif, **KINDS["JPEG"]), quarters(), JPEG_TOLERANCE)
+        yield Picture(
+            f"JPEG-orientation-{orientation}",
+            encode(quarters(), "JPEG", exif=exif, **KINDS["JPEG"]),
+            quarters(),
+            JPEG_TOLERANCE,
+        )
     for name, content in {
         "empty": b"",
         "cut": b"II*\0\x08\0\0\0\x05\0\x12\x01",
@@ -230,8 +314,19 @@ def _metadata() -> Iterator[Picture]:
     }.items():
         data = plain[:2] + jpeg_segment(0xE1, b"Exif\0\0" + content) + plain[2:]
         yield Picture(f"JPEG-exif-{name}", data, quarters(), JPEG_TOLERANCE)
-    yield Picture("JPEG-long-comment", plain[:2] + jpeg_segment(0xFE, b"c" * 65000) * 20 + plain[2:], quarters(), JPEG_TOLERANCE)
-    private = png(1, 1, 8, 2, bytes([0, *RED]), png_chunk(b"prVt", b"private"), png_chunk(b"tEXt", b"no separator"), png_chunk(b"tIME", b"\xff" * 7))
+    yield Picture(
+        "JPEG-long-comment", plain[:2] + jpeg_segment(0xFE, b"c" * 65000) * 20 + plain[2:], quarters(), JPEG_TOLERANCE
+    )
+    private = png(
+        1,
+        1,
+        8,
+        2,
+        bytes([0, *RED]),
+        png_chunk(b"prVt", b"private"),
+        png_chunk(b"tEXt", b"no separator"),
+        png_chunk(b"tIME", b"\xff" * 7),
+    )
     yield Picture("PNG-odd-extra-chunks", private, flat(RED, 1, 1))
     yield from _repairable(plain)
 
@@ -252,7 +347,12 @@ def _repairable(jpeg: bytes) -> Iterator[Picture]:
 
 def _trailing() -> Iterator[Picture]:
     for kind, options in (*KINDS.items(), ("GIF", {}), ("BMP", {})):
-        yield Picture(f"{kind}-with-more-behind-it", encode(quarters(), kind, **options) + b"<html>" * 100, quarters(), tolerance_of(kind))
+        yield Picture(
+            f"{kind}-with-more-behind-it",
+            encode(quarters(), kind, **options) + b"<html>" * 100,
+            quarters(),
+            tolerance_of(kind),
+        )
     jpeg = encode(quarters(), "JPEG", **KINDS["JPEG"])
     yield Picture("JPEG-two-in-one-file", jpeg + encode(noise(), "JPEG"), quarters(), JPEG_TOLERANCE)
     yield Picture("GIF-without-its-end-marker", encode(quarters(), "GIF")[:-1], quarters())
@@ -263,19 +363,25 @@ def _trailing() -> Iterator[Picture]:
 
 def _smallest() -> Iterator[Picture]:
     for kind, options in (*KINDS.items(), ("GIF", {}), ("BMP", {})):
-        yield Picture(f"{kind}-one-pixel", encode(flat(YELLOW, 1, 1), kind, **options), flat(YELLOW, 1, 1), tolerance_of(kind))
+        yield Picture(
+            f"{kind}-one-pixel", encode(flat(YELLOW, 1, 1), kind, **options), flat(YELLOW, 1, 1), tolerance_of(kind)
+        )
 
 
 def _thin() -> Iterator[Picture]:
     for width, height in ((1, 1000), (2000, 1), (1, 60000), (60000, 1)):
         for kind in ("PNG", "JPEG"):
             pixels = flat(GREEN, width, height)
-            yield Picture(f"{kind}-{width}-by-{height}", encode(pixels, kind, **KINDS[kind]), pixels, tolerance_of(kind))
+            yield Picture(
+                f"{kind}-{width}-by-{height}", encode(pixels, kind, **KINDS[kind]), pixels, tolerance_of(kind)
+            )
 
 
 def _bitmaps() -> Iterator[Picture]:
     header = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 54)
-    rows = bytes([0, 0, 255, 0, 255, 0, 0, 0]) + bytes([255, 0, 0, 0, 255, 255, 0, 0])  # blue, green, red; rows padded to 4 bytes
+    rows = bytes([0, 0, 255, 0, 255, 0, 0, 0]) + bytes(
+        [255, 0, 0, 0, 255, 255, 0, 0]
+    )  # blue, green, red; rows padded to 4 bytes
     expected = np.array([[RED, GREEN], [BLUE, YELLOW]], np.uint8)
     upright = header + struct.pack("<IiiHHIIiiII", 40, 2, -2, 1, 24, 0, 16, 0, 0, 0, 0) + rows
     yield Picture("BMP-from-top-to-bottom", upright, expected)
@@ -292,11 +398,14 @@ def _gifs() -> Iterator[Picture]:
     yield Picture("GIF-frame-smaller-than-its-screen", screen + frame + b";", expected)
     comment = b"!\xfe" + b"\xff" + b"c" * 255 + b"\0"
     yield Picture("GIF-comments-before-the-frame", screen + comment * 50 + frame + b";", expected)
-    yield Picture("GIF-interlaced", encode(noise(8, 8)[:, :, 0], "GIF", interlace=1), np.repeat(noise(8, 8)[:, :, :1], 3, axis=2))
+    yield Picture(
+        "GIF-interlaced", encode(noise(8, 8)[:, :, 0], "GIF", interlace=1), np.repeat(noise(8, 8)[:, :, :1], 3, axis=2)
+    )
 
 
 def _lzw_of_four_ones() -> bytes:
-    """GIF's compression of the pixels 1, 1, 1, 1 at a code size of 2: the codes clear, 1, 1, 1, 1, end, in 3 bits each, and 4 from the fifth on."""
+    """GIF's compression of the pixels 1, 1, 1, 1 at a code size of 2: the codes clear, 1, 1, 1, 1, end, in 3 bits each,
+    and 4 from the fifth on."""
     bits, place = 0, 0
     for code, width in ((4, 3), (1, 3), (1, 3), (1, 3), (1, 4), (5, 4)):
         bits |= code << place

@@ -17,7 +17,12 @@ def embedder_of(backbones):
 
     def build(family: str, paths: int = 3, prefix_length: int = 5, dtype=torch.float32, **settings) -> ParallelEmbedder:
         return ParallelEmbedder.from_backbone(
-            str(backbones[family]), paths=paths, prefix_length=prefix_length, prefix_init_std=0.5, dtype=dtype, **settings
+            str(backbones[family]),
+            paths=paths,
+            prefix_length=prefix_length,
+            prefix_init_std=0.5,
+            dtype=dtype,
+            **settings,
         ).eval()
 
     return build

@@ -24,7 +24,8 @@ def test_without_prefixes_the_embedding_is_the_plain_backbones_last_token(embedd
 
 
 def dense_prefix_attention(module, query, key, value, attention_mask, scaling=None, packing=None, **kwargs):
-    """Softmax over a full score matrix for one sequence and one path: prefix keys first, then the tokens up to the own one."""
+    """Softmax over a full score matrix for one sequence and one path: prefix keys first, then the tokens up to the own
+    one."""
     (path,) = packing.paths.tolist()
     groups = query.shape[1] // key.shape[1]
     prefix_key, prefix_value = (getattr(module.prefix, name)[path].transpose(0, 1) for name in ("key", "value"))
@@ -50,15 +51,21 @@ def test_prefix_attention_equals_a_dense_softmax_sequence_by_sequence(embedder_o
         for i, item in enumerate(batch):
             for path in range(3):
                 reference = embedder(embedder.processor([item], ["query"])[0], paths=[path]).paths[0, 0]
-                # float64; the loosest step is the rotary embedding, which transformers computes in float32 on both sides alike.
+                # float64; the loosest step is the rotary embedding, which transformers computes in float32 on both
+                # sides alike.
                 torch.testing.assert_close(ours[i, path], reference, atol=1e-10, rtol=0)
 
 
 def varlen_kernel(query, key, value, query_borders, key_borders, scaling):
-    """What flash-attn's varlen kernel documents: per segment, causal with the last query aligned to the last key (bottom right)."""
+    """What flash-attn's varlen kernel documents: per segment, causal with the last query aligned to the last key
+    (bottom right)."""
     output = torch.empty_like(query)
     groups = query.shape[1] // key.shape[1]
-    for (q0, q1), (k0, k1) in zip(zip(query_borders, query_borders[1:], strict=False), zip(key_borders, key_borders[1:], strict=False), strict=True):
+    for (q0, q1), (k0, k1) in zip(
+        zip(query_borders, query_borders[1:], strict=False),
+        zip(key_borders, key_borders[1:], strict=False),
+        strict=True,
+    ):
         k, v = (tensor[k0:k1].repeat_interleave(groups, dim=1) for tensor in (key, value))
         scores = torch.einsum("qhd,khd->hqk", query[q0:q1], k) * scaling
         queries, keys = q1 - q0, k1 - k0
@@ -67,7 +74,11 @@ def varlen_kernel(query, key, value, query_borders, key_borders, scaling):
     return output
 
 
-@pytest.mark.parametrize("borders", [[(0, 9), (2, 9), (0, 1), (8, 9), (0, 5)], [(0, 9), (0, 9)], [(2, 9)]], ids=["mixed", "one length", "one sequence"])
+@pytest.mark.parametrize(
+    "borders",
+    [[(0, 9), (2, 9), (0, 1), (8, 9), (0, 5)], [(0, 9), (0, 9)], [(2, 9)]],
+    ids=["mixed", "one length", "one sequence"],
+)
 @pytest.mark.parametrize("prefix_length", [0, 1, 4])
 def test_the_varlen_index_arithmetic_equals_bucketed_attention(prefix_length, borders):
     torch.manual_seed(0)
@@ -81,7 +92,9 @@ def test_the_varlen_index_arithmetic_equals_bucketed_attention(prefix_length, bo
     prefixes = torch.randn(2, 3, prefix_length, 2, 8, dtype=torch.float64) if prefix_length else (None, None)
     bucketed = bucketed_attention(query, key, value, *prefixes, packing, 0.3, 0.0)
     keys, values, borders, longest = with_prefixes(key.transpose(0, 1), value.transpose(0, 1), *prefixes, packing)
-    varlen = varlen_kernel(query.transpose(0, 1), keys, values, packing.cumulative_lengths.tolist(), borders.tolist(), 0.3)
+    varlen = varlen_kernel(
+        query.transpose(0, 1), keys, values, packing.cumulative_lengths.tolist(), borders.tolist(), 0.3
+    )
     torch.testing.assert_close(varlen, bucketed, atol=1e-12, rtol=0)
     assert longest == max(packing.lengths) + prefix_length == (borders[1:] - borders[:-1]).max()
 

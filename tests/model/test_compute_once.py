@@ -14,7 +14,9 @@ def gradients(embedder, inputs) -> dict[str, torch.Tensor]:
     output = embedder(inputs)
     weights = torch.randn(output.paths.shape, generator=torch.Generator().manual_seed(1), dtype=output.paths.dtype)
     (output.paths * weights).sum().backward()
-    return {name: parameter.grad.clone() for name, parameter in embedder.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone() for name, parameter in embedder.named_parameters() if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize("frozen_embedding", [False, True])
@@ -29,7 +31,9 @@ def test_activation_checkpointing_leaves_the_gradients_as_they_are(embedder_of, 
     assert plain.keys() == checkpointed.keys()
     assert any("prefix" in name for name in plain)
     for name, gradient in plain.items():
-        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            checkpointed[name], gradient, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("paths", [1, 2, 5])
@@ -120,8 +124,11 @@ def test_a_frozen_tower_stays_in_evaluation_mode(embedder_of):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers_below_the_first_prefix_run_once_for_all_paths_and_change_nothing(embedder_of, family, checkpointing, monkeypatch):
-    # Zero prefixes in layer 0 would still draw attention to themselves, so the unshared computation is that of K rows from the door on.
+def test_layers_below_the_first_prefix_run_once_for_all_paths_and_change_nothing(
+    embedder_of, family, checkpointing, monkeypatch
+):
+    # Zero prefixes in layer 0 would still draw attention to themselves, so the unshared computation is that of K rows
+    # from the door on.
     embedder = embedder_of(family, prefix_layers=[1]).train()
     if checkpointing:
         embedder.backbone.activation_checkpointing_enable()
@@ -131,10 +138,14 @@ def test_layers_below_the_first_prefix_run_once_for_all_paths_and_change_nothing
         layer.mlp.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[1]))
     shared = gradients(embedder, inputs)
     shared_rows = rows[:2]
-    monkeypatch.setattr(modeling, "packed_decoder", lambda mask, paths, share, attention: packed_decoder(mask, paths, False, attention))
+    monkeypatch.setattr(
+        modeling, "packed_decoder", lambda mask, paths, share, attention: packed_decoder(mask, paths, False, attention)
+    )
     rows.clear()
     unshared = gradients(embedder, inputs)
     assert shared_rows[1] == 3 * shared_rows[0] and rows[:2] == [shared_rows[1]] * 2
     for name, gradient in unshared.items():
         # Sums over paths are taken in another order.
-        torch.testing.assert_close(shared[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            shared[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -44,7 +44,10 @@ def test_each_side_has_its_own_instruction(embedder_of, family):
     assert (query - target).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("family", "setting"), [("qwen2_vl", {"image_grid_pinpoints": [[28, 28]]}), ("llava_next", {"image_max_pixels": 784})])
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [("qwen2_vl", {"image_grid_pinpoints": [[28, 28]]}), ("llava_next", {"image_max_pixels": 784})],
+)
 def test_an_image_setting_that_the_family_ignores_is_an_error(embedder_of, family, setting):
     with pytest.raises(ValueError, match="has no effect on a"):
         embedder_of(family, inputs=setting)
@@ -55,7 +58,9 @@ def test_image_bounds_change_the_number_of_image_tokens(embedder_of):
     counts = {}
     for pixels in (28 * 28, 4 * 28 * 28):
         embedder = embedder_of("qwen2_vl", inputs={"image_min_pixels": 28 * 28, "image_max_pixels": pixels})
-        counts[pixels] = int((embedder.processor(large, ["query"])[0]["input_ids"] == embedder.backbone.config.image_token_id).sum())
+        counts[pixels] = int(
+            (embedder.processor(large, ["query"])[0]["input_ids"] == embedder.backbone.config.image_token_id).sum()
+        )
     assert counts == {28 * 28: 1, 4 * 28 * 28: 4}
     for pinpoints, tiles in (([[28, 28]], 1), ([[56, 56]], 4)):
         embedder = embedder_of("llava_next", inputs={"image_grid_pinpoints": pinpoints})
@@ -105,7 +110,9 @@ def test_truncated_dimensions_are_normalised_again(embedder_of):
     torch.testing.assert_close(short, torch.nn.functional.normalize(whole[..., :8], dim=-1))
 
 
-@pytest.mark.parametrize("settings", [{"paths": 0}, {"paths": 2, "prefix_length": 0}, {"paths": 2, "prefix_length": 4, "prefix_layers": []}])
+@pytest.mark.parametrize(
+    "settings", [{"paths": 0}, {"paths": 2, "prefix_length": 0}, {"paths": 2, "prefix_length": 4, "prefix_layers": []}]
+)
 def test_paths_that_could_not_differ_are_refused(settings):
     with pytest.raises(ValueError, match="paths"):
         ParallelEmbedderConfig(**settings)

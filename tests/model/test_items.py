@@ -1,4 +1,5 @@
-"""What a caller gives to ``embed`` is embedded, or refused by its number and key; long texts cost no more than what is kept of them."""
+"""What a caller gives to ``embed`` is embedded, or refused by its number and key; long texts cost no more than what is
+kept of them."""
 
 import random
 import subprocess
@@ -59,20 +60,26 @@ def test_paths_that_do_not_exist_and_no_items_at_all_are_refused(embedder_of, pa
 
 
 def test_a_picture_that_the_processor_refuses_is_named_by_its_item(embedder_of):
-    with pytest.raises(ItemError, match=r"^items\[2\] cannot be embedded: absolute aspect ratio must be smaller than 200"):
+    with pytest.raises(
+        ItemError, match=r"^items\[2\] cannot be embedded: absolute aspect ratio must be smaller than 200"
+    ):
         embedder_of("qwen2_vl").embed([SOUND, SOUND, {"images": [Image.new("RGB", (300, 1))]}])
 
 
 def test_missing_values_tuples_and_generators_are_welcome(embedder_of):
     embedder, image = embedder_of("llava_next"), picture(0)
     wanted = embedder.embed([SOUND, {"images": [image]}]).paths
-    given = embedder.embed(item for item in ({"text": "a frog", "images": None}, {"text": None, "images": (image,)})).paths
+    given = embedder.embed(
+        item for item in ({"text": "a frog", "images": None}, {"text": None, "images": (image,)})
+    ).paths
     assert (wanted - given).abs().max() == 0
 
 
 def test_texts_that_are_cut_are_told_once_per_call(embedder_of):
     embedder = embedder_of("llava_next", inputs={"max_text_tokens": 6})
-    with pytest.warns(UserWarning, match=r"^3 of 4 texts are longer than max_text_tokens \(6\) and were cut there") as told:
+    with pytest.warns(
+        UserWarning, match=r"^3 of 4 texts are longer than max_text_tokens \(6\) and were cut there"
+    ) as told:
         embedder.embed([{"text": "red green blue " * 50}] * 3 + [{"text": "red"}], batch_size=1)
     assert len(told) == 1 and told[0].filename == __file__
     with warnings.catch_warnings():
@@ -106,7 +113,11 @@ def test_texts_are_cut_where_the_tokens_of_the_whole_say(embedder_of, family, li
     texts = [random_text(draw) for _ in range(60)]
     assert sum(len(text) > HEAD_CHARACTERS * (limit + HEAD_TOKENS) for text in texts) > 10
     # Lengths around those at which more is tokenised.
-    edges = [size + step for size in (HEAD_CHARACTERS * (limit + HEAD_TOKENS), 4 * HEAD_CHARACTERS * (limit + HEAD_TOKENS)) for step in (-1, 0, 1)]
+    edges = [
+        size + step
+        for size in (HEAD_CHARACTERS * (limit + HEAD_TOKENS), 4 * HEAD_CHARACTERS * (limit + HEAD_TOKENS))
+        for step in (-1, 0, 1)
+    ]
     texts += [(text * 40)[:edge] for text in texts[:5] for edge in edges]
     assert [text for text in texts if processor.cut(text) != whole_cut(processor, text)] == []
 

@@ -52,7 +52,10 @@ def damage(directory: Path, kind: str, word: str = "norm", form: str = "one") ->
         save_file(weights, file, {"format": "pt"})
 
 
-@pytest.mark.parametrize(("kind", "form"), [*((kind, "one") for kind in DAMAGES), ("missing", "shards"), ("missing", "pickled"), ("shape", "pickled")])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [*((kind, "one") for kind in DAMAGES), ("missing", "shards"), ("missing", "pickled"), ("shape", "pickled")],
+)
 def test_training_does_not_start_on_a_backbone_that_is_not_whole(tmp_path, kind, form):
     config = tiny_config(tmp_path, "llava_next" if form == "shards" else "qwen2_vl")
     damage(Path(config.model.path), kind, form=form)
@@ -87,7 +90,9 @@ def test_weights_that_the_model_does_not_have_are_refused_in_an_export_and_told_
     shutil.copytree(export, tmp_path / "export")
     settings = json.loads((export / "config.json").read_text())
     (tmp_path / "export/config.json").write_text(json.dumps(settings | {"prefix_layers": [1]}))
-    with pytest.raises(UserError, match="holds 2 weights that the model does not have, backbone.language_model.layers.0"):
+    with pytest.raises(
+        UserError, match="holds 2 weights that the model does not have, backbone.language_model.layers.0"
+    ):
         load_export(tmp_path / "export")
     backbone = shutil.copytree(export.parent / "backbone", tmp_path / "backbone")
     weights = load_file(backbone / "model.safetensors")

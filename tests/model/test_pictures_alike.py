@@ -1,4 +1,5 @@
-"""A picture embeds alike wherever it is opened: in training, by the evaluation's reader, by ``pdfx embed``, and by an export without pdfx."""
+"""A picture embeds alike wherever it is opened: in training, by the evaluation's reader, by ``pdfx embed``, and by an
+export without pdfx."""
 
 import json
 import os
@@ -38,20 +39,25 @@ def loaded(name):
     return image
 
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-FORMS = {"path": Path, "name": str, "bytes": lambda name: Path(name).read_bytes(), "opened": Image.open, "loaded": loaded}
+FORMS = {"path": Path, "name": str, "bytes": lambda name: Path(name).read_bytes()}
+FORMS |= {"opened": Image.open, "loaded": loaded}
 tensors, rows = {}, []
 for number, name in enumerate(json.loads(Path(sys.argv[2]).read_text())):
     rows.append(model.embed([{"images": [list(FORMS.values())[number % 4](name)]}], "target").paths)
     for form, give in FORMS.items():
-        tensors[f"{form} {number}"] = model.processor([{"text": "", "images": [give(name)]}], ["target"])[0]["pixel_values"].contiguous()
+        inputs, _ = model.processor([{"text": "", "images": [give(name)]}], ["target"])
+        tensors[f"{form} {number}"] = inputs["pixel_values"].contiguous()
 save_file({"rows": torch.cat(rows), **tensors}, sys.argv[3])
 """
 
 
 @pytest.fixture(scope="module")
 def cases():
-    # The processor of LLaVA-NeXT takes no strips of 1 by 60000 pixels, and of the turns and damaged metadata some stand for all.
-    left_out = re.compile("orientation-[0134578]|palette-(2|4|16)$|exif-|broken-profile|one-pixel|BMP|more-behind|GIF-screen|compress")
+    # The processor of LLaVA-NeXT takes no strips of 1 by 60000 pixels, and of the turns and damaged metadata some stand
+    # for all.
+    left_out = re.compile(
+        "orientation-[0134578]|palette-(2|4|16)$|exif-|broken-profile|one-pixel|BMP|more-behind|GIF-screen|compress"
+    )
     return [case for case in sound_pictures() if max(case.pixels.shape[:2]) <= 100 and not left_out.search(case.name)]
 
 
@@ -67,14 +73,24 @@ def seen(cases, tmp_path_factory):
         names.append(f"{number}.{image_header(case.data)[0]}")
         (pictures / names[-1]).write_bytes(case.data)
     (folder / "names.json").write_text(json.dumps([str(pictures / name) for name in names]))
-    command = [sys.executable, "-P", "-c", ALONE, str(export), str(folder / "names.json"), str(folder / "alone.safetensors")]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        ALONE,
+        str(export),
+        str(folder / "names.json"),
+        str(folder / "alone.safetensors"),
+    ]
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr
     alone = load_file(folder / "alone.safetensors")
 
     (folder / "items.jsonl").write_text("".join(json.dumps({"images": [name]}) + "\n" for name in names))
-    embed_file(EmbedJob(export, folder / "items.jsonl", folder / "rows.npy", side="target", batch_size=1, images=pictures))
+    embed_file(
+        EmbedJob(export, folder / "items.jsonl", folder / "rows.npy", side="target", batch_size=1, images=pictures)
+    )
     records = [{"query": {"text": "q"}, "target": {"images": [name]}, "target_id": name} for name in names]
     (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     build_shards(folder / "records.jsonl", pictures, folder / "shards")
@@ -93,17 +109,35 @@ def seen(cases, tmp_path_factory):
 
 def test_the_formats_depths_turns_and_transparencies_are_among_the_cases(cases):
     names = " ".join(case.name for case in cases)
-    for part in (*("PNG", "JPEG", "WEBP", "TIFF", "GIF"), "orientation-6", "sixteen-bit", "transparent", "palette", "one-bit", "cmyk", "dark-high", "animated"):
+    for part in (
+        *("PNG", "JPEG", "WEBP", "TIFF", "GIF"),
+        "orientation-6",
+        "sixteen-bit",
+        "transparent",
+        "palette",
+        "one-bit",
+        "cmyk",
+        "dark-high",
+        "animated",
+    ):
         assert part in names
 
 
 @pytest.mark.parametrize("way", ["evaluate", "meant", *FORMS])
 def test_every_way_and_every_form_gives_the_model_the_same_pixels(cases, seen, way):
     _, pixels = seen
-    compared = [(case, one, other) for case, one, other in zip(cases, pixels["training"], pixels[way], strict=True) if way != "meant" or not case.tolerance]
+    compared = [
+        (case, one, other)
+        for case, one, other in zip(cases, pixels["training"], pixels[way], strict=True)
+        if way != "meant" or not case.tolerance
+    ]
     # Once Pillow has decoded it, a PNG of these no longer says how many bits its transparent level had.
     known = ("transparent-level-of-", "transparent-colour-of-") if way == "loaded" else ("no such name",)
-    assert [case.name for case, one, other in compared if not torch.equal(one, other) and not any(part in case.name for part in known)] == []
+    assert [
+        case.name
+        for case, one, other in compared
+        if not torch.equal(one, other) and not any(part in case.name for part in known)
+    ] == []
     assert len(compared) > 40
 
 
@@ -164,5 +198,8 @@ def test_pictures_are_opened_with_a_list_of_formats_in_one_place():
 
 
 def test_opening_pictures_imports_neither_torch_nor_transformers():
-    code = "import sys, pdfx.data.samples, pdfx.model.pictures; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, pdfx.data.samples, pdfx.model.pictures; print(sorted({'torch', 'transformers'} & "
+        "set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

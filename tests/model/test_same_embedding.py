@@ -16,7 +16,8 @@ def pad(inputs: dict, side: str, extra: int) -> dict:
     for name, tensor in inputs.items():
         if tensor.shape != keep.shape:
             continue
-        # Padding holds a real token's number (the end token), so that a leak through the mask would change the embedding.
+        # Padding holds a real token's number (the end token), so that a leak through the mask would change the
+        # embedding.
         padded = torch.full((rows, width + extra), 0 if name != "input_ids" else int(tensor[0, keep[0]][-1]))
         for row in range(rows):
             values = tensor[row, keep[row]]
@@ -37,7 +38,11 @@ def test_an_input_embeds_alike_alone_padded_left_padded_right_and_packed(embedde
     packed, _ = embedder.processor(batch, ["query"] * 5)
     with torch.no_grad():
         alone = torch.cat([embedder(embedder.processor([item], ["query"])[0]).paths for item in batch])
-        for name, inputs in {"packed": packed, "left": pad(packed, "left", 3), "right": pad(packed, "right", 3)}.items():
+        for name, inputs in {
+            "packed": packed,
+            "left": pad(packed, "left", 3),
+            "right": pad(packed, "right", 3),
+        }.items():
             error = (embedder(inputs).paths - alone).abs().max().item()
             assert error < TOLERANCE, f"{name}: {error}"
     # The comparison means something only where different inputs and paths differ by far more than the tolerance.

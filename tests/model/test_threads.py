@@ -11,8 +11,11 @@ THREADS, CALLS = 8, 200
 
 @pytest.mark.parametrize("training", [False, True])
 def test_eight_threads_get_what_one_gets(embedder_of, training):
-    # A trunk that is shared, so that the layers' hooks take part; one text is long enough to be cut, which uses the tokenizer twice.
-    embedder = embedder_of("qwen2_vl", paths=2, prefix_length=2, prefix_layers=[1], inputs={"max_text_tokens": 20}).train(training)
+    # A trunk that is shared, so that the layers' hooks take part; one text is long enough to be cut, which uses the
+    # tokenizer twice.
+    embedder = embedder_of(
+        "qwen2_vl", paths=2, prefix_length=2, prefix_layers=[1], inputs={"max_text_tokens": 20}
+    ).train(training)
     for module in embedder.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
@@ -24,7 +27,9 @@ def test_eight_threads_get_what_one_gets(embedder_of, training):
         for call in range(CALLS // 10 if training else CALLS):
             number = thread % 4 if call % 20 == 0 else (call + thread) % 2
             output = embedder.embed(batches[number], paths=chosen[number])
-            assert torch.equal(output.paths, expected[number].paths) and torch.equal(output.fused, expected[number].fused)
+            assert torch.equal(output.paths, expected[number].paths) and torch.equal(
+                output.fused, expected[number].fused
+            )
 
     with ThreadPoolExecutor(THREADS) as pool:
         for future in [pool.submit(work, thread) for thread in range(THREADS)]:

@@ -1,7 +1,8 @@
 """The InfoNCE in blocks of rows against the dense softmax it stands for.
 
-Legend: B rows, C candidates, K paths, D dimension. Float64 rounds at 1.1e-16; sums of fewer than 100 terms of size below 100 and their exponentials
-stay within a few thousand roundings, so 1e-10 leaves two digits of room and still sees any wrong term.
+Legend: B rows, C candidates, K paths, D dimension. Float64 rounds at 1.1e-16; sums of fewer than 100 terms of size
+below 100 and their exponentials stay within a few thousand roundings, so 1e-10 leaves two digits of room and still sees
+any wrong term.
 """
 
 import pytest
@@ -32,7 +33,11 @@ def dense(rows, candidates, log_temperature, exclusion):
 def example(seed, rows, before, after, paths, dimension, masked=True, invalid=True):
     generator = torch.Generator().manual_seed(seed)
     count = before + rows + after
-    embed = lambda n: normalize(torch.randn(n, paths, dimension, generator=generator, dtype=torch.float64), dim=-1).requires_grad_()  # noqa: E731
+
+    def embed(n):
+        values = torch.randn(n, paths, dimension, generator=generator, dtype=torch.float64)
+        return normalize(values, dim=-1).requires_grad_()
+
     valid = torch.rand(count, generator=generator) > 0.3 if invalid else torch.ones(count, dtype=torch.bool)
     valid[before : before + rows] = True
     ids = torch.randint(0, max(2, count // 2), (count,), generator=generator)
@@ -127,7 +132,8 @@ def test_row_whose_candidates_are_all_excluded_has_no_loss_and_no_gradient():
 
 
 def test_float32_at_a_low_temperature_is_close_to_float64():
-    """Scores reach 1/0.02 = 50; float32 rounds them by up to 50 * 6e-8 * (D = 16 products), below 5e-5, and the loss with them."""
+    """Scores reach 1/0.02 = 50; float32 rounds them by up to 50 * 6e-8 * (D = 16 products), below 5e-5, and the loss
+    with them."""
     rows, candidates, _, exclusion = example(1, 8, 8, 16, 3, 16)
     log_temperature = torch.tensor(0.02, dtype=torch.float64).log()
     mean = torch.full((8,), 1 / 8, dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""vCLUB: exact against its definition, right on Gaussians whose mutual information is known, and one-way in its gradients."""
+"""vCLUB: exact against its definition, right on Gaussians whose mutual information is known, and one-way in its
+gradients."""
 
 import math
 
@@ -47,7 +48,10 @@ def plain_club(networks, embeddings, valid):
                     continue
                 predictions = {row: predict(networks, group, scaled[side, row, i]) for row in rows}
                 positive = sum(log_density(scaled[side, row, j], *predictions[row]) for row in rows) / len(rows)
-                negative = sum(log_density(scaled[side, other, j], *predictions[row]) for row in rows for other in rows) / len(rows) ** 2
+                negative = (
+                    sum(log_density(scaled[side, other, j], *predictions[row]) for row in rows for other in rows)
+                    / len(rows) ** 2
+                )
                 estimates.append(positive - negative)
                 group += 1
         per_side.append(torch.stack(estimates).mean())
@@ -72,7 +76,8 @@ def test_estimate_and_gradient_equal_a_plain_double_loop(shape, fillers):
 
 
 def test_closed_form_is_exact_for_embeddings_far_from_the_origin():
-    """All embeddings share a large mean, as those of real models do: the closed form may not subtract large numbers. Float32 against float64."""
+    """All embeddings share a large mean, as those of real models do: the closed form may not subtract large numbers.
+    Float32 against float64."""
     embeddings = normalize(embeddings_of(1, 64, 2, 32).detach() + 20 / math.sqrt(32), dim=-1)
     valid = torch.ones(64, dtype=torch.bool)
     networks = networks_of(1, 2, 32)
@@ -99,10 +104,16 @@ def test_gradient_reaches_every_path_on_both_sides_and_no_network():
 
 
 def test_fit_reports_the_likelihood_per_dimension_over_valid_rows():
-    networks, embeddings, valid = networks_of(), embeddings_of(1, 5, 3, 6), torch.tensor([True, False, True, True, False])
+    networks = networks_of()
+    embeddings = embeddings_of(1, 5, 3, 6)
+    valid = torch.tensor([True, False, True, True, False])
     scaled = embeddings.detach()[0] * math.sqrt(6)
     pairs = [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
-    densities = [log_density(scaled[row, j], *predict(networks, group, scaled[row, i])) for group, (i, j) in enumerate(pairs) for row in (0, 2, 3)]
+    densities = [
+        log_density(scaled[row, j], *predict(networks, group, scaled[row, i]))
+        for group, (i, j) in enumerate(pairs)
+        for row in (0, 2, 3)
+    ]
     constant = 0.5 * math.log(2 * math.pi)
     found = fit(networks, torch.optim.AdamW(networks.parameters()), embeddings, valid, 3, steps=1)
     torch.testing.assert_close(found, -torch.stack(densities).mean() / 6 - constant, **TOLERANCE)
@@ -121,7 +132,8 @@ def test_fit_trains_the_networks_and_leaves_the_embeddings_alone():
 
 
 def correlated(rho, rows, dimension, generator):
-    """[1, rows, 2, D]: two Gaussian paths whose dimensions correlate by rho. Divided by sqrt(D), since the estimator multiplies by it."""
+    """[1, rows, 2, D]: two Gaussian paths whose dimensions correlate by rho. Divided by sqrt(D), since the estimator
+    multiplies by it."""
     first, noise = torch.randn(2, rows, dimension, generator=generator)
     return torch.stack([first, rho * first + math.sqrt(1 - rho**2) * noise], dim=1)[None] / math.sqrt(dimension)
 
@@ -161,8 +173,8 @@ def test_on_gaussians_the_estimate_rises_and_falls_with_the_true_information(gau
 def test_on_gaussians_the_estimate_is_an_upper_bound_within_its_sampling_error(gaussian_estimates):
     """With the perfect q, vCLUB is D rho^2 / (1 - rho^2), which is at least twice the information -D/2 ln(1 - rho^2).
 
-    The sampling error is the standard error over 20 independent batches of 2048 rows, and 4 of them are allowed. A fitted q misses the perfect one; its
-    mean and its variance enter as factors, and 5 % are allowed for them.
+    The sampling error is the standard error over 20 independent batches of 2048 rows, and 4 of them are allowed. A
+    fitted q misses the perfect one; its mean and its variance enter as factors, and 5 % are allowed for them.
     """
     for result in gaussian_estimates.values():
         assert result["mean"] + 4 * result["error"] >= result["information"]
@@ -172,17 +184,19 @@ def test_on_gaussians_the_estimate_is_an_upper_bound_within_its_sampling_error(g
 def test_on_gaussians_r2_is_rho_squared(gaussian_estimates):
     """The best prediction explains rho^2.
 
-    The standard error of a squared correlation over N rows is 2 rho (1 - rho^2) / sqrt(N), below 0.002 for the 163840 values here; the rest of the
-    allowance is for q's own miss.
+    The standard error of a squared correlation over N rows is 2 rho (1 - rho^2) / sqrt(N), below 0.002 for the 163840
+    values here; the rest of the allowance is for q's own miss.
     """
     for rho, result in gaussian_estimates.items():
         assert result["r2"] == pytest.approx(rho**2, abs=0.01)
 
 
 def test_on_gaussians_the_log_likelihood_gap_is_the_information_from_below(gaussian_estimates):
-    """E log q(y|x) - E log p(y) is the information less the divergence of p(y|x) from q (Barber and Agakov 2003): at most the information, and close to it.
+    """E log q(y|x) - E log p(y) is the information less the divergence of p(y|x) from q (Barber and Agakov 2003): at
+    most the information, and close to it.
 
-    The log-ratio of one row has the variance D rho^2, below 4, so its mean over 40960 rows has a standard error below 0.01; 4 of them are allowed.
+    The log-ratio of one row has the variance D rho^2, below 4, so its mean over 40960 rows has a standard error below
+    0.01; 4 of them are allowed.
     """
     for result in gaussian_estimates.values():
         assert result["gap"] == pytest.approx(result["information"], abs=0.04)
@@ -190,7 +204,13 @@ def test_on_gaussians_the_log_likelihood_gap_is_the_information_from_below(gauss
 
 def objective_of(warmup=0, seed=0, **settings) -> Objective:
     options = MutualInformationSection(hidden=8, warmup_steps=warmup, **settings)
-    objective = Objective(ObjectiveSection(mutual_information=options, diversity_weight=0.5), paths=3, dimension=6, seed=seed, matryoshka_dims=[])
+    objective = Objective(
+        ObjectiveSection(mutual_information=options, diversity_weight=0.5),
+        paths=3,
+        dimension=6,
+        seed=seed,
+        matryoshka_dims=[],
+    )
     objective.variational.double()
     return objective
 
@@ -202,7 +222,19 @@ def call(objective, query, target, step=0):
     nothing = torch.zeros(rows, 0, 3, 6, dtype=torch.float64)
     valid = torch.ones(rows, dtype=torch.bool)
     temperature = torch.tensor(0.0, dtype=torch.float64)
-    return objective(query, target, nothing, *fused, nothing[:, :, 0], torch.arange(rows), empty, valid, empty.bool(), temperature, step)
+    return objective(
+        query,
+        target,
+        nothing,
+        *fused,
+        nothing[:, :, 0],
+        torch.arange(rows),
+        empty,
+        valid,
+        empty.bool(),
+        temperature,
+        step,
+    )
 
 
 @pytest.mark.parametrize("side", ["query", "target", "both"])
@@ -214,7 +246,9 @@ def test_side_chooses_what_the_term_is_about(side):
     expected = plain_club(objective.variational, torch.stack(sides), torch.ones(5, dtype=torch.bool))
     torch.testing.assert_close(metrics["mutual_information"], expected.mean().detach(), **TOLERANCE)
     names = {"query": ["query"], "target": ["target"], "both": ["query", "target"]}[side]
-    assert {name for name in metrics if name.startswith("mutual_information_")} == {f"mutual_information_{name}" for name in names}
+    assert {name for name in metrics if name.startswith("mutual_information_")} == {
+        f"mutual_information_{name}" for name in names
+    }
 
 
 def test_weight_rises_linearly_from_zero_and_multiplies_the_term():
@@ -248,7 +282,10 @@ def test_restored_state_continues_bit_for_bit(tmp_path):
     after.to("cpu")
     for query, target in batches[2:]:
         metrics = after.fit_variational(query, target, valid)
-    assert all(torch.equal(a, b) for a, b in zip(straight.variational.parameters(), after.variational.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(straight.variational.parameters(), after.variational.parameters(), strict=True)
+    )
     assert torch.isfinite(metrics["mi_negative_log_likelihood"])
 
 

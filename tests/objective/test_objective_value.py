@@ -18,9 +18,15 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 EMBEDDINGS = ("query", "target", "negatives", "query_fused", "target_fused", "negatives_fused")
 
 
-def batch(seed=0, pairs=PAIRS, paths=PATHS, negatives=NEGATIVES, dimension=DIMENSION, fused=DIMENSION, dtype=torch.float64):
+def batch(
+    seed=0, pairs=PAIRS, paths=PATHS, negatives=NEGATIVES, dimension=DIMENSION, fused=DIMENSION, dtype=torch.float64
+):
     generator = torch.Generator().manual_seed(seed)
-    embed = lambda *shape: normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1).to(dtype).requires_grad_()  # noqa: E731
+
+    def embed(*shape):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return normalize(values, dim=-1).to(dtype).requires_grad_()
+
     return {
         "query": embed(pairs, paths, dimension),
         "target": embed(pairs, paths, dimension),
@@ -48,7 +54,9 @@ def leaves(data):
 
 
 def objective_of(paths=PATHS, dims=(), **settings) -> Objective:
-    objective = Objective(ObjectiveSection(**settings), paths=paths, dimension=DIMENSION, seed=0, matryoshka_dims=list(dims))
+    objective = Objective(
+        ObjectiveSection(**settings), paths=paths, dimension=DIMENSION, seed=0, matryoshka_dims=list(dims)
+    )
     if objective.variational is not None:
         objective.variational.double()
     return objective
@@ -57,7 +65,10 @@ def objective_of(paths=PATHS, dims=(), **settings) -> Objective:
 def reference_info_nce(data, kind, settings, dims):
     """[K]: the mean over valid rows, directions and leading dimensions, from the rows that exist at all."""
     suffix = "" if kind == "path" else "_fused"
-    query, target, negatives = (data[name + suffix] if kind == "path" else data[name + suffix].unsqueeze(-2) for name in ("query", "target", "negatives"))
+    query, target, negatives = (
+        data[name + suffix] if kind == "path" else data[name + suffix].unsqueeze(-2)
+        for name in ("query", "target", "negatives")
+    )
     rows = data["valid"].nonzero().flatten()
     kept = data["negative_valid"] & data["valid"][:, None]
     ids, negative_ids = data["target_ids"][rows], data["negative_ids"][kept]
@@ -85,7 +96,11 @@ def reference_orthogonality(data):
     for side in ("query", "target"):
         e = data[side][data["valid"]]
         paths = e.shape[1]
-        sides.append(sum((e[:, i] * e[:, j]).sum(-1) ** 2 for i in range(paths) for j in range(i + 1, paths)).mean() * 2 / (paths * (paths - 1)))
+        sides.append(
+            sum((e[:, i] * e[:, j]).sum(-1) ** 2 for i in range(paths) for j in range(i + 1, paths)).mean()
+            * 2
+            / (paths * (paths - 1))
+        )
     return (sides[0] + sides[1]) / 2
 
 
@@ -93,7 +108,9 @@ OPTIONS = list(itertools.product([False, True], [False, True], [0, 2], [False, T
 
 
 @pytest.mark.parametrize(("symmetric", "mask", "negatives", "fillers", "dims"), OPTIONS)
-def test_contrast_and_orthogonality_equal_the_dense_formula_in_value_and_gradient(symmetric, mask, negatives, fillers, dims):
+def test_contrast_and_orthogonality_equal_the_dense_formula_in_value_and_gradient(
+    symmetric, mask, negatives, fillers, dims
+):
     data = batch(negatives=negatives)
     if fillers:
         with_fillers(data)
@@ -104,9 +121,13 @@ def test_contrast_and_orthogonality_equal_the_dense_formula_in_value_and_gradien
     paths, fused = (reference_info_nce(data, kind, objective.settings, dims) for kind in ("path", "fused"))
     expected = 0.7 * paths.sum() + 1.3 * fused[0] + 0.5 * reference_orthogonality(data)
     torch.testing.assert_close(loss, expected, **TOLERANCE)
-    torch.testing.assert_close(torch.stack([metrics[f"loss_path_{k}"] for k in range(PATHS)]), paths.detach(), **TOLERANCE)
+    torch.testing.assert_close(
+        torch.stack([metrics[f"loss_path_{k}"] for k in range(PATHS)]), paths.detach(), **TOLERANCE
+    )
     torch.testing.assert_close(metrics["loss_fused"], fused[0].detach(), **TOLERANCE)
-    torch.testing.assert_close(torch.autograd.grad(loss, leaves(data)), torch.autograd.grad(expected, leaves(data)), **TOLERANCE)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, leaves(data)), torch.autograd.grad(expected, leaves(data)), **TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(("path_weight", "fused_weight"), [(0.0, 1.0), (1.0, 0.0)])
@@ -125,7 +146,9 @@ def test_a_weight_of_zero_takes_a_part_out_of_the_gradient_but_not_out_of_the_me
 def test_concatenated_fused_embeddings_may_be_wider_than_a_path():
     data = batch(fused=PATHS * DIMENSION)
     _, metrics = objective_of(dims=(4,), diversity="none")(**data)
-    torch.testing.assert_close(metrics["loss_fused"], reference_info_nce(data, "fused", ObjectiveSection(), (4,))[0].detach(), **TOLERANCE)
+    torch.testing.assert_close(
+        metrics["loss_fused"], reference_info_nce(data, "fused", ObjectiveSection(), (4,))[0].detach(), **TOLERANCE
+    )
 
 
 def test_what_a_filler_holds_counts_nowhere_even_if_it_is_not_finite():
@@ -142,7 +165,9 @@ def test_what_a_filler_holds_counts_nowhere_even_if_it_is_not_finite():
         losses.append(objective(**data))
     assert torch.equal(losses[0][0], losses[1][0])
     assert losses[0][1] == losses[1][1]
-    for mine, other in zip(torch.autograd.grad(losses[0][0], leaves(clean)), torch.autograd.grad(losses[1][0], leaves(spoilt)), strict=True):
+    for mine, other in zip(
+        torch.autograd.grad(losses[0][0], leaves(clean)), torch.autograd.grad(losses[1][0], leaves(spoilt)), strict=True
+    ):
         assert torch.equal(mine, other)
     gradient = torch.autograd.grad(objective_of(**settings)(**spoilt)[0], spoilt["target"])[0]
     assert gradient[~spoilt["valid"]].abs().max() == 0 and gradient[spoilt["valid"]].abs().min() > 0
@@ -167,7 +192,11 @@ def test_accuracy_and_path_cosine_are_counted_over_valid_rows():
     _, metrics = objective_of(mask_same_target=False)(**data)
     valid = data["valid"]
     assert metrics["accuracy"] == pytest.approx((valid.sum().item() - 1) / valid.sum().item(), rel=1e-12)
-    cosines = [(data[side][valid][:, i] * data[side][valid][:, j]).sum(-1).mean().item() for side in ("query", "target") for i, j in ((0, 1), (0, 2), (1, 2))]
+    cosines = [
+        (data[side][valid][:, i] * data[side][valid][:, j]).sum(-1).mean().item()
+        for side in ("query", "target")
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
     assert metrics["path_cosine"].item() == pytest.approx(sum(cosines) / 6, rel=1e-12)
     # On the target's side paths 0 and 1 are the same.
     assert metrics["path_cosine_max"].item() == pytest.approx((cosines[0] + cosines[3]) / 2, rel=1e-12)
@@ -176,7 +205,10 @@ def test_accuracy_and_path_cosine_are_counted_over_valid_rows():
 
 def test_half_precision_embeddings_are_contrasted_in_float32():
     data = batch(dtype=torch.bfloat16)
-    wide = {name: value.detach().float().requires_grad_() if name in EMBEDDINGS or name == "log_temperature" else value for name, value in data.items()}
+    wide = {
+        name: value.detach().float().requires_grad_() if name in EMBEDDINGS or name == "log_temperature" else value
+        for name, value in data.items()
+    }
     loss, _ = objective_of(diversity="orthogonality")(**data)
     expected, _ = objective_of(diversity="orthogonality")(**wide)
     assert loss.dtype == torch.float32 and torch.equal(loss, expected)
@@ -201,7 +233,24 @@ def test_matryoshka_dimension_beyond_the_embedding_is_refused():
 def test_metrics_are_detached_scalars():
     _, metrics = objective_of()(**batch())
     assert all(value.dim() == 0 and not value.requires_grad for value in metrics.values())
-    expected = {"loss", "loss_path_0", "loss_path_1", "loss_path_2", "loss_fused", "mutual_information", "mutual_information_query"}
-    expected |= {"mutual_information_target", "mi_r2", "mi_log_likelihood_gap", "diversity_weight", "path_cosine", "path_cosine_max", "accuracy", "temperature"}
+    expected = {
+        "loss",
+        "loss_path_0",
+        "loss_path_1",
+        "loss_path_2",
+        "loss_fused",
+        "mutual_information",
+        "mutual_information_query",
+    }
+    expected |= {
+        "mutual_information_target",
+        "mi_r2",
+        "mi_log_likelihood_gap",
+        "diversity_weight",
+        "path_cosine",
+        "path_cosine_max",
+        "accuracy",
+        "temperature",
+    }
     assert set(metrics) == expected
     assert metrics["temperature"].item() == pytest.approx(2.718281828459045**-1.2, rel=1e-12)

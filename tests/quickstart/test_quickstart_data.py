@@ -20,7 +20,14 @@ def test_no_training_name_names_a_held_out_picture():
 
 
 def test_variants_by_skin_tone_gender_and_direction_share_a_concept():
-    names = ["waving hand", "waving hand: medium-light skin tone", "man running facing right", "person running", "woman artist", "artist"]
+    names = [
+        "waving hand",
+        "waving hand: medium-light skin tone",
+        "man running facing right",
+        "person running",
+        "woman artist",
+        "artist",
+    ]
     concepts = [Picture("0", name.replace(":", ""), ()).concept for name in names]
     assert concepts == ["waving hand", "waving hand", "running", "running", "artist", "artist"]
 

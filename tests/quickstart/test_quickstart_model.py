@@ -24,7 +24,9 @@ def processor(directory):
 
 
 def test_the_saved_model_reads_a_picture_and_a_text_together(model, processor):
-    inputs = processor(text=["<image>\na red apple</s>"], images=[Image.new("RGB", (128, 128), "red")], return_tensors="pt")
+    inputs = processor(
+        text=["<image>\na red apple</s>"], images=[Image.new("RGB", (128, 128), "red")], return_tensors="pt"
+    )
     assert (inputs["input_ids"] == model.config.image_token_index).sum() == 10
     with torch.no_grad():
         states = model(**inputs).last_hidden_state
@@ -44,10 +46,22 @@ def test_another_picture_changes_the_last_state(model, processor):
 def test_texts_become_words_of_a_real_vocabulary_and_pad_and_image_tokens_are_their_own(processor):
     tokenizer = processor.tokenizer
     assert tokenizer.decode(tokenizer("waving hand", add_special_tokens=False)["input_ids"]) == "waving hand"
-    assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids("<image>")}) == 4
+    assert (
+        len(
+            {
+                tokenizer.pad_token_id,
+                tokenizer.eos_token_id,
+                tokenizer.bos_token_id,
+                tokenizer.convert_tokens_to_ids("<image>"),
+            }
+        )
+        == 4
+    )
 
 
 def test_words_start_with_pretrained_embeddings(model, processor):
     ids = processor.tokenizer(["dog", "cat", "airplane"], add_special_tokens=False)["input_ids"]
-    dog, cat, plane = (torch.nn.functional.normalize(model.get_input_embeddings().weight[row].mean(0), dim=0) for row in ids)
+    dog, cat, plane = (
+        torch.nn.functional.normalize(model.get_input_embeddings().weight[row].mean(0), dim=0) for row in ids
+    )
     assert dog @ cat > dog @ plane + 0.1

@@ -4,7 +4,10 @@ import pytest
 import run as quickstart
 from run import Step, fingerprint, steps
 
-APPEND = "import pathlib, sys; path = pathlib.Path('build/quickstart/out'); path.open('a').write('x'); sys.exit(int(sys.argv[1]))"
+APPEND = (
+    "import pathlib, sys; path = pathlib.Path('build/quickstart/out'); path.open('a').write('x'); "
+    "sys.exit(int(sys.argv[1]))"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ def test_features_equal_those_of_the_published_implementation():
     with torch.no_grad():
         expected = published.extract_features(pixels)
         features = tower(pixels).hidden_states[-1]
-    # The same operations on values of up to about 6 (ReLU6): float32 rounds those to 5e-7, and some twenty layers may differ in summation order.
+    # The same operations on values of up to about 6 (ReLU6): float32 rounds those to 5e-7, and some twenty layers may
+    # differ in summation order.
     torch.testing.assert_close(features, expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=0)
 
 

@@ -1,4 +1,5 @@
-"""Every shipped recipe loads, and fits the real model it names: checked against that model's configuration, without weights."""
+"""Every shipped recipe loads, and fits the real model it names: checked against that model's configuration, without
+weights."""
 
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from pdfx.model.prefixes import prefixes_of
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 CONFIGS = Path(__file__).parent / "model_configs"
-# Parameters of the embedding models, without the language-model head (published sizes), and of one path's prefixes at P = 48.
+# Parameters of the embedding models, without the language-model head (published sizes), and of one path's prefixes at P
+# = 48.
 SIZES = {
     "qwen2-vl-2b": (2.209e9, 0.688e6),
     "qwen2-vl-7b": (7.746e9, 1.376e6),
@@ -68,8 +70,18 @@ def test_a_recipe_holds_the_vlm2vec_baseline_values(recipe):
     config = load_config(recipe)
     train, lora = config.train, config.model.lora
     assert (config.objective.temperature, config.model.pooling) == (0.02, "last")
-    assert (lora.r, lora.alpha, lora.dropout, set(lora.targets)) == (8, 64, 0.1, {"q_proj", "k_proj", "v_proj", "o_proj", "down_proj"})
-    assert (train.learning_rate, train.lr_scheduler_type, train.warmup_steps, train.max_steps) == (2e-5, "linear", 100, 2000)
+    assert (lora.r, lora.alpha, lora.dropout, set(lora.targets)) == (
+        8,
+        64,
+        0.1,
+        {"q_proj", "k_proj", "v_proj", "o_proj", "down_proj"},
+    )
+    assert (train.learning_rate, train.lr_scheduler_type, train.warmup_steps, train.max_steps) == (
+        2e-5,
+        "linear",
+        100,
+        2000,
+    )
     assert 8 * train.per_device_train_batch_size * train.gradient_accumulation_steps == 1024
     resolution = {"llava-1.6-7b-lr": [(336, 336)], "llava-1.6-7b-hr": [(1344, 1344)]}.get(recipe.stem)
     assert config.inputs.image_grid_pinpoints == resolution

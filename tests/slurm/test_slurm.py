@@ -1,4 +1,5 @@
-"""The project's job scripts in a real two-node SLURM: they train as one node does, stop and go on when told, and never hang where a node is lost."""
+"""The project's job scripts in a real two-node SLURM: they train as one node does, stop and go on when told, and never
+hang where a node is lost."""
 
 import json
 import re
@@ -15,7 +16,11 @@ from tiny_runs import ROOT, tiny_tree
 
 from pdfx.config import Config, parse_config
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=why_not() or ""), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+    pytest.mark.timeout(600),
+]
 
 STEPS = 60
 
@@ -54,7 +59,9 @@ def train_on_one_node(config: Config) -> None:
 def expected(tree, two_ranks) -> str:
     """The metrics of the same two ranks on one node."""
     run = Path(tree["train"]["output_dir"]).parent / "one-node"
-    two_ranks.run(train_on_one_node, parse_config(tree | {"train": tree["train"] | {"output_dir": str(run)}}), timeout=200)
+    two_ranks.run(
+        train_on_one_node, parse_config(tree | {"train": tree["train"] | {"output_dir": str(run)}}), timeout=200
+    )
     return (run / "metrics.jsonl").read_text()
 
 
@@ -78,7 +85,9 @@ def finish(lab: Lab, job: str, log: Path) -> None:
     assert lab.state(job) == "COMPLETED", log.read_text()
 
 
-def test_a_job_on_two_nodes_saves_on_sigusr1_goes_on_when_it_is_requeued_and_so_it_does_when_a_node_is_lost(lab, recipe, expected, tmp_path):
+def test_a_job_on_two_nodes_saves_on_sigusr1_goes_on_when_it_is_requeued_and_so_it_does_when_a_node_is_lost(
+    lab, recipe, expected, tmp_path
+):
     run, log = tmp_path / "run", tmp_path / "log"
     job = lab.submit("srun.sbatch", log, str(recipe), f"train.output_dir={run}")
     stopped = stop_by_sigusr1(lab, job, run, log)
@@ -96,7 +105,9 @@ def test_a_job_on_two_nodes_saves_on_sigusr1_goes_on_when_it_is_requeued_and_so_
     assert (run / "metrics.jsonl").read_text() == expected
 
 
-def test_a_job_under_deepspeeds_launcher_does_so_too_and_where_its_nodes_are_given_to_another_job(lab, recipe, expected, tmp_path):
+def test_a_job_under_deepspeeds_launcher_does_so_too_and_where_its_nodes_are_given_to_another_job(
+    lab, recipe, expected, tmp_path
+):
     run, log = tmp_path / "run", tmp_path / "log"
     job = lab.submit("deepspeed.sbatch", log, str(recipe), f"train.output_dir={run}")
     stopped = stop_by_sigusr1(lab, job, run, log)
@@ -112,7 +123,8 @@ def test_a_job_under_deepspeeds_launcher_does_so_too_and_where_its_nodes_are_giv
 
 
 def stop_by_sigusr1(lab: Lab, job: str, run: Path, log: Path) -> int:
-    """Signal the job's script as SLURM does before the time is up, and wait until the job is in the queue again; the step that was saved."""
+    """Signal the job's script as SLURM does before the time is up, and wait until the job is in the queue again; the
+    step that was saved."""
     wait_for_step(lab, job, run, 2, log)
     lab.signal_script(job, signal.SIGUSR1)
     lab.wait_until(lambda: lab.state(job) == "PENDING", 90)
@@ -126,15 +138,36 @@ def stop_by_sigusr1(lab: Lab, job: str, run: Path, log: Path) -> int:
 
 def test_a_rank_that_hangs_on_another_node_ends_the_step_and_is_named_at_the_bottom_of_the_log(lab, recipe, tmp_path):
     variables = {"FAULT": "hang", "FAULT_RANK": "1", "FAULT_STEP": "3", "MASTER_ADDR": "127.0.0.1"}
-    command = ["srun", "--nodes", "2", "--ntasks-per-node", "1", environment()["PATH"].partition(":")[0] + "/python", "-u", "tests/distributed/faulty_train.py"]
+    command = [
+        "srun",
+        "--nodes",
+        "2",
+        "--ntasks-per-node",
+        "1",
+        environment()["PATH"].partition(":")[0] + "/python",
+        "-u",
+        "tests/distributed/faulty_train.py",
+    ]
     command += [str(recipe), f"train.output_dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(**lab.variables, **variables), capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(**lab.variables, **variables),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
     assert done.returncode != 0
     bottom = [line for line in done.stderr.splitlines() if not line.startswith(("srun:", "slurmstepd"))][-1]
-    assert re.match(r"Rank 1 \(.*\) holds the others up: in step 3 it had to embed a chunk; it is at .*, in hang", bottom), done.stderr
+    assert re.match(
+        r"Rank 1 \(.*\) holds the others up: in step 3 it had to embed a chunk; it is at .*, in hang", bottom
+    ), done.stderr
 
 
-def test_each_task_of_a_sweep_takes_its_own_line_and_directory_and_a_line_that_is_not_there_is_told(lab, recipe, tmp_path, monkeypatch):
+def test_each_task_of_a_sweep_takes_its_own_line_and_directory_and_a_line_that_is_not_there_is_told(
+    lab, recipe, tmp_path, monkeypatch
+):
     sweep = tmp_path / "study.txt"
     sweep.write_text("# The first line counts as none.\nmodel.paths=2\n\nmodel.paths=3 objective.diversity=none\n")
     options = ("--nodes", "1", "--ntasks-per-node", "1", "--array", "0-2")

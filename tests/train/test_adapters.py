@@ -32,7 +32,9 @@ def test_lora_adapts_the_decoder_alone_though_the_vision_tower_has_modules_of_th
 
 
 def test_a_target_that_names_nothing_is_an_error_that_lists_what_there_is(path):
-    with pytest.raises(UserError, match=r"names 'query', which no linear module of the decoder is called; it has .*q_proj"):
+    with pytest.raises(
+        UserError, match=r"names 'query', which no linear module of the decoder is called; it has .*q_proj"
+    ):
         apply_lora(embedder(path), LoraSection(targets=["q_proj", "query"]))
 
 
@@ -75,7 +77,11 @@ def test_under_lora_only_adapters_prefixes_and_fusion_are_trained(path):
     model = embedder(path)
     apply_lora(model, LoraSection(targets=["q_proj"]))
     set_trainable(model, settings(path))
-    assert trained(model) == {name for name, _ in model.named_parameters() if "lora_" in name or ".prefix." in name or name.startswith("fusion.")}
+    assert trained(model) == {
+        name
+        for name, _ in model.named_parameters()
+        if "lora_" in name or ".prefix." in name or name.startswith("fusion.")
+    }
 
 
 def test_full_fine_tuning_trains_the_language_model_and_the_projector_but_not_the_vision_tower(path):
@@ -84,7 +90,9 @@ def test_full_fine_tuning_trains_the_language_model_and_the_projector_but_not_th
     projector = f"backbone.{model.family.projector}."
     tower = f"backbone.{model.family.vision}."
     frozen = {name for name, _ in model.named_parameters()} - trained(model)
-    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(tower) and not name.startswith(projector)}
+    assert frozen == {
+        name for name, _ in model.named_parameters() if name.startswith(tower) and not name.startswith(projector)
+    }
     assert frozen
 
 
@@ -93,5 +101,6 @@ def test_vision_tower_and_projector_follow_their_settings(path):
     set_trainable(model, settings(path, lora=None, train_vision=True, train_projector=False))
     frozen = {name for name, _ in model.named_parameters()} - trained(model)
     projector = {name for name, _ in model.named_parameters() if name.startswith(f"backbone.{model.family.projector}.")}
-    # LLaVA-NeXT's backbone owns the embedding of a picture's line break, which belongs to how pictures enter the decoder.
+    # LLaVA-NeXT's backbone owns the embedding of a picture's line break, which belongs to how pictures enter the
+    # decoder.
     assert frozen - {"backbone.image_newline"} == projector

@@ -13,7 +13,12 @@ def test_a_launcher_that_sets_rank_and_world_size_is_left_alone():
 
 def test_no_launcher_means_one_process():
     variables = launch_variables({})
-    assert (variables["RANK"], variables["WORLD_SIZE"], variables["LOCAL_RANK"], variables["MASTER_ADDR"]) == ("0", "1", "0", "127.0.0.1")
+    assert (variables["RANK"], variables["WORLD_SIZE"], variables["LOCAL_RANK"], variables["MASTER_ADDR"]) == (
+        "0",
+        "1",
+        "0",
+        "127.0.0.1",
+    )
     assert 1024 <= int(variables["MASTER_PORT"]) < 65536
 
 
@@ -22,7 +27,13 @@ def test_srun_tasks_of_a_job_meet_at_its_first_node_on_a_port_of_its_own(tmp_pat
     scontrol.write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames gpu[07-08]" ] && printf "gpu07\\ngpu08\\n"\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    task = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "4711"}
+    task = {
+        "SLURM_PROCID": "5",
+        "SLURM_NTASKS": "8",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_NODELIST": "gpu[07-08]",
+        "SLURM_JOB_ID": "4711",
+    }
     variables = launch_variables(task)
     assert {name: variables[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")} == {
         "RANK": "5",

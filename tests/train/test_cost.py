@@ -1,7 +1,8 @@
 """The cost model against what torch counts while the real model runs.
 
-Torch counts whole score matrices, padding of buckets included, and no lookups; the formulas count visible pairs only, and a gradient of inputs also for the
-first modules, which need none. On these shapes attention and first modules are a few per cent each: 10 % holds both, and no missing factor 2 or K fits in it.
+Torch counts whole score matrices, padding of buckets included, and no lookups; the formulas count visible pairs only,
+and a gradient of inputs also for the first modules, which need none. On these shapes attention and first modules are a
+few per cent each: 10 % holds both, and no missing factor 2 or K fits in it.
 """
 
 import pytest
@@ -40,7 +41,9 @@ def counted(embedder, inputs, backward: bool) -> int:
 @pytest.mark.parametrize("first_layer", [0, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_of_a_step_are_those_that_torch_counts(backbone_of, family, first_layer, trained):
-    embedder = ParallelEmbedder.from_backbone(backbone_of(family), paths=3, prefix_length=4, prefix_layers=first_layer).train()
+    embedder = ParallelEmbedder.from_backbone(
+        backbone_of(family), paths=3, prefix_length=4, prefix_layers=first_layer
+    ).train()
     vision = embedder.family.vision_of(embedder.backbone)
     projector = embedder.backbone.get_submodule(embedder.family.projector)
     if trained != "all":
@@ -65,7 +68,10 @@ def test_a_second_forward_is_counted_where_there_are_several_passes(backbone_of)
     forward, backward = StepCost(embedder).of_pass(inputs, 3)
     none = torch.empty(2, 0, dtype=torch.long)
     chunk = Chunk(inputs, torch.arange(4))
-    batch = lambda count: Batch([chunk] * count, 2, 0, torch.arange(2), none, torch.ones(2, dtype=torch.bool), none.bool())  # noqa: E731
+
+    def batch(count):
+        return Batch([chunk] * count, 2, 0, torch.arange(2), none, torch.ones(2, dtype=torch.bool), none.bool())
+
     assert StepCost(embedder).of(batch(1)) == forward + backward
     assert StepCost(embedder).of(batch(2)) == 2 * (2 * forward + backward)
     by_path = StepCost(embedder, chunk_paths=1)
@@ -101,7 +107,9 @@ def test_the_padding_share_is_that_of_the_places_in_buckets(backbone_of):
     def share(*lengths: int) -> float:
         mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
         chunks = [Chunk({"attention_mask": mask}, torch.arange(len(lengths)))]
-        return padding_share(Batch(chunks, 1, 0, torch.zeros(1), none, torch.ones(1).bool(), none.bool()), embedder, torch.device("cpu"))
+        return padding_share(
+            Batch(chunks, 1, 0, torch.zeros(1), none, torch.ones(1).bool(), none.bool()), embedder, torch.device("cpu")
+        )
 
     assert share(10, 10) == 0
     # 8 and 10 tokens share a bucket of two rows of 10; 2 is alone.

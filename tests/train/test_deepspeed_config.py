@@ -15,7 +15,16 @@ SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 
 
 def section(path, **values) -> TrainSection:
-    return TrainSection(**{"output_dir": "run", "deepspeed": str(path), "per_device_train_batch_size": 4, "max_steps": 10, "max_grad_norm": 0.5} | values)
+    return TrainSection(
+        **{
+            "output_dir": "run",
+            "deepspeed": str(path),
+            "per_device_train_batch_size": 4,
+            "max_steps": 10,
+            "max_grad_norm": 0.5,
+        }
+        | values
+    )
 
 
 def load(tmp_path, settings, **values) -> dict:
@@ -37,7 +46,11 @@ def test_a_shipped_file_is_valid_for_any_deepspeed_program_and_for_ours(path):
 
 
 def test_precision_clipping_and_batch_sizes_come_from_the_recipe(tmp_path):
-    settings = load(tmp_path, {"gradient_clipping": "auto", "bf16": {"enabled": "auto"}, "train_micro_batch_size_per_gpu": 1}, bf16=False)
+    settings = load(
+        tmp_path,
+        {"gradient_clipping": "auto", "bf16": {"enabled": "auto"}, "train_micro_batch_size_per_gpu": 1},
+        bf16=False,
+    )
     assert settings["gradient_clipping"] == 0.5
     assert settings["bf16"]["enabled"] is False
     assert settings["gradient_accumulation_steps"] == 1
@@ -47,24 +60,42 @@ def test_precision_clipping_and_batch_sizes_come_from_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "eps": "auto"}}}, "remove 'optimizer'; the recipe's train section sets it, and its lr differs"),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "eps": "auto"}}},
+            "remove 'optimizer'; the recipe's train section sets it, and its lr differs",
+        ),
         ({"optimizer": {"type": "Lion", "params": {"lr": "auto"}}}, "its type 'Lion' differs"),
         ({"optimiser": {"type": "AdamW"}}, "'optimiser' has no effect in pdfx; remove it"),
         ({"curriculum_learning": {"enabled": True}}, "'curriculum_learning' has no effect in pdfx"),
         ({"zero_optimization": {"stage": 2, "overlap_com": True}}, "is not what DeepSpeed takes: .*overlap_com"),
         ({"zero_optimization": {"stage": 2, "overlap_comm": "auto"}}, "'zero_optimization.overlap_comm' is 'auto'"),
-        ({"train_micro_batch_size_per_gpu": 8}, "'train_micro_batch_size_per_gpu' is 8, but train.per_device_train_batch_size sets it to 4"),
+        (
+            {"train_micro_batch_size_per_gpu": 8},
+            "'train_micro_batch_size_per_gpu' is 8, but train.per_device_train_batch_size sets it to 4",
+        ),
         ({"scheduler": {"type": "WarmupLR"}}, "remove 'scheduler'"),
         ({"fp16": {"enabled": True}}, "remove 'fp16'"),
         ({"bf16": {"enabled": True}}, "'bf16.enabled' is True, but train.bf16 sets it to False"),
-        ({"bf16": {"check_grad_overflow": False}}, "'bf16.check_grad_overflow' is False, but pdfx, which skips such updates, sets it to True"),
+        (
+            {"bf16": {"check_grad_overflow": False}},
+            "'bf16.check_grad_overflow' is False, but pdfx, which skips such updates, sets it to True",
+        ),
         ({"gradient_clipping": 1.0}, "'gradient_clipping' is 1.0, but train.max_grad_norm sets it to 0.5"),
         ({"gradient_accumulation_steps": 8}, "'gradient_accumulation_steps' is 8"),
         ({"train_batch_size": 64}, "'train_batch_size' is 64"),
         ({"zero_optimization": {"stage": 0}}, "ZeRO stage 1, 2 or 3"),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "'zero_optimization.offload_param.device' is 'nvme'"),
-        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.3}}}, "'zero_optimization.offload_optimizer.ratio' is 0.3"),
-        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}, "'zero_optimization.reduce_bucket_size' is 'auto'"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "'zero_optimization.offload_param.device' is 'nvme'",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.3}}},
+            "'zero_optimization.offload_optimizer.ratio' is 0.3",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}},
+            "'zero_optimization.reduce_bucket_size' is 'auto'",
+        ),
     ],
 )
 def test_a_file_that_contradicts_the_recipe_is_refused_with_the_key_and_the_cure(tmp_path, settings, sentence):
@@ -94,10 +125,25 @@ USUAL = {
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": "auto",
     "zero_allow_untested_optimizer": True,
-    "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16, "hysteresis": 2, "min_loss_scale": 1},
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
     "bf16": {"enabled": "auto"},
     "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
-    "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto", "total_num_steps": "auto"}},
+    "scheduler": {
+        "type": "WarmupDecayLR",
+        "params": {
+            "warmup_min_lr": "auto",
+            "warmup_max_lr": "auto",
+            "warmup_num_steps": "auto",
+            "total_num_steps": "auto",
+        },
+    },
     "zero_optimization": {
         "stage": 3,
         "overlap_comm": False,
@@ -123,15 +169,28 @@ def test_auto_is_filled_in_by_the_recipe_and_the_models_hidden_size(tmp_path):
     settings = load_deepspeed_config(tmp_path / "file.json", section(tmp_path, warmup_steps=3), 1, lambda: 100)
     assert "auto" not in json.dumps(settings) and not {"optimizer", "scheduler", "fp16"} & settings.keys()
     ours = DeepSpeedConfig(settings)
-    assert (ours.zero_config.reduce_bucket_size, ours.zero_config.prefetch_bucket_size, ours.zero_config.param_persistence_threshold) == (10_000, 9000, 1000)
+    assert (
+        ours.zero_config.reduce_bucket_size,
+        ours.zero_config.prefetch_bucket_size,
+        ours.zero_config.param_persistence_threshold,
+    ) == (10_000, 9000, 1000)
     assert (ours.gradient_clipping, ours.bfloat16_config.enabled, ours.train_micro_batch_size_per_gpu) == (0.5, True, 4)
     (sentence,) = unused_keys(tmp_path / "file.json")
-    assert "'zero_optimization.stage3_gather_16bit_weights_on_model_save' has no effect: models come from 'pdfx convert'" in sentence
+    assert (
+        "'zero_optimization.stage3_gather_16bit_weights_on_model_save' has no effect: models come from 'pdfx convert'"
+        in sentence
+    )
     assert all(unused_keys(path) == [] for path in SHIPPED)
 
 
 def test_one_sentence_names_every_key_that_is_at_odds(tmp_path):
-    wrong = {"gradient_clipping": 9, "elasticity": {}, "fp16": {"enabled": True}, "train_batch_size": 5, "scheduler": {"type": "WarmupLR", "params": {}}}
+    wrong = {
+        "gradient_clipping": 9,
+        "elasticity": {},
+        "fp16": {"enabled": True},
+        "train_batch_size": 5,
+        "scheduler": {"type": "WarmupLR", "params": {}},
+    }
     with pytest.raises(UserError) as caught:
         load(tmp_path, wrong | {"optimizer": {"type": "AdamW", "params": {"lr": 3}}})
     assert all(f"'{key}'" in str(caught.value) for key in [*wrong, "optimizer"]) and "\n" not in str(caught.value)

@@ -71,7 +71,9 @@ def test_a_run_stops_where_it_would_go_back_once_too_often_and_the_sentence_says
     guards = guards_of(non_finite={"in_a_row": 2, "roll_backs": 1})
     assert run(guards, "xx") is not None
     guards.take_back(0)
-    with pytest.raises(UserError, match=r"2 steps in a row up to step 2 were not finite.*after 1 roll-backs.*lower train.learning_rate"):
+    with pytest.raises(
+        UserError, match=r"2 steps in a row up to step 2 were not finite.*after 1 roll-backs.*lower train.learning_rate"
+    ):
         run(guards, "xx")
 
 
@@ -122,7 +124,9 @@ def test_paths_that_were_alike_for_longer_than_the_recipe_now_allows_stop_a_resu
     for step in range(1, 6):
         before.check(step, SOUND | {"path_cosine_max": 0.95})
     with pytest.raises(UserError, match="in the 6 steps up to step 6"):
-        guards_of(before.state_dict(), collapsed_paths={"cosine": 0.9, "steps": 3, "action": "stop"}).check(6, SOUND | {"path_cosine_max": 0.95})
+        guards_of(before.state_dict(), collapsed_paths={"cosine": 0.9, "steps": 3, "action": "stop"}).check(
+            6, SOUND | {"path_cosine_max": 0.95}
+        )
 
 
 @pytest.mark.parametrize("likelihood", [NAN, math.inf, 10.5])

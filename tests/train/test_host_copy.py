@@ -10,9 +10,15 @@ GIB = 2**30
 
 def test_the_copies_of_a_machines_ranks_count_together_and_the_fullest_machine_decides():
     rank = [Need("a", 2 * GIB, 9 * GIB), Need("a", 2 * GIB, 8 * GIB), Need("b", 2 * GIB, 100 * GIB)]
-    assert by_memory(rank) == (True, "Checkpoints are written in the background: copies take 4.00 GiB, at most 50% of the 8.0 GiB free on a.")
+    assert by_memory(rank) == (
+        True,
+        "Checkpoints are written in the background: copies take 4.00 GiB, at most 50% of the 8.0 GiB free on a.",
+    )
     background, sentence = by_memory([*rank, Need("b", 49 * GIB, 99 * GIB)])
-    assert (background, sentence) == (False, "Checkpoints are written while training waits: copies take 51.00 GiB, more than 50% of the 99.0 GiB free on b.")
+    assert (background, sentence) == (
+        False,
+        "Checkpoints are written while training waits: copies take 51.00 GiB, more than 50% of the 99.0 GiB free on b.",
+    )
 
 
 def test_a_copy_stays_as_it_was_while_the_original_changes_and_its_memory_is_used_again():

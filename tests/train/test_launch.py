@@ -26,7 +26,12 @@ def recipe(tmp_path_factory) -> Path:
 def launch(*arguments: str, **variables: str) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(
-        [sys.executable, "launch/train.py", *map(str, arguments)], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "launch/train.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -49,7 +54,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(recipe, arguments, sentence):
 
 
 def test_a_dry_run_prints_settings_parameters_and_steps_and_writes_nothing(recipe, tmp_path):
-    process = launch(recipe, "--dry-run", "--profile", "train.max_steps=12", f"train.output_dir={tmp_path / 'run'}", "--local_rank=0")
+    process = launch(
+        recipe, "--dry-run", "--profile", "train.max_steps=12", f"train.output_dir={tmp_path / 'run'}", "--local_rank=0"
+    )
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert "max_steps: 12" in output and "profile_steps: 3" in output
@@ -63,11 +70,16 @@ def test_tasks_of_srun_train_together_and_on_sigusr1_to_one_both_save_and_exit_w
     job = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "1", "MASTER_PORT": str(free_port())}
     tasks = [launch(recipe, SLURM_PROCID=str(task), SLURM_LOCALID=str(task), **job) for task in range(2)]
     try:
-        while not (recipe.parent / "run/metrics.jsonl").exists() or not (recipe.parent / "run/metrics.jsonl").read_text():
+        while (
+            not (recipe.parent / "run/metrics.jsonl").exists() or not (recipe.parent / "run/metrics.jsonl").read_text()
+        ):
             if any(task.poll() is not None for task in tasks):
                 for task in tasks:
                     task.kill()
-                pytest.fail(f"A task ended before the first step: {[(task.args, task.communicate(), task.returncode) for task in tasks]}")
+                pytest.fail(
+                    "A task ended before the first step: "
+                    f"{[(task.args, task.communicate(), task.returncode) for task in tasks]}"
+                )
             time.sleep(0.05)
         tasks[1].send_signal(signal.SIGUSR1)
         outputs = [task.communicate(timeout=60) for task in tasks]

@@ -42,7 +42,9 @@ def test_later_checkpoints_are_set_aside_and_none_is_lost(tmp_path):
         start = open_checkpoint(tmp_path / CHECKPOINTS / "step-00000002")
         (told,) = set_aside(tmp_path, start)
         assert "step-00000003, step-00000004" in told
-    assert names(tmp_path) == [f"step-0000000{name}" for name in ("1", "2", "3.aside", "3.aside-2", "4.aside", "4.aside-2")]
+    assert names(tmp_path) == [
+        f"step-0000000{name}" for name in ("1", "2", "3.aside", "3.aside-2", "4.aside", "4.aside-2")
+    ]
     assert set_aside(tmp_path, start) == []
 
 

@@ -18,7 +18,9 @@ def test_the_trace_holds_the_steps_after_the_first_ones_and_no_others(tmp_path):
     with profiled(tmp_path / "trace.json", 2) as advance:
         steps(advance, 6)
     names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
-    assert {name for name in names if name.startswith("step ")} == {f"step {number}" for number in range(SKIPPED, SKIPPED + 2)}
+    assert {name for name in names if name.startswith("step ")} == {
+        f"step {number}" for number in range(SKIPPED, SKIPPED + 2)
+    }
 
 
 def test_without_a_number_of_steps_nothing_is_written(tmp_path):

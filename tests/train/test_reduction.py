@@ -10,7 +10,8 @@ GIB = 2**30
 def test_many_small_bf16_gradients_are_added_up_without_losing_any():
     parameter = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     sums = WideSums([parameter])
-    # 1 and 256 times 2^-9: added one by one in bf16, whose next number after 1 is 1 + 2^-7, the small ones would all be lost.
+    # 1 and 256 times 2^-9: added one by one in bf16, whose next number after 1 is 1 + 2^-7, the small ones would all be
+    # lost.
     for value in [1.0] + [2**-9] * 256:
         (parameter * torch.tensor([value, -value, 0.0], dtype=torch.bfloat16)).sum().backward()
         sums.add()
@@ -30,7 +31,13 @@ def test_float32_gradients_are_left_to_torch():
 
 
 def test_gradients_of_trained_parameters_alone_take_memory_and_narrow_ones_their_wide_sums_too():
-    module = nn.ModuleList([nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False).bfloat16(), nn.Linear(99, 99).requires_grad_(False)])
+    module = nn.ModuleList(
+        [
+            nn.Linear(10, 10, bias=False),
+            nn.Linear(10, 10, bias=False).bfloat16(),
+            nn.Linear(99, 99).requires_grad_(False),
+        ]
+    )
     assert gradient_bytes(module) == 100 * 4 + 100 * (2 + 4)
 
 
@@ -44,7 +51,9 @@ def test_gradients_of_trained_parameters_alone_take_memory_and_narrow_ones_their
         ("chunk", 1, 90 * GIB, True, "as ZeRO stage 1 always does"),
     ],
 )
-def test_the_reduction_is_chosen_by_memory_unless_the_recipe_says_it_and_told_with_its_reason(setting, stage, gradients, once, words):
+def test_the_reduction_is_chosen_by_memory_unless_the_recipe_says_it_and_told_with_its_reason(
+    setting, stage, gradients, once, words
+):
     chosen, sentence = choose_reduction(setting, stage, gradients, 80 * GIB)
     assert chosen is once
     assert words in sentence

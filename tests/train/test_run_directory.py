@@ -17,7 +17,10 @@ def test_records_from_the_checkpoint_on_and_a_line_cut_short_are_dropped(tmp_pat
 
 
 def section(path, **values) -> TrainSection:
-    return TrainSection(**{"output_dir": str(path), "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10} | values)
+    return TrainSection(
+        **{"output_dir": str(path), "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10}
+        | values
+    )
 
 
 def test_an_output_directory_that_is_a_file_a_strangers_or_taken_is_told(tmp_path):

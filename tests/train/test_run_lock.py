@@ -45,7 +45,10 @@ def write(tmp_path, **changes) -> None:
 
 
 def test_a_second_run_is_refused_with_the_holder_and_the_cure_until_the_first_one_is_killed(tmp_path, other_run):
-    with pytest.raises(UserError, match=rf"is in use by another run \(host .*, process {other_run.pid}, since .*choose another train.output_dir"):
+    with pytest.raises(
+        UserError,
+        match=rf"is in use by another run \(host .*, process {other_run.pid}, since .*choose another train.output_dir",
+    ):
         RunLock(tmp_path)
     other_run.kill()
     other_run.join()

@@ -8,7 +8,9 @@ from pdfx.train.schedule import count_steps, derived_seed, learning_rate_factor
 
 
 def section(**values) -> TrainSection:
-    return TrainSection(**{"output_dir": "run", "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10} | values)
+    return TrainSection(
+        **{"output_dir": "run", "deepspeed": "zero.json", "per_device_train_batch_size": 4, "max_steps": 10} | values
+    )
 
 
 def test_warm_up_rises_linearly_to_1_and_linear_decay_would_reach_0_one_step_after_the_last():
@@ -28,7 +30,9 @@ def test_every_step_learns_and_after_the_warm_up_the_rate_never_rises(kind, warm
 
 
 def test_epochs_are_whole_global_batches_and_the_remainder_is_told():
-    steps, sentence = count_steps(section(max_steps=None, num_train_epochs=2.5, gradient_accumulation_steps=2), samples=101, world_size=3)
+    steps, sentence = count_steps(
+        section(max_steps=None, num_train_epochs=2.5, gradient_accumulation_steps=2), samples=101, world_size=3
+    )
     assert steps == 252 // 24
     assert "10 steps of 24 pairs (3 ranks x 4 pairs x 2 accumulation steps)" in sentence
     assert "the last 12 pairs" in sentence
@@ -41,4 +45,14 @@ def test_fewer_samples_than_one_global_batch_is_an_error():
 
 def test_seeds_differ_by_every_argument_and_nothing_else():
     assert derived_seed(1, "dropout", 2, 3) == derived_seed(1, "dropout", 2, 3)
-    assert len({derived_seed(1, "dropout", 2, 3), derived_seed(2, "dropout", 2, 3), derived_seed(1, "adapters", 2, 3), derived_seed(1, "dropout", 23)}) == 4
+    assert (
+        len(
+            {
+                derived_seed(1, "dropout", 2, 3),
+                derived_seed(2, "dropout", 2, 3),
+                derived_seed(1, "adapters", 2, 3),
+                derived_seed(1, "dropout", 23),
+            }
+        )
+        == 4
+    )

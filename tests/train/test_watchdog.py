@@ -65,10 +65,17 @@ def test_each_phase_has_a_limit_of_its_own_and_names_its_setting(progress):
     assert (seconds_until_over(Patience(settings), progress)) == 30
 
 
-@pytest.mark.parametrize("data", [{}, {"read_timeout_seconds": 5, "read_retry_seconds": 0}, {"read_retries": 0}, {"read_timeout_seconds": 0.5}])
-def test_a_batch_from_a_url_may_take_as_long_as_its_requests_may_be_repeated_and_a_local_one_no_longer_than_other_work(progress, data):
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"read_timeout_seconds": 5, "read_retry_seconds": 0}, {"read_retries": 0}, {"read_timeout_seconds": 0.5}],
+)
+def test_a_batch_from_a_url_may_take_as_long_as_its_requests_may_be_repeated_and_a_local_one_no_longer_than_other_work(
+    progress, data
+):
     section = DataSection(train="https://host/shards", **data)
-    allowed = section.read_timeout_seconds * (section.read_retries + 1) + sum(section.read_retry_seconds * 2**n for n in range(section.read_retries))
+    allowed = section.read_timeout_seconds * (section.read_retries + 1) + sum(
+        section.read_retry_seconds * 2**n for n in range(section.read_retries)
+    )
     config = SimpleNamespace(data=section, guards=GuardsSection())
     remote, local = Patience(config.guards, longest_read(config)), Patience(config.guards)
     assert int(allowed) <= seconds_until_over(remote, progress) - 40 <= allowed + 1
@@ -105,7 +112,13 @@ def sign(step: int, marks: int, waiting: bool = True, place: str = "somewhere") 
         ([sign(3, 2), sign(3, 2, place=""), sign(3, 1, waiting=False)], [1]),
         ([sign(3, 2), sign(3, 2)], [0, 1]),
     ],
-    ids=["behind in the step", "behind by a step", "the only one that waits for nobody", "cannot say where it is", "all wait"],
+    ids=[
+        "behind in the step",
+        "behind by a step",
+        "the only one that waits for nobody",
+        "cannot say where it is",
+        "all wait",
+    ],
 )
 def test_the_rank_that_holds_the_others_up_is_found_from_all_signs(signs, blamed):
     assert blame(dict(enumerate(signs))) == blamed

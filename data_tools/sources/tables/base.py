@@ -64,5 +64,9 @@ def common_columns(columns_of: list[list[str]]) -> list[str]:
 
 def raw_of(values: dict[str, Any]) -> str:
     """A row as JSON, with bytes told by their number."""
-    text = json.dumps(values, ensure_ascii=False, default=lambda value: f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value))
+    text = json.dumps(
+        values,
+        ensure_ascii=False,
+        default=lambda value: f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value),
+    )
     return shortened(text, RAW_CHARACTERS)

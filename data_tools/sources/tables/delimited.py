@@ -30,8 +30,8 @@ _NO_ROW, _STRAY = "it is no valid row", "a quotation mark in it takes in"
 class DelimitedRows:
     """Implements ``rows.Rows``. The first row of each file names its columns.
 
-    A cell in quotation marks may have several lines. A mark that is never closed, or whose cell takes in lines that are rows themselves, costs the row
-    that it stands in; the lines after it are read.
+    A cell in quotation marks may have several lines. A mark that is never closed, or whose cell takes in lines that are
+    rows themselves, costs the row that it stands in; the lines after it are read.
 
     Raises:
         UserError: a file is empty, is not UTF-8, or names a column twice; or the delimiter is not a single character.
@@ -56,7 +56,10 @@ class DelimitedRows:
         with open_input(path) as stream:
             _, header, problem, *_ = next(self._records(path, stream), (1, [], None))
         if problem is not None:
-            raise UserError(f"The first row of {path}, which names its columns, cannot be read ({problem}); save it as UTF-8, with quotation marks closed.")
+            raise UserError(
+                f"The first row of {path}, which names its columns, cannot be read ({problem}); save it as UTF-8, "
+                "with quotation marks closed."
+            )
         if not any(header):
             raise UserError(f"{path} has no first row that names its columns; add one.")
         for name in header:
@@ -64,7 +67,10 @@ class DelimitedRows:
                 raise UserError(f"The first row of {path} names the column '{shortened(name, 80)}' twice; rename one.")
         for other in _OTHER_DELIMITERS if len(header) == 1 and self.delimiter is None else ():
             if other in header[0]:
-                raise UserError(f"The first row of {path} is a single cell, '{shortened(header[0], 80)}'; name what separates cells with delimiter={other!r}.")
+                raise UserError(
+                    f"The first row of {path} is a single cell, '{shortened(header[0], 80)}'; name what separates "
+                    f"cells with delimiter={other!r}."
+                )
         return header
 
     def _read_file(self, path: Path) -> Iterator[Row]:
@@ -76,17 +82,26 @@ class DelimitedRows:
                     problem = f"it has {len(cells)} cells, and the first row names {len(header)} columns"
                 elif problem is None and cells == header:
                     problem = "it repeats the first row, which names the columns"
-                yield Row(f"{path} line {line}", dict(zip(header, cells, strict=True)) if problem is None else None, problem, raw)
+                yield Row(
+                    f"{path} line {line}",
+                    dict(zip(header, cells, strict=True)) if problem is None else None,
+                    problem,
+                    raw,
+                )
                 if lines > 1 and problem is None:
                     several, first = several + 1, first or line
         if several:
-            self.remarks.append(f"In {path}, {several} rows have cells of several lines; the first of them begins in line {first}.")
+            self.remarks.append(
+                f"In {path}, {several} rows have cells of several lines; the first of them begins in line {first}."
+            )
 
     def _records(self, path: Path, stream: BinaryIO) -> Iterator[_Record]:
         """Every record that is not a blank line, the first row included."""
         csv.field_size_limit(_CELL_LIMIT)
         delimiter = self.delimiter or ("\t" if has_ending(path, _TAB_ENDINGS) else ",")
-        parse = partial(csv.reader, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE, strict=True)
+        parse = partial(
+            csv.reader, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE, strict=True
+        )
         lines, number, header = _Lines(stream), 1, None
         while lines.has_next():
             cells, problem, used = _parsed(lines, parse, header)
@@ -127,7 +142,12 @@ class _Lines:
     def ahead(self) -> Iterator[str]:
         """The next lines, as many as one record may have."""
         number = characters = 0
-        while number < _LINES_OF_A_ROW and characters <= _CELL_LIMIT and (number < len(self._held) or self._hold()) and self._held[number][1]:
+        while (
+            number < _LINES_OF_A_ROW
+            and characters <= _CELL_LIMIT
+            and (number < len(self._held) or self._hold())
+            and self._held[number][1]
+        ):
             yield self._held[number][0]
             characters += len(self._held[number][0])
             number += 1
@@ -143,7 +163,9 @@ class _Lines:
         return False
 
 
-def _parsed(lines: _Lines, parse: Callable[..., Iterator[list[str]]], header: list[str] | None) -> tuple[list[str], str | None, int]:
+def _parsed(
+    lines: _Lines, parse: Callable[..., Iterator[list[str]]], header: list[str] | None
+) -> tuple[list[str], str | None, int]:
     """The next record's cells, the part of a sentence that says why it cannot be used, and how many lines it takes."""
     if lines.is_too_long():
         return [], too_long(), 1
@@ -171,5 +193,9 @@ def _is_row(line: str, parse: Callable[..., Iterator[list[str]]], header: list[s
     except csv.Error:
         return False
     # A space after a comma is a sign of prose, unless the table is written like that.
-    is_prose = may_be_prose and any(cell.startswith(" ") for cell in cells[1:]) and not any(name.startswith(" ") for name in header[1:])
+    is_prose = (
+        may_be_prose
+        and any(cell.startswith(" ") for cell in cells[1:])
+        and not any(name.startswith(" ") for name in header[1:])
+    )
     return len(cells) == len(header) > 1 and not is_prose

@@ -23,7 +23,9 @@ class JsonlRows:
     def __init__(self, files: list[Path]):
         self.files = files
         self._keys: dict[str, None] = {}
-        self.columns = list(dict.fromkeys(key for row in islice(self.read(), _SAMPLED_LINES) for key in row.values or ()))
+        self.columns = list(
+            dict.fromkeys(key for row in islice(self.read(), _SAMPLED_LINES) for key in row.values or ())
+        )
 
     def total(self) -> int | None:
         return count_lines(self.files)

@@ -14,7 +14,8 @@ from pdfx.errors import UserError
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1 << 20
-"""Read at once of each column. Memory so holds a batch and, of each column, a page (as its writer made them: a megabyte, or more), and no row group."""
+"""Read at once of each column. Memory so holds a batch and, of each column, a page (as its writer made them: a
+megabyte, or more), and no row group."""
 
 
 class ParquetRows:
@@ -34,7 +35,9 @@ class ParquetRows:
             try:
                 with parquet.ParquetFile(path) as file:
                     columns_of.append(file.schema_arrow.names)
-                    self._group_rows.append([file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)])
+                    self._group_rows.append(
+                        [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+                    )
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"{path} is no sound parquet file ({_brief(error)}).") from None
         self.columns, self.all_columns = common_columns(columns_of), any_columns(columns_of)
@@ -51,7 +54,9 @@ class ParquetRows:
                 start = max(start - rows, 0)
                 first += rows
 
-    def _read_group(self, path: Path, group: int, rows: int, first: int, skipped: int, columns: list[str] | None) -> Iterator[Row]:
+    def _read_group(
+        self, path: Path, group: int, rows: int, first: int, skipped: int, columns: list[str] | None
+    ) -> Iterator[Row]:
         """The rows of a row group but the first ``skipped``; ``first`` is the number of its first row in the file."""
         done = 0
         try:
@@ -59,10 +64,18 @@ class ParquetRows:
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
                     for number, (values, problem) in enumerate(_values(batch), start=done):
                         if number >= skipped:
-                            yield Row(_origin(path, first + number), values, problem, raw_of(values) if values is not None else "")
+                            yield Row(
+                                _origin(path, first + number),
+                                values,
+                                problem,
+                                raw_of(values) if values is not None else "",
+                            )
                     done += len(batch)
                 if done != rows:
-                    raise UserError(f"Row group {group + 1} of {path} has {done} rows, and its header claims {rows}; write the file again.")
+                    raise UserError(
+                        f"Row group {group + 1} of {path} has {done} rows, and its header claims {rows}; write the "
+                        "file again."
+                    )
         except (pyarrow.ArrowException, OSError) as error:
             for number in range(max(done, skipped), rows):
                 yield Row(_origin(path, first + number), None, f"its row group is damaged ({_brief(error)})")
@@ -73,7 +86,8 @@ def _values(batch: pyarrow.RecordBatch) -> Iterator[tuple[dict[str, Any] | None,
     try:
         yield from ((values, None) for values in batch.to_pylist())
     except ValueError:
-        # A single cell that Python has no value for (bytes that are no UTF-8, a date beyond the year 9999) fails the batch: its row is looked for.
+        # A single cell that Python has no value for (bytes that are no UTF-8, a date beyond the year 9999) fails the
+        # batch: its row is looked for.
         for number in range(len(batch)):
             try:
                 yield batch.slice(number, 1).to_pylist()[0], None

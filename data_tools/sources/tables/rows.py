@@ -64,13 +64,18 @@ def require_columns(rows: Rows, wanted: Iterable[str], why: str) -> None:
         if name not in rows.columns:
             nearest = difflib.get_close_matches(name, [column[:80] for column in rows.columns], n=1, cutoff=0.5)
             hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-            raise UserError(f"There is no column '{name}' in {rows.files[0]}{others(rows.files)}, which {why} names.{hint} There are: {listed(rows.columns)}.")
+            raise UserError(
+                f"There is no column '{name}' in {rows.files[0]}{others(rows.files)}, which {why} names.{hint} There "
+                f"are: {listed(rows.columns)}."
+            )
 
 
 def notes_on(rows: Rows, used: Iterable[str]) -> list[str]:
     """Sentences on a table that was read, and on its columns that are not used."""
     names = [name for name in rows.all_columns if name not in set(used)]
-    unused = f"Columns of {rows.files[0]}{others(rows.files)} that are not used: {shortened(listed(names), RAW_CHARACTERS)}."
+    unused = (
+        f"Columns of {rows.files[0]}{others(rows.files)} that are not used: {shortened(listed(names), RAW_CHARACTERS)}."
+    )
     return [*rows.remarks, *([unused] if names else []), *rows.left]
 
 
@@ -80,5 +85,3 @@ def listed(names: Iterable[str]) -> str:
 
 def others(files: list[Path]) -> str:
     return f" and {len(files) - 1} more" if len(files) > 1 else ""
-
-

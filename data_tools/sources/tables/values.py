@@ -1,4 +1,5 @@
-"""From the values of a row to the texts and pictures of a record, or to the part of a sentence that says which field is wrong."""
+"""From the values of a row to the texts and pictures of a record, or to the part of a sentence that says which field is
+wrong."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class Pictures:
         self.held: dict[str, bytes] = {}
 
     def names(self, value: Any, field: str) -> list[str]:
-        """The names of the pictures of a cell: a path, bytes, ``{"bytes", "path"}`` as Hugging Face stores pictures, a ``data:`` address, or a list of them.
+        """The names of the pictures of a cell: a path, bytes, ``{"bytes", "path"}`` as Hugging Face stores pictures, a
+        ``data:`` address, or a list of them.
 
         Raises:
             Problem: it is something else.
@@ -67,7 +69,9 @@ class Pictures:
         if not isinstance(value, str) or not value:
             raise Problem(f"'{field}' is {shown(value)}: it must be the path of a picture, or its bytes")
         if value.startswith(_REMOTE):
-            raise Problem(f"'{field}' is {shown(value)}: pictures are not downloaded; fetch it and give the path of the file")
+            raise Problem(
+                f"'{field}' is {shown(value)}: pictures are not downloaded; fetch it and give the path of the file"
+            )
         return value
 
 

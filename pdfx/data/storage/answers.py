@@ -1,4 +1,5 @@
-"""What the answers of servers are held to: no more bytes than were asked for, of files that stay the ones that were seen first."""
+"""What the answers of servers are held to: no more bytes than were asked for, of files that stay the ones that were
+seen first."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ _PIECE = 1 << 20
 
 
 class ReplacedError(Exception):
-    """A file is not the one any more that was seen first; the message is the part of a sentence that says how that shows."""
+    """A file is not the one any more that was seen first; the message is the part of a sentence that says how that
+    shows."""
 
 
 class Sightings:
@@ -22,7 +24,9 @@ class Sightings:
         first = self._first.setdefault(file, {})
         for name, value in said.items():
             if value is not None and first.setdefault(name, value) != value:
-                raise ReplacedError(f"its {name.replace('_', '-')} was {str(first[name])[:80]} and is {str(value)[:80]}")
+                raise ReplacedError(
+                    f"its {name.replace('_', '-')} was {str(first[name])[:80]} and is {str(value)[:80]}"
+                )
 
 
 async def read_at_most(read: Callable[[int], Awaitable[bytes]], limit: int, announced: int | None) -> bytes:

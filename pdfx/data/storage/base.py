@@ -60,8 +60,8 @@ class Reading:
 
 
 class Storage(Protocol):
-    """Files of one folder, known by their plain names. Safe to use after a fork and to pickle. All methods raise StorageError, and those of remote ones
-    UserError if a file is not the one any more that it was."""
+    """Files of one folder, known by their plain names. Safe to use after a fork and to pickle. All methods raise
+    StorageError, and those of remote ones UserError if a file is not the one any more that it was."""
 
     path: Path | str
     """The folder, for messages; no secrets are in it."""

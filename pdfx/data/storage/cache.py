@@ -1,12 +1,15 @@
 """A bounded folder of spans that were fetched before, shared by all processes of a machine.
 
-An entry is one file: a checksum per sample (CRC-32, 4 bytes each), then the span's bytes. What is read of it is checked each time, so that a damaged or
-truncated entry is fetched again. Three rules make it safe without a server and survive a kill at any moment:
+An entry is one file: a checksum per sample (CRC-32, 4 bytes each), then the span's bytes. What is read of it is checked
+each time, so that a damaged or truncated entry is fetched again. Three rules make it safe without a server and survive
+a kill at any moment:
 
-- An entry is written under another name, which ends in ``.part``, and renamed. Who holds the lock of that file fetches; others who want the entry wait.
-- Who adds an entry holds the lock of the file ``bytes``, which tells how much the entries take. It is raised before anything is written.
-- Only where an entry would not fit the bound is the folder listed, and then so many entries are removed, the least recently read first, that a tenth of
-  the bound is free again.
+- An entry is written under another name, which ends in ``.part``, and renamed. Who holds the lock of that file fetches;
+  others who want the entry wait.
+- Who adds an entry holds the lock of the file ``bytes``, which tells how much the entries take. It is raised before
+  anything is written.
+- Only where an entry would not fit the bound is the folder listed, and then so many entries are removed, the least
+  recently read first, that a tenth of the bound is free again.
 """
 
 from __future__ import annotations
@@ -58,7 +61,10 @@ class SpanCache:
             with _locked(self.folder / _COUNT_NAME):
                 pass
         except OSError as error:
-            raise UserError(f"The cache folder {folder} cannot be used ({error.strerror}); set data.cache_dir to a folder on a local disk.") from None
+            raise UserError(
+                f"The cache folder {folder} cannot be used ({error.strerror}); set data.cache_dir to a folder on a "
+                "local disk."
+            ) from None
 
     def read(self, name: str, bounds: np.ndarray, row: int, fetch: Callable[[], bytes]) -> bytes:
         """The bytes of one sample of a span.
@@ -113,7 +119,8 @@ class SpanCache:
         return remaining
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
-        """When each entry was last read, what it takes, and its path. Files of writers that were killed are removed on the way."""
+        """When each entry was last read, what it takes, and its path. Files of writers that were killed are removed on
+        the way."""
         for folder in self.folder.iterdir():
             # The folder may hold other people's files too, which are not ours to remove.
             for entry in os.scandir(folder) if _FOLDER.fullmatch(folder.name) else ():
@@ -127,7 +134,12 @@ class SpanCache:
     def _tell(self, error: OSError) -> None:
         if not self._told:
             self._told = True
-            print(f"The cache folder {self.folder} cannot be written to ({error.strerror}); samples are fetched without it.", file=sys.stderr, flush=True)
+            print(
+                f"The cache folder {self.folder} cannot be written to ({error.strerror}); samples are fetched "
+                "without it.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _read_entry(path: Path, bounds: np.ndarray, row: int) -> bytes | None:

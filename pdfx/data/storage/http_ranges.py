@@ -1,4 +1,5 @@
-"""HTTP through fsspec, with the proof that a range is what was sent, of the same file as before, and without secrets for other hosts."""
+"""HTTP through fsspec, with the proof that a range is what was sent, of the same file as before, and without secrets
+for other hosts."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from pdfx.host.reading import SMALL
 from pdfx.host.urls import HTTP
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
-_IGNORED = "its server sends whole files where a part is asked for, so samples cannot be read one by one; use a server with range requests, or a local copy"
+_IGNORED = (
+    "its server sends whole files where a part is asked for, so samples cannot be read one by one; use a "
+    "server with range requests, or a local copy"
+)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 10
 _FOR_ALL_HOSTS = ("ssl", "proxy", "timeout", "allow_redirects", "auto_decompress")
@@ -23,12 +27,15 @@ _FOR_ALL_HOSTS = ("ssl", "proxy", "timeout", "allow_redirects", "auto_decompress
 
 
 class RangedHTTP(HTTPFileSystem):
-    """Refuses, from the headers alone, an answer that is another part of the file than was asked for. Configured as fsspec's own for http and https."""
+    """Refuses, from the headers alone, an answer that is another part of the file than was asked for. Configured as
+    fsspec's own for http and https."""
 
     sightings: Sightings
     _other_hosts: aiohttp.ClientSession | None = None
 
-    async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, limit: int = SMALL, **options: Any) -> bytes:
+    async def _cat_file(
+        self, url: str, start: int | None = None, end: int | None = None, limit: int = SMALL, **options: Any
+    ) -> bytes:
         """A whole file of at most ``limit`` bytes, or its bytes from ``start`` to ``end``.
 
         Raises:
@@ -39,8 +46,13 @@ class RangedHTTP(HTTPFileSystem):
             self._check_file(response, url, None if end is None else self._sent_range(response)[2])
             self._raise_not_found_for_status(response, url)
             if end is not None and self._sent_range(response)[:2] != (start, end - 1):
-                raise ValueError(f"its server sent bytes {response.headers.get('Content-Range')} where {start}-{end - 1} were asked for")
-            return await read_at_most(response.content.read, limit if end is None else end - start, response.content_length)
+                raise ValueError(
+                    f"its server sent bytes {response.headers.get('Content-Range')} where {start}-{end - 1} were "
+                    "asked for"
+                )
+            return await read_at_most(
+                response.content.read, limit if end is None else end - start, response.content_length
+            )
 
     async def _info(self, url: str, **options: Any) -> dict:
         """Asks for the first byte: that tells the size, and works where HEAD requests are not allowed."""
@@ -56,7 +68,10 @@ class RangedHTTP(HTTPFileSystem):
             headers = response.headers
             self.sightings.check(url, size=size, ETag=headers.get("ETag"), Last_Modified=headers.get("Last-Modified"))
             if headers.get("Content-Encoding", "identity").lower() != "identity":
-                raise ValueError("its server compresses what it sends, so that no byte range is what it seems; switch that off, or use a local copy")
+                raise ValueError(
+                    "its server compresses what it sends, so that no byte range is what it seems; switch that off, "
+                    "or use a local copy"
+                )
 
     async def _get(self, url: str, start: int | None, end: int | None, **options: Any) -> Any:
         options = {**self.kwargs, **options, "allow_redirects": False, "auto_decompress": False}

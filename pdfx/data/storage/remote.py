@@ -34,14 +34,16 @@ class _Connection:
     root: str
     pool: ThreadPoolExecutor
     repeated: list[None] = field(default_factory=list)
-    """One for each request that was repeated: threads append to a list safely, and would miscount by adding to a number."""
+    """One for each request that was repeated: threads append to a list safely, and would miscount by adding to a
+    number."""
     ended: threading.Event = field(default_factory=threading.Event)
     """Set where the program is being ended, so that no thread keeps it waiting with further attempts."""
 
 
 _FILESYSTEMS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _INHERITED: list[Any] = []
-# A child that let go of its parent's file systems would close their sessions, which takes the sockets out of the event loop that it shares with the parent.
+# A child that let go of its parent's file systems would close their sessions, which takes the sockets out of the event
+# loop that it shares with the parent.
 os.register_at_fork(after_in_child=lambda: _INHERITED.extend(_FILESYSTEMS.values()))
 
 
@@ -82,7 +84,9 @@ class RemoteFolder:
     def load(self, name: str, limit: int = SMALL) -> bytes:
         def attempt() -> bytes:
             # Other file systems know no limit, but ranges; one byte more tells that a file is longer.
-            bound = {"limit": limit} if hasattr(self._connect().filesystem, "sightings") else {"start": 0, "end": limit + 1}
+            bound = (
+                {"limit": limit} if hasattr(self._connect().filesystem, "sightings") else {"start": 0, "end": limit + 1}
+            )
             data = self._ask("cat_file", name, **bound)
             if len(data) > limit:
                 raise ValueError(f"it has more than the {limit} bytes that are read of such a file")
@@ -138,7 +142,8 @@ class RemoteFolder:
         raise AssertionError("the last repetition returns or raises")
 
     def _delay(self, repetition: int) -> float:
-        """Seconds before a repetition: twice as many each time, of which a random half is dropped, so that many processes do not come back together."""
+        """Seconds before a repetition: twice as many each time, of which a random half is dropped, so that many
+        processes do not come back together."""
         return min(self.reading.retry_seconds * 2**repetition, LONGEST_DELAY) * random.SystemRandom().uniform(0.5, 1)
 
     def _ask(self, method: str, name: str, **options: Any) -> Any:
@@ -148,7 +153,13 @@ class RemoteFolder:
             raise ValueError("it is not a plain file")
         try:
             if getattr(filesystem, "async_impl", False):
-                return sync(filesystem.loop, getattr(filesystem, f"_{method}"), path, timeout=self.reading.timeout_seconds, **options)
+                return sync(
+                    filesystem.loop,
+                    getattr(filesystem, f"_{method}"),
+                    path,
+                    timeout=self.reading.timeout_seconds,
+                    **options,
+                )
             return getattr(filesystem, method)(path, **options)
         except ReplacedError as error:
             cure = "leave shards as they are while they are read, and give the same command again to read the new ones"
@@ -157,7 +168,9 @@ class RemoteFolder:
     def _connect(self) -> _Connection:
         if self._connection is None or self._connection.process != os.getpid():
             filesystem, root = self._open()
-            self._connection = _Connection(os.getpid(), filesystem, root.rstrip("/"), ThreadPoolExecutor(self.reading.threads, "pdfx-read"))
+            self._connection = _Connection(
+                os.getpid(), filesystem, root.rstrip("/"), ThreadPoolExecutor(self.reading.threads, "pdfx-read")
+            )
             _FILESYSTEMS[id(filesystem)] = filesystem
         return self._connection
 
@@ -172,7 +185,8 @@ class RemoteFolder:
             elif protocol in _S3 and fsspec.get_filesystem_class(protocol):
                 from pdfx.data.storage.s3_ranges import RangedS3
 
-                filesystem, root = RangedS3(skip_instance_cache=True, **RangedS3._get_kwargs_from_urls(self.url)), RangedS3._strip_protocol(self.url)
+                filesystem = RangedS3(skip_instance_cache=True, **RangedS3._get_kwargs_from_urls(self.url))
+                root = RangedS3._strip_protocol(self.url)
                 filesystem.sightings = self._sightings
             else:
                 filesystem, root = fsspec.url_to_fs(self.url, skip_instance_cache=True)
@@ -182,9 +196,15 @@ class RemoteFolder:
                 "'pip install pdfx[remote]' brings what http://, https:// and s3:// need."
             ) from None
         except Exception as error:  # a wrong protocol, or what the file system makes of its own configuration
-            raise UserError(f"{self.path} cannot be opened: {scrubbed(reason_of(error, self.reading.timeout_seconds))}.") from error
+            raise UserError(
+                f"{self.path} cannot be opened: {scrubbed(reason_of(error, self.reading.timeout_seconds))}."
+            ) from error
         if protocol in _S3:
             # Repetitions of the libraries would multiply with ours, and so would the time until an error is told.
             filesystem.retries = 1
-            filesystem.config_kwargs = {**filesystem.config_kwargs, "retries": {"max_attempts": 0}, "max_pool_connections": self.reading.threads}
+            filesystem.config_kwargs = {
+                **filesystem.config_kwargs,
+                "retries": {"max_attempts": 0},
+                "max_pool_connections": self.reading.threads,
+            }
         return filesystem, root

@@ -12,7 +12,14 @@ from http import HTTPStatus
 
 _TIMEOUTS = (TimeoutError, asyncio.TimeoutError)  # one and the same from Python 3.11 on
 _TRANSIENT_STATUS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
-_PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ssl.SSLCertVerificationError)
+_PERMANENT = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ssl.SSLCertVerificationError,
+)
 _TRANSIENT_NAMES = {
     "ClientConnectionError",  # aiohttp: refused, reset, ended early
     "ClientPayloadError",  # aiohttp: the body ended early
@@ -30,7 +37,10 @@ def is_transient(error: BaseException) -> bool:
         return status >= 500 or status in _TRANSIENT_STATUS
     if any(isinstance(cause, _PERMANENT) for cause in _chain(error)):
         return False
-    return any(isinstance(cause, (OSError, EOFError, *_TIMEOUTS)) or _TRANSIENT_NAMES & _class_names(cause) for cause in _chain(error))
+    return any(
+        isinstance(cause, (OSError, EOFError, *_TIMEOUTS)) or _TRANSIENT_NAMES & _class_names(cause)
+        for cause in _chain(error)
+    )
 
 
 def is_missing(error: BaseException) -> bool:
@@ -50,14 +60,22 @@ def reason_of(error: BaseException, timeout_seconds: float) -> str:
     if isinstance(error, _TIMEOUTS) and not error.args:
         return f"no answer came within {timeout_seconds:g} seconds"
     text = " ".join(str(error).split())[:300].rstrip(".")
-    return text if isinstance(error, (EOFError, ValueError)) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return (
+        text
+        if isinstance(error, (EOFError, ValueError)) and text
+        else f"{type(error).__name__}: {text}".removesuffix(": ")
+    )
 
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error, where one is told."""
     for cause in _chain(error):
         response = getattr(cause, "response", None)
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else getattr(cause, "status", None)
+        status = (
+            response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if isinstance(response, dict)
+            else getattr(cause, "status", None)
+        )
         if status is None and cause is error:
             # gcsfs calls it so; among the causes of aiohttp's errors the same name means something else.
             status = getattr(cause, "code", None)

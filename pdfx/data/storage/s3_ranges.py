@@ -1,4 +1,5 @@
-"""S3 through s3fs, with answers that are read no further than was asked for, and files that stay the ones that were seen first."""
+"""S3 through s3fs, with answers that are read no further than was asked for, and files that stay the ones that were
+seen first."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ class RangedS3(S3FileSystem):
             ReplacedError: it is another file than before.
         """
         bucket, key, version = self.split_path(path)
-        options = {**({"VersionId": version} if version else {}), **({} if end is None else {"Range": f"bytes={start}-{end - 1}"})}
+        options = {
+            **({"VersionId": version} if version else {}),
+            **({} if end is None else {"Range": f"bytes={start}-{end - 1}"}),
+        }
         answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **options)
         try:
             length = answer.get("ContentLength")

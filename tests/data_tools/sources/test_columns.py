@@ -8,7 +8,11 @@ from pdfx.errors import UserError
 
 
 def texts_of(source: ColumnsSource) -> list[tuple]:
-    return [(read.record.query.text, read.record.target.text, *(side.text for side in read.record.negatives)) for read in source.records() if read.record]
+    return [
+        (read.record.query.text, read.record.target.text, *(side.text for side in read.record.negatives))
+        for read in source.records()
+        if read.record
+    ]
 
 
 @pytest.mark.parametrize(
@@ -19,7 +23,10 @@ def texts_of(source: ColumnsSource) -> list[tuple]:
         ({"anchor": "a", "positive": "p", "negative_1": "n1", "negative_2": "n2"}, ("a", "p", "n1", "n2")),
         ({"negative": "n", "positive": "p", "anchor": "a"}, ("a", "p", "n")),
         ({"query": "q", "answer": "w"}, ("q", "w")),
-        ({"sentence2": "the names do not matter", "sentence1": "order does"}, ("the names do not matter", "order does")),
+        (
+            {"sentence2": "the names do not matter", "sentence1": "order does"},
+            ("the names do not matter", "order does"),
+        ),
         ({"question": "q", "answer": "w", "hard_negative_1": "n"}, ("q", "w", "n")),
         ({"anchor": "a", "positive": "p", "negatives": ["n1", None, "n2"]}, ("a", "p", "n1", "n2")),
         ({"anchor": "a", "positive": "p", "negative": None}, ("a", "p")),
@@ -40,21 +47,37 @@ def test_csv_columns_can_be_named_in_another_order(tmp_path):
 
 def test_only_so_many_negatives_are_kept(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"anchor": "a", "positive": "p", "negative_1": "x", "negative_2": "y"}])
-    assert texts_of(ColumnsSource(path, negatives=1)) == [("a", "p", "x")] and texts_of(ColumnsSource(path, negatives=0)) == [("a", "p")]
+    assert texts_of(ColumnsSource(path, negatives=1)) == [("a", "p", "x")] and texts_of(
+        ColumnsSource(path, negatives=0)
+    ) == [("a", "p")]
 
 
 def test_cells_are_texts_pictures_or_both(tmp_path):
     struct = {"bytes": picture(0), "path": "a.png"}
-    row = {"anchor": {"text": "find", "image": struct}, "positive": struct, "negative_1": "not.png", "negative_2": "a text"}
+    row = {
+        "anchor": {"text": "find", "image": struct},
+        "positive": struct,
+        "negative_1": "not.png",
+        "negative_2": "a text",
+    }
     (source,) = check_source(ColumnsSource(write_parquet(tmp_path / "a.parquet", [row]), images="negative_1"), 1, 0)
     record = source.record
-    assert record.query.text == "find" and [source.pictures[name] for name in record.query.images + record.target.images] == [picture(0)] * 2
+    assert (
+        record.query.text == "find"
+        and [source.pictures[name] for name in record.query.images + record.target.images] == [picture(0)] * 2
+    )
     assert [(side.text, side.images) for side in record.negatives] == [("", ["not.png"]), ("a text", [])]
 
 
 def test_labels_decide_which_rows_are_positive_pairs(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"sentence1": "a", "sentence2": "b", "score": score} for score in (0.9, 0.75, 0.1, None, "x")])
-    with pytest.raises(UserError, match=r"has the labels 'score', so not every row need be a positive pair; .* min_label=0\.75, .* label=none"):
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        [{"sentence1": "a", "sentence2": "b", "score": score} for score in (0.9, 0.75, 0.1, None, "x")],
+    )
+    with pytest.raises(
+        UserError,
+        match=r"has the labels 'score', so not every row need be a positive pair; .* min_label=0\.75, .* label=none",
+    ):
         ColumnsSource(path)
     assert problems_of(check_source(ColumnsSource(path, min_label=0.75), 5, 3)) == [
         "'score' is 0.1, below min_label=0.75, so it is no positive pair",
@@ -80,14 +103,20 @@ def test_labels_decide_which_rows_are_positive_pairs(tmp_path):
 )
 def test_a_malformed_row_is_a_problem_that_names_the_column(tmp_path, row, problem):
     good = {"anchor": "a", "positive": "p", "negative": "n"}
-    (found,) = problems_of(check_source(ColumnsSource(write_jsonl(tmp_path / "a.jsonl", [good, good | row, good])), 3, 1))
+    (found,) = problems_of(
+        check_source(ColumnsSource(write_jsonl(tmp_path / "a.jsonl", [good, good | row, good])), 3, 1)
+    )
     assert problem in found
 
 
-@pytest.mark.parametrize("names", [["text"], ["anchor", "positive", "id"], ["question", "answer", "source"], ["id", "anchor", "positive"]])
+@pytest.mark.parametrize(
+    "names", [["text"], ["anchor", "positive", "id"], ["question", "answer", "source"], ["id", "anchor", "positive"]]
+)
 def test_columns_that_could_mean_anything_are_not_guessed(tmp_path, names):
     path = write_jsonl(tmp_path / "a.jsonl", [dict.fromkeys(names, "x")])
-    with pytest.raises(UserError, match="cannot be told; name them in this order, as in columns=question,answer,negative_1"):
+    with pytest.raises(
+        UserError, match="cannot be told; name them in this order, as in columns=question,answer,negative_1"
+    ):
         ColumnsSource(path)
 
 

@@ -18,7 +18,11 @@ def test_texts_and_pictures_do_not_stay_in_memory(tmp_path):
 
 
 def test_an_id_that_is_not_there_is_not_found(tmp_path):
-    corpus = Corpus(open_rows(write_jsonl(tmp_path / "corpus.jsonl", [{"docid": "a"}])), lambda values, pictures: side_of("x", [], "text"), ["docid"])
+    corpus = Corpus(
+        open_rows(write_jsonl(tmp_path / "corpus.jsonl", [{"docid": "a"}])),
+        lambda values, pictures: side_of("x", [], "text"),
+        ["docid"],
+    )
     assert corpus.find("a") == 0 and corpus.find("b") is None
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")

@@ -27,7 +27,11 @@ def pairs_of(source: FolderSource) -> list[tuple]:
 
 def test_captions_beside_pictures_are_read_in_the_order_of_names(folder):
     check_source(FolderSource(folder), 3, 0)
-    assert pairs_of(FolderSource(folder)) == [("an apple\n\nred fruit", "a.png"), ("a boat", "b.png"), ("a cat", "sub/c.png")]
+    assert pairs_of(FolderSource(folder)) == [
+        ("an apple\n\nred fruit", "a.png"),
+        ("a boat", "b.png"),
+        ("a cat", "sub/c.png"),
+    ]
 
 
 def test_each_line_can_be_a_caption_of_its_own(folder):
@@ -66,7 +70,11 @@ def test_pictures_and_captions_without_one_another_are_problems(folder):
 
 
 def test_metadata_files_of_hugging_face_decide_where_there_are_any(folder):
-    rows = [{"file_name": "b.png", "text": "boat"}, {"file_name": "sub/c.png", "text": "cat"}, {"file_name": "a.png", "text": None}]
+    rows = [
+        {"file_name": "b.png", "text": "boat"},
+        {"file_name": "sub/c.png", "text": "cat"},
+        {"file_name": "a.png", "text": None},
+    ]
     write_jsonl(folder / "metadata.jsonl", rows)
     (folder / "sub" / "metadata.csv").write_text("file_name,caption,label\nc.png,the cat,1\n,nothing,2\n")
     records = check_source(FolderSource(folder), 5, 2)
@@ -75,11 +83,22 @@ def test_metadata_files_of_hugging_face_decide_where_there_are_any(folder):
 
 
 def test_lists_of_captions_give_a_record_each(folder):
-    rows = [{"file_name": "a.png", "captions": ["one", "two"]}, {"file_name": "b.png", "captions": ["three"]}, {"file_name": "sub/c.png", "captions": []}]
+    rows = [
+        {"file_name": "a.png", "captions": ["one", "two"]},
+        {"file_name": "b.png", "captions": ["three"]},
+        {"file_name": "sub/c.png", "captions": []},
+    ]
     write_parquet(folder / "metadata.parquet", rows)
-    assert problems_of(check_source(FolderSource(folder), 4, 1)) == ["'captions' is empty: the picture sub/c.png has no caption"]
+    assert problems_of(check_source(FolderSource(folder), 4, 1)) == [
+        "'captions' is empty: the picture sub/c.png has no caption"
+    ]
     assert pairs_of(FolderSource(folder)) == [("one", "a.png"), ("two", "a.png"), ("three", "b.png")]
-    assert [read.record and read.record.target_id for read in FolderSource(folder, query="image").records()] == ["a.png", "a.png", None, None]
+    assert [read.record and read.record.target_id for read in FolderSource(folder, query="image").records()] == [
+        "a.png",
+        "a.png",
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +118,10 @@ def test_a_malformed_row_of_metadata_is_a_problem(folder, row, problem):
 
 def test_a_column_of_captions_that_is_not_clear_must_be_named(folder):
     write_jsonl(folder / "metadata.jsonl", [{"file_name": "a.png", "caption": "short", "text": "long"}])
-    with pytest.raises(UserError, match=r"Which column of .*metadata\.jsonl holds the captions is not clear; .* There are: 'caption', 'text'"):
+    with pytest.raises(
+        UserError,
+        match=r"Which column of .*metadata\.jsonl holds the captions is not clear; .* There are: 'caption', 'text'",
+    ):
         FolderSource(folder)
     assert pairs_of(FolderSource(folder, text="caption")) == [("short", "a.png")]
     with pytest.raises(UserError, match="There is no column 'txt'.*Did you mean 'text'"):
@@ -117,7 +139,10 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
 
 
 def test_the_identity_changes_with_files_and_options(folder):
-    identities = [FolderSource(folder, **options).identity() for options in ({}, {"query": "image"}, {"captions": "lines"}, {"captions": "first"})]
+    identities = [
+        FolderSource(folder, **options).identity()
+        for options in ({}, {"query": "image"}, {"captions": "lines"}, {"captions": "first"})
+    ]
     (folder / "a.txt").write_text("another apple")
     identities.append(FolderSource(folder).identity())
     (folder / "b.png").rename(folder / "bb.png")
@@ -150,7 +175,9 @@ def test_what_is_in_a_folder_and_not_read_is_counted(folder):
         (folder / name).write_text("x")
     source = FolderSource(folder)
     records = check_source(source, 5, 2)
-    assert "drawing.svg beside the text file is of a format that is not read; convert it" in " ".join(problems_of(records))
+    assert "drawing.svg beside the text file is of a format that is not read; convert it" in " ".join(
+        problems_of(records)
+    )
     notes = " ".join(source.notes())
     assert f"There are 1 pictures without a text file and 1 text files without a picture in {folder}." in notes
     for part in ("2 hidden", "1 .svg", "1 .md", "1 without ending", "kind .svg are not read: convert them"):
@@ -184,4 +211,6 @@ def test_an_option_without_effect_is_refused(folder):
 def test_a_pipe_in_place_of_a_text_file_is_a_problem(folder):
     (folder / "a.txt").unlink()
     os.mkfifo(folder / "a.txt")
-    assert problems_of(check_source(FolderSource(folder), 3, 1)) == ["the text file a.txt is not a file that can be read"]
+    assert problems_of(check_source(FolderSource(folder), 3, 1)) == [
+        "the text file a.txt is not a file that can be read"
+    ]

@@ -11,7 +11,9 @@ GOOD = {"query": {"text": "q"}, "target": {"text": "t"}}
 
 
 def write_lines(path, *given: bytes | dict):
-    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in given) + b"\n")
+    path.write_bytes(
+        b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in given) + b"\n"
+    )
     return path
 
 
@@ -30,7 +32,10 @@ def write_lines(path, *given: bytes | dict):
         (GOOD | {"negatives": [{"image": ["a"]}]}, "unknown key 'negatives.0.image'; did you mean 'images'?"),
         ({"query": {"text": "q"}}, "the key 'target' is missing"),
         ({"query": {"text": 5}, "target": {"text": "t"}}, "'query.text' is 5: Input should be a valid string"),
-        ({"query": {"text": "q", "images": "a.png"}, "target": {"text": "t"}}, "'query.images' is 'a.png': Input should be a valid array"),
+        (
+            {"query": {"text": "q", "images": "a.png"}, "target": {"text": "t"}},
+            "'query.images' is 'a.png': Input should be a valid array",
+        ),
         ({"query": {}, "target": {"text": "t"}}, "in 'query', there is neither a text nor an image"),
         (GOOD | {"key": "a.b"}, "'key' is 'a.b': a key is 1 to 64 letters"),
         (GOOD | {"key": "../a"}, "'key' is '../a': a key is 1 to 64 letters"),
@@ -67,7 +72,10 @@ def test_a_directory_gives_its_files_by_name_packed_ones_too(tmp_path):
     (tmp_path / "notes.txt").write_text("no records")
     (tmp_path / ".hidden.jsonl").write_text("no records")
     assert [record.record.key for record in JsonlSource(tmp_path).records()] == ["a", "b", "c"]
-    assert [record.record.key for record in JsonlSource([tmp_path / "c.jsonl.gz", tmp_path / "a.jsonl"]).records()] == ["c", "a"]
+    assert [record.record.key for record in JsonlSource([tmp_path / "c.jsonl.gz", tmp_path / "a.jsonl"]).records()] == [
+        "c",
+        "a",
+    ]
 
 
 def test_records_from_any_number_on_are_the_tail_of_all(tmp_path):

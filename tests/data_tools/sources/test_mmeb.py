@@ -9,7 +9,14 @@ from data_tools.sources.mmeb import MmebSource
 from pdfx.data.schema import Record
 from pdfx.errors import UserError
 
-TRAINING_ROW = {"qry": "<|image_1|> Find it", "qry_image_path": "a.png", "pos_text": "it", "pos_image_path": "", "neg_text": "", "neg_image_path": ""}
+TRAINING_ROW = {
+    "qry": "<|image_1|> Find it",
+    "qry_image_path": "a.png",
+    "pos_text": "it",
+    "pos_image_path": "",
+    "neg_text": "",
+    "neg_image_path": "",
+}
 EVALUATION_ROW = {"qry_text": "which?", "qry_img_path": "", "tgt_text": ["right", "wrong"], "tgt_img_path": ["", ""]}
 
 
@@ -34,8 +41,14 @@ def test_a_training_row_is_a_query_its_target_and_the_negative_that_it_has(tmp_p
 
 def test_the_splits_of_a_training_set_are_not_mixed(tmp_path):
     folder = write_mmeb_train(tmp_path, 2)
-    assert {record.query.text for record in records_of(MmebSource(folder, split="diverse_instruction"))} == {"Represent the image."}
-    with pytest.raises(UserError, match="holds the splits diverse_instruction, original; say which one is wanted, as in split=diverse_instruction"):
+    assert {record.query.text for record in records_of(MmebSource(folder, split="diverse_instruction"))} == {
+        "Represent the image."
+    }
+    with pytest.raises(
+        UserError,
+        match="holds the splits diverse_instruction, original; say which one is wanted, as in "
+        "split=diverse_instruction",
+    ):
         MmebSource(folder)
     with pytest.raises(UserError, match="no split 'test'.*there are diverse_instruction, original"):
         MmebSource(folder, split="test")
@@ -76,9 +89,21 @@ def test_a_candidate_is_known_by_text_and_image_and_counts_once_in_a_list(tmp_pa
 
 
 def test_instructions_that_stand_apart_are_put_before_the_texts(tmp_path):
-    row = {**EVALUATION_ROW, "qry_inst": "<|image_1|> Answer:", "qry_img_path": "q.png", "tgt_inst": "Represent it:", "tgt_text": ["yes", ""]}
-    record, alone = records_of(MmebSource(write_jsonl(tmp_path / "test.jsonl", [{**row, "tgt_img_path": ["", "c.png"]}])))
-    assert (record.query.text, record.target.text, alone.target.text) == ("Answer: which?", "Represent it: yes", "Represent it:")
+    row = {
+        **EVALUATION_ROW,
+        "qry_inst": "<|image_1|> Answer:",
+        "qry_img_path": "q.png",
+        "tgt_inst": "Represent it:",
+        "tgt_text": ["yes", ""],
+    }
+    record, alone = records_of(
+        MmebSource(write_jsonl(tmp_path / "test.jsonl", [{**row, "tgt_img_path": ["", "c.png"]}]))
+    )
+    assert (record.query.text, record.target.text, alone.target.text) == (
+        "Answer: which?",
+        "Represent it: yes",
+        "Represent it:",
+    )
 
 
 def test_a_build_that_was_stopped_goes_on_by_number(tmp_path):
@@ -93,11 +118,23 @@ def test_a_build_that_was_stopped_goes_on_by_number(tmp_path):
         ({**TRAINING_ROW, "qry_image_path": ""}, "'qry' marks the place of an image, and 'qry_image_path' is empty"),
         ({**TRAINING_ROW, "pos_text": ""}, "'pos_text', 'pos_image_path' holds neither a text nor a picture"),
         ({**TRAINING_ROW, "pos_text": 5}, "'pos_text' is 5: it must be a text"),
-        ({**TRAINING_ROW, "neg_text": "<|image_1|> not it"}, "'neg_text' marks the place of an image, and 'neg_image_path' is empty"),
+        (
+            {**TRAINING_ROW, "neg_text": "<|image_1|> not it"},
+            "'neg_text' marks the place of an image, and 'neg_image_path' is empty",
+        ),
         ({**EVALUATION_ROW, "tgt_text": [], "tgt_img_path": []}, "'tgt_text' is empty: the query has no candidates"),
-        ({**EVALUATION_ROW, "tgt_text": ["a", "b", "c"]}, "'tgt_text' has 3 texts and 'tgt_img_path' 2 paths; there must be as many of each"),
-        ({**EVALUATION_ROW, "tgt_text": ["a", ""]}, "of candidate 2, 'tgt_text', 'tgt_img_path' holds neither a text nor a picture"),
-        ({**EVALUATION_ROW, "tgt_img_path": ["", 7]}, "of candidate 2, 'tgt_img_path' is 7: it must be the path of an image"),
+        (
+            {**EVALUATION_ROW, "tgt_text": ["a", "b", "c"]},
+            "'tgt_text' has 3 texts and 'tgt_img_path' 2 paths; there must be as many of each",
+        ),
+        (
+            {**EVALUATION_ROW, "tgt_text": ["a", ""]},
+            "of candidate 2, 'tgt_text', 'tgt_img_path' holds neither a text nor a picture",
+        ),
+        (
+            {**EVALUATION_ROW, "tgt_img_path": ["", 7]},
+            "of candidate 2, 'tgt_img_path' is 7: it must be the path of an image",
+        ),
         ({**EVALUATION_ROW, "qry_text": ""}, "'qry_text', 'qry_img_path' holds neither a text nor a picture"),
     ],
 )
@@ -113,5 +150,8 @@ def test_what_is_no_data_set_of_mmeb_is_refused_with_what_it_should_be(tmp_path)
     with pytest.raises(UserError, match="no data set of MMEB: it has the columns 'anchor'"):
         MmebSource(write_jsonl(tmp_path / "rows.jsonl", [{"anchor": "a"}]))
     write_mmeb_eval(tmp_path / "all", 2)
-    with pytest.raises(UserError, match="holds 2 data sets of MMEB .RefCOCO-Matching, VOC2007.; build each by itself, as in .*RefCOCO-Matching"):
+    with pytest.raises(
+        UserError,
+        match="holds 2 data sets of MMEB .RefCOCO-Matching, VOC2007.; build each by itself, as in .*RefCOCO-Matching",
+    ):
         MmebSource(tmp_path / "all")

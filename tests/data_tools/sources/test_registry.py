@@ -17,9 +17,14 @@ from pdfx.errors import UserError
 
 
 def test_formats_are_told_from_what_a_path_holds(tmp_path):
-    assert isinstance(open_source("auto", write_jsonl(tmp_path / "a.jsonl", [{"query": {"text": "q"}, "target": {"text": "t"}}])), JsonlSource)
+    assert isinstance(
+        open_source("auto", write_jsonl(tmp_path / "a.jsonl", [{"query": {"text": "q"}, "target": {"text": "t"}}])),
+        JsonlSource,
+    )
     assert isinstance(open_source("auto", write_swift(tmp_path / "swift", 2)), SwiftSource)
-    assert isinstance(open_source("auto", write_parquet(tmp_path / "a.parquet", [{"anchor": "a", "positive": "p"}])), ColumnsSource)
+    assert isinstance(
+        open_source("auto", write_parquet(tmp_path / "a.parquet", [{"anchor": "a", "positive": "p"}])), ColumnsSource
+    )
     queries, corpus = write_tevatron(tmp_path / "tevatron", 2)
     assert isinstance(open_source("auto", queries, {"corpus": str(corpus)}), TevatronSource)
     assert all(isinstance(open_source("auto", path), MmebSource) for path in write_mmeb_eval(tmp_path / "mmeb", 2))
@@ -39,10 +44,16 @@ def test_lines_that_cannot_be_read_are_told_one_by_one(tmp_path):
 
 def test_what_could_be_several_formats_is_not_guessed(tmp_path):
     (tmp_path / "a.csv").write_text("caption,image\na,b.png\n")
-    with pytest.raises(UserError, match=r"cannot be told from its columns \('caption', 'image'\); name them, as in --format table --option query\.text=COLUMN"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot be told from its columns \('caption', 'image'\); name them, as in --format table --option "
+        r"query\.text=COLUMN",
+    ):
         open_source("auto", tmp_path / "a.csv")
     (tmp_path / "a.bin").write_text("x")
-    with pytest.raises(UserError, match=r"The format of .*a\.bin cannot be told from its name; give it with --format: jsonl, folder"):
+    with pytest.raises(
+        UserError, match=r"The format of .*a\.bin cannot be told from its name; give it with --format: jsonl, folder"
+    ):
         open_source("auto", tmp_path / "a.bin")
 
 
@@ -50,9 +61,18 @@ def test_mistaken_names_and_values_are_told_with_the_nearest_known_one(tmp_path)
     path = write_swift(tmp_path, 1)
     for name, options, message in [
         ("swft", {}, r"There is no format 'swft'; did you mean 'swift'\? There are auto, jsonl, "),
-        ("swift", {"positive": "each"}, r"The format swift has no option 'positive'; did you mean 'positives'\? It has positives, negatives, min_label\."),
+        (
+            "swift",
+            {"positive": "each"},
+            r"The format swift has no option 'positive'; did you mean 'positives'\? It has positives, negatives, "
+            r"min_label\.",
+        ),
         ("jsonl", {"x": "1"}, r"The format jsonl has no option 'x'; it has none\."),
-        ("swift", {"positives": "all"}, r"The option positives=all of the format swift cannot be used: it must be first or each\."),
+        (
+            "swift",
+            {"positives": "all"},
+            r"The option positives=all of the format swift cannot be used: it must be first or each\.",
+        ),
         ("swift", {"negatives": "-1"}, r"The option negatives=-1 .* it must be a whole number, 0 or more\."),
         ("swift", {"min_label": "nan"}, r"The option min_label=nan .* it must be a number\."),
     ]:
@@ -63,10 +83,14 @@ def test_mistaken_names_and_values_are_told_with_the_nearest_known_one(tmp_path)
 
 
 def test_options_reach_the_importer_with_their_types(tmp_path):
-    source = open_source("swift", write_swift(tmp_path, 3), {"positives": "each", "negatives": "1", "min_label": "0.25"})
+    source = open_source(
+        "swift", write_swift(tmp_path, 3), {"positives": "each", "negatives": "1", "min_label": "0.25"}
+    )
     assert (source.positives, source.negatives, source.labels.least) == ("each", 1, 0.25)
     (tmp_path / "a.csv").write_text("'c;i\na;b.png\n")
-    source = open_source("table", tmp_path / "a.csv", {"query.text": "'c", "target.images": "i", "delimiter": ";", "quotes": "no"})
+    source = open_source(
+        "table", tmp_path / "a.csv", {"query.text": "'c", "target.images": "i", "delimiter": ";", "quotes": "no"}
+    )
     assert next(source.records()).record.target.images == ["b.png"]
 
 
@@ -95,7 +119,9 @@ def test_columns_and_files_that_no_format_reads_are_named_once(tmp_path):
         source = open_source(name, folder, options)
         list(source.records())
         columns = [f"Columns of {folder}/a.jsonl that are not used: 'more', 'late'."] if name != "jsonl" else []
-        assert source.notes() == [*columns, *([f"Not read in {folder}: b.ndjson, inner."] if name != "mmeb" else [])], name
+        assert source.notes() == [*columns, *([f"Not read in {folder}: b.ndjson, inner."] if name != "mmeb" else [])], (
+            name
+        )
     write_jsonl(tmp_path / "swift" / "a.jsonl", [unread["swift"][0] | {"rejected_messages": []}])
     source = open_source("swift", tmp_path / "swift" / "a.jsonl")
     assert "'rejected_messages'" in source.notes()[0] and "'negative_messages'" in source.notes()[1]

@@ -15,7 +15,11 @@ def test_rows_from_any_number_on_are_the_tail_of_all(tmp_path):
     rows = open_rows(tmp_path)
     everything = list(rows.read())
     assert [row.values for row in everything] == [{"n": n, "t": str(n)} for n in range(9)] and rows.total() == 9
-    assert [everything[number].origin for number in (0, 6, 7)] == [f"{tmp_path}/a.parquet row 1", f"{tmp_path}/a.parquet row 7", f"{tmp_path}/b.parquet row 1"]
+    assert [everything[number].origin for number in (0, 6, 7)] == [
+        f"{tmp_path}/a.parquet row 1",
+        f"{tmp_path}/a.parquet row 7",
+        f"{tmp_path}/b.parquet row 1",
+    ]
     for start in range(11):
         assert list(rows.read(start)) == everything[start:]
     assert [row.values for row in rows.read(8, ["n"])] == [{"n": 8}]
@@ -37,21 +41,31 @@ def test_a_damaged_row_group_is_a_problem_for_each_of_its_rows_alone(tmp_path):
 
 
 def test_a_value_that_cannot_be_read_is_a_problem_for_its_row_alone(tmp_path):
-    texts = pyarrow.Array.from_buffers(pyarrow.string(), 3, pyarrow.array([b"a", b"\xff", b"c"], pyarrow.binary()).buffers())
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.string(), 3, pyarrow.array([b"a", b"\xff", b"c"], pyarrow.binary()).buffers()
+    )
     parquet.write_table(pyarrow.table({"t": texts}), tmp_path / "a.parquet")
     rows = list(open_rows(tmp_path / "a.parquet").read())
-    assert [row.values for row in rows] == [{"t": "a"}, None, {"t": "c"}] and "holds a value that cannot be read" in rows[1].problem
+    assert [row.values for row in rows] == [
+        {"t": "a"},
+        None,
+        {"t": "c"},
+    ] and "holds a value that cannot be read" in rows[1].problem
 
 
 def test_values_that_json_does_not_know_are_shown_all_the_same(tmp_path):
     write_parquet(tmp_path / "a.parquet", [{"day": datetime.date(2020, 1, 2), "bytes": b"abc", "n": None}])
-    assert next(open_rows(tmp_path / "a.parquet").read()).raw == '{"day": "2020-01-02", "bytes": "<3 bytes>", "n": null}'
+    assert (
+        next(open_rows(tmp_path / "a.parquet").read()).raw == '{"day": "2020-01-02", "bytes": "<3 bytes>", "n": null}'
+    )
 
 
 def test_memory_holds_pages_and_no_row_group(tmp_path):
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"b": [bytes([n % 251]) * 20_000 for n in range(1280)]})
-    parquet.write_table(table, path, row_group_size=len(table), compression="none", use_dictionary=False, write_batch_size=8)
+    parquet.write_table(
+        table, path, row_group_size=len(table), compression="none", use_dictionary=False, write_batch_size=8
+    )
     before, peak = pyarrow.total_allocated_bytes(), 0
     for _ in open_rows(path).read():
         peak = max(peak, pyarrow.total_allocated_bytes() - before)

@@ -46,11 +46,21 @@ def test_csv_and_jsonl_give_the_same_records(tmp_path):
 
 def test_several_columns_make_one_part_and_empty_cells_add_nothing(tmp_path):
     row = {"title": "Title", "body": "Body", "front": "a.png", "back": None, "n1": "no", "n2": "", "many": ["x", "y"]}
-    path = write_jsonl(tmp_path / "a.jsonl", [row, row | {"title": None, "back": "b.png", "n2": "nor this", "many": []}])
+    path = write_jsonl(
+        tmp_path / "a.jsonl", [row, row | {"title": None, "back": "b.png", "n2": "nor this", "many": []}]
+    )
     options = {"query.text": "title, body", "target.images": "front,back", "negatives.text": "n1,n2,many"}
     first, second = (source.record for source in check_source(TableSource(path, **options), 2, 0))
-    assert (first.query.text, first.target.images, [side.text for side in first.negatives]) == ("Title\nBody", ["a.png"], ["no", "x", "y"])
-    assert (second.query.text, second.target.images, [side.text for side in second.negatives]) == ("Body", ["a.png", "b.png"], ["no", "nor this"])
+    assert (first.query.text, first.target.images, [side.text for side in first.negatives]) == (
+        "Title\nBody",
+        ["a.png"],
+        ["no", "x", "y"],
+    )
+    assert (second.query.text, second.target.images, [side.text for side in second.negatives]) == (
+        "Body",
+        ["a.png", "b.png"],
+        ["no", "nor this"],
+    )
 
 
 def test_negatives_have_texts_and_pictures_in_pairs(tmp_path):
@@ -59,16 +69,27 @@ def test_negatives_have_texts_and_pictures_in_pairs(tmp_path):
     bad, pictures = row | {"texts": ["one"]}, row | {"texts": None, "images": [["a.png", "b.png"], "c.png"]}
     first, *rest = check_source(TableSource(write_jsonl(tmp_path / "a.jsonl", [row, bad, pictures]), **options), 3, 2)
     assert [(side.text, side.images) for side in first.record.negatives] == [("one", []), ("", ["b.png"])]
-    assert problems_of(rest) == [f"there are 1 texts and {n} pictures of negatives; there must be as many of each, empty ones included" for n in (3, 2)]
-    alone = TableSource(tmp_path / "a.jsonl", **{name: column for name, column in options.items() if name != "negatives.text"})
+    assert problems_of(rest) == [
+        f"there are 1 texts and {n} pictures of negatives; there must be as many of each, empty ones included"
+        for n in (3, 2)
+    ]
+    alone = TableSource(
+        tmp_path / "a.jsonl", **{name: column for name, column in options.items() if name != "negatives.text"}
+    )
     assert [side.images for side in list(alone.records())[2].record.negatives] == [["a.png", "b.png"], ["c.png"]]
 
 
 def test_candidates_are_lists_of_identities(tmp_path):
-    rows = [{"q": "q", "t": "t", "id": 1, "among": [1, "x"]}, {"q": "q", "t": "t", "id": None, "among": None}, {"q": "q", "t": "t", "among": "1,2"}]
+    rows = [
+        {"q": "q", "t": "t", "id": 1, "among": [1, "x"]},
+        {"q": "q", "t": "t", "id": None, "among": None},
+        {"q": "q", "t": "t", "among": "1,2"},
+    ]
     options = {"query.text": "q", "target.text": "t", "target_id": "id", "candidates": "among"}
     first, second, third = check_source(TableSource(write_jsonl(tmp_path / "a.jsonl", rows), **options), 3, 1)
-    assert first.record.candidates == ["1", "x"] and second.record.candidates is None and second.record.target_id is None
+    assert (
+        first.record.candidates == ["1", "x"] and second.record.candidates is None and second.record.target_id is None
+    )
     assert third.problem == "'among' is '1,2': it must be a list"
 
 
@@ -84,8 +105,14 @@ def test_candidates_are_lists_of_identities(tmp_path):
         ({"image": [0, 255]}, "'image' is 0: it must be the path of a picture, or its bytes"),
         ({"image": {"url": "x"}}, "'image' is {'url': 'x'}: it must be the path of a picture, or its bytes"),
         ({"image": {"path": None, "bytes": None}}, "'image' holds neither the bytes nor the path of a picture"),
-        ({"image": "https://a.b/c.png"}, "'image' is 'https://a.b/c.png': pictures are not downloaded; fetch it and give the path of the file"),
-        ({"image": "data:image/png,raw"}, "'image' is 'data:image/png,raw': of data addresses only those in base64 can be read"),
+        (
+            {"image": "https://a.b/c.png"},
+            "'image' is 'https://a.b/c.png': pictures are not downloaded; fetch it and give the path of the file",
+        ),
+        (
+            {"image": "data:image/png,raw"},
+            "'image' is 'data:image/png,raw': of data addresses only those in base64 can be read",
+        ),
         ({"key": "a.b"}, "'key' is 'a.b': a key is 1 to 64 letters"),
         ({"key": True}, "'key' is True: it must be a name or a whole number"),
         ({"id": 1.5}, "'id' is 1.5: it must be a name or a whole number"),
@@ -93,17 +120,24 @@ def test_candidates_are_lists_of_identities(tmp_path):
 )
 def test_a_malformed_row_is_a_problem_that_names_the_column(tmp_path, row, problem):
     good = {"caption": "a cat", "image": "a.png", "key": None, "id": None}
-    source = TableSource(write_jsonl(tmp_path / "a.jsonl", [good, good | row, good]), **PAIRS, key="key", target_id="id")
+    source = TableSource(
+        write_jsonl(tmp_path / "a.jsonl", [good, good | row, good]), **PAIRS, key="key", target_id="id"
+    )
     (found,) = problems_of(check_source(source, 3, 1))
     assert problem in found
 
 
 def test_columns_that_are_not_there_or_not_named_are_told_with_those_that_are(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [{"caption": "a", "image": "b"}])
-    message = r"There is no column 'captoin' in .*a\.parquet, which query\.text=captoin names\. Did you mean 'caption'\? There are: 'caption', 'image'\."
+    message = (
+        r"There is no column 'captoin' in .*a\.parquet, which query\.text=captoin names\. Did you mean "
+        r"'caption'\? There are: 'caption', 'image'\."
+    )
     with pytest.raises(UserError, match=message):
         TableSource(path, **PAIRS | {"query.text": "captoin"})
-    with pytest.raises(UserError, match=r"Which columns of .*a\.parquet hold the target is not said; say it as in target\.text=COLUMN"):
+    with pytest.raises(
+        UserError, match=r"Which columns of .*a\.parquet hold the target is not said; say it as in target\.text=COLUMN"
+    ):
         TableSource(path, **{"query.text": "caption"})
 
 

@@ -11,7 +11,9 @@ CORPUS = [{"docid": name, "document_text": f"text {name}"} for name in "abc"]
 
 
 def source_of(folder, queries: list[dict], corpus: list[dict] = CORPUS, **options) -> TevatronSource:
-    return TevatronSource(write_jsonl(folder / "queries.jsonl", queries), write_jsonl(folder / "corpus.jsonl", corpus), **options)
+    return TevatronSource(
+        write_jsonl(folder / "queries.jsonl", queries), write_jsonl(folder / "corpus.jsonl", corpus), **options
+    )
 
 
 def test_queries_and_documents_as_published_are_joined_by_id(tmp_path):
@@ -28,9 +30,13 @@ def test_queries_and_documents_as_published_are_joined_by_id(tmp_path):
 def test_parquet_that_holds_its_pictures_gives_the_same_records_with_their_bytes(tmp_path):
     named, held = (TevatronSource(*write_tevatron(tmp_path, 6, as_parquet)) for as_parquet in (False, True))
     for one, other in zip(check_source(named, 6, 0), check_source(held, 6, 0), strict=True):
-        assert [(name, side.text) for name, side in one.record.sides()] == [(name, side.text) for name, side in other.record.sides()]
+        assert [(name, side.text) for name, side in one.record.sides()] == [
+            (name, side.text) for name, side in other.record.sides()
+        ]
         for (_, side), (_, holder) in zip(one.record.sides(), other.record.sides(), strict=True):
-            assert [(tmp_path / name).read_bytes() for name in side.images] == [other.pictures[name] for name in holder.images]
+            assert [(tmp_path / name).read_bytes() for name in side.images] == [
+                other.pictures[name] for name in holder.images
+            ]
 
 
 def test_the_older_layout_holds_its_passages_itself(tmp_path):
@@ -40,7 +46,9 @@ def test_the_older_layout_holds_its_passages_itself(tmp_path):
         "positive_passages": [{"docid": "7", "title": "Title", "text": "body"}, {"docid": "8", "text": "other"}],
         "negative_passages": [{"docid": "9", "title": "", "text": "wrong"}],
     }
-    path = write_jsonl(tmp_path / "queries.jsonl", [query, query | {"positive_passages": []}, query | {"negative_passages": ["9"]}])
+    path = write_jsonl(
+        tmp_path / "queries.jsonl", [query, query | {"positive_passages": []}, query | {"negative_passages": ["9"]}]
+    )
     first, *bad = check_source(TevatronSource(path), 3, 2)
     assert (first.record.query.text, first.record.target.text, first.record.target_id) == ("who", "Title body", "7")
     assert [(side.text, side.target_id) for side in first.record.negatives] == [("wrong", "9")]
@@ -48,7 +56,9 @@ def test_the_older_layout_holds_its_passages_itself(tmp_path):
         "'positive_passages' is empty: the query has no target",
         "'negative_passages.0' is '9': it must be an object with 'docid', 'title' and 'text'",
     ]
-    assert [source.record.target_id for source in TevatronSource(path, positives="each").records() if source.record] == ["7", "8"]
+    assert [
+        source.record.target_id for source in TevatronSource(path, positives="each").records() if source.record
+    ] == ["7", "8"]
 
 
 def test_several_positives_give_the_first_or_a_record_each(tmp_path):
@@ -59,7 +69,12 @@ def test_several_positives_give_the_first_or_a_record_each(tmp_path):
 
 
 def test_the_rest_of_the_corpus_follows_without_queries_to_be_searched_in(tmp_path):
-    corpus = [*CORPUS, {"docid": "b", "text": "again"}, {"docid": "d", "text": None}, {"docid": None, "text": "nameless"}]
+    corpus = [
+        *CORPUS,
+        {"docid": "b", "text": "again"},
+        {"docid": "d", "text": None},
+        {"docid": None, "text": "nameless"},
+    ]
     queries = [QUERY | {"positive_document_ids": ["b"], "negative_document_ids": None}, QUERY | {"query_text": ""}]
     everything = check_source(source_of(tmp_path, queries, corpus, documents="all"), 7, 4)
     assert [source.record and (source.record.query is not None, source.record.target_id) for source in everything] == [
@@ -79,14 +94,26 @@ def test_the_rest_of_the_corpus_follows_without_queries_to_be_searched_in(tmp_pa
         (QUERY | {"positive_document_ids": []}, "'positive_document_ids' is empty: the query has no target"),
         (QUERY | {"positive_document_ids": None}, "'positive_document_ids' is empty: the query has no target"),
         (QUERY | {"positive_document_ids": "a"}, "'positive_document_ids' is 'a': it must be a list"),
-        (QUERY | {"positive_document_ids": [True]}, "'positive_document_ids.0' is True: it must be a name or a whole number"),
-        (QUERY | {"positive_document_ids": ["z"]}, "'positive_document_ids.0' names the document 'z', which is not in the corpus"),
+        (
+            QUERY | {"positive_document_ids": [True]},
+            "'positive_document_ids.0' is True: it must be a name or a whole number",
+        ),
+        (
+            QUERY | {"positive_document_ids": ["z"]},
+            "'positive_document_ids.0' names the document 'z', which is not in the corpus",
+        ),
         (
             QUERY | {"positive_document_ids": ["bad"]},
             "names the document 'bad' ({corpus} line 4), which cannot be used: 'document_text' is 5: it must be a text",
         ),
-        (QUERY | {"negative_document_ids": ["b", "z"]}, "'negative_document_ids.1' names the document 'z', which is not in the corpus"),
-        (QUERY | {"negative_document_ids": ["empty"]}, "which cannot be used: 'document_text' holds neither a text nor a picture"),
+        (
+            QUERY | {"negative_document_ids": ["b", "z"]},
+            "'negative_document_ids.1' names the document 'z', which is not in the corpus",
+        ),
+        (
+            QUERY | {"negative_document_ids": ["empty"]},
+            "which cannot be used: 'document_text' holds neither a text nor a picture",
+        ),
         (QUERY | {"query_text": None}, "'query_text' holds neither a text nor a picture"),
         (QUERY | {"query_text": ["who"]}, "'query_text' is ['who']: it must be a text"),
         (QUERY | {"query_image": 5}, "'query_image' is 5: it must be the path of a picture, or its bytes"),
@@ -108,13 +135,18 @@ def test_negatives_that_are_missing_can_be_left_out_and_their_number_bounded(tmp
 
 def test_whole_numbers_as_ids_find_documents_that_are_named_alike(tmp_path):
     query = QUERY | {"positive_document_ids": [7], "negative_document_ids": ["8"]}
-    (source,) = check_source(source_of(tmp_path, [query], [{"docid": "7", "text": "seven"}, {"docid": 8, "text": "eight"}]), 1, 0)
+    (source,) = check_source(
+        source_of(tmp_path, [query], [{"docid": "7", "text": "seven"}, {"docid": 8, "text": "eight"}]), 1, 0
+    )
     assert source.record.target.text == "seven" and source.record.negatives[0].text == "eight"
 
 
 def test_ids_whose_hashes_collide_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr("data_tools.sources.corpus.identity_number", lambda identity: len(identity))
-    assert [source.record.target.text for source in check_source(source_of(tmp_path, [QUERY, QUERY | {"positive_document_ids": ["c"]}]), 2, 0)] == [
+    assert [
+        source.record.target.text
+        for source in check_source(source_of(tmp_path, [QUERY, QUERY | {"positive_document_ids": ["c"]}]), 2, 0)
+    ] == [
         "text a",
         "text c",
     ]
@@ -123,7 +155,9 @@ def test_ids_whose_hashes_collide_are_told_apart(tmp_path, monkeypatch):
 def test_pictures_that_query_and_documents_hold_do_not_mix(tmp_path):
     corpus = [{"docid": name, "image": {"bytes": picture(seed), "path": "0.png"}} for seed, name in enumerate("ab")]
     query = QUERY | {"query_text": None, "query_image": {"bytes": picture(5), "path": "0.png"}}
-    source = TevatronSource(write_parquet(tmp_path / "queries.parquet", [query]), write_parquet(tmp_path / "corpus.parquet", corpus))
+    source = TevatronSource(
+        write_parquet(tmp_path / "queries.parquet", [query]), write_parquet(tmp_path / "corpus.parquet", corpus)
+    )
     (read,) = check_source(source, 1, 0)
     assert [read.pictures[side.images[0]] for _, side in read.record.sides()] == [picture(5), picture(0), picture(1)]
 
