@@ -220,4 +220,4 @@ def test_an_image_folder_that_is_not_there_is_named(pdfx, tmp_path):
 
 def test_help_tells_the_exit_codes(pdfx):
     _, text, _ = pdfx("shards", "build", "--help")
-    assert "Ends with 0 where the shards are built, 1 where too many" in " ".join(text.split())
+    assert "Ends with 0 if the shards are built, 1 if too many" in " ".join(text.split())

@@ -19,9 +19,8 @@ def test_help_has_examples_and_tells_exit_codes_where_they_matter(shards_command
     code, out, _ = shards_command(command, "--help")
     assert code == 0
     assert f"pdfx shards {command} shards/" in out
-    assert (
-        command != "check"
-        or "Ends with 0 where the shards are sound, 1 where there are problems, and 2" in " ".join(out.split())
+    assert command != "check" or "Ends with 0 if the shards are sound, 1 if there are problems, and 2" in " ".join(
+        out.split()
     )
 
 

@@ -182,7 +182,7 @@ def _blocks(records: Iterator[SourceRecord], start: int) -> Iterator[list[tuple[
 
 
 def _require_own(out: Path, overwrite: bool) -> None:
-    """Raises UserError where ``out`` holds what no build left there."""
+    """Raises UserError if ``out`` holds what no build left there."""
     if not out.exists() or (out / JOURNAL_NAME).is_file():
         return
     if not out.is_dir() or any(out.iterdir()):

@@ -69,7 +69,7 @@ class EarlierSamples:
         self._unsaved: list[tuple[int, int, int]] = []
 
     def find(self, packed: Packed) -> Rejected | None:
-        """Why a sample cannot join those so far; None where it can."""
+        """Why a sample cannot join those so far; None if it can."""
         # Contents first: a whole record that is there twice is a duplicate, and not a mistake in its key.
         earlier = self._contents.get(packed.content) if self._contents is not None else None
         if earlier is not None:

@@ -57,7 +57,7 @@ class Encoding:
         return {**asdict(self), "pillow": PIL.__version__}
 
     def encode(self, image: Image.Image, extension: str) -> tuple[bytes, str, tuple[int, int]] | None:
-        """Bytes, extension and (width, height) of what is stored in place of a picture; None where its given bytes are.
+        """Bytes, extension and (width, height) of what is stored in place of a picture; None if its given bytes are.
 
         Args:
             image: what ``decode_image`` gave; it is changed.

@@ -137,7 +137,7 @@ class Journal:
         return []
 
     def _parse(self, lines: list[bytes], identity: dict) -> list[Step] | None:
-        """The steps; None where they are those of another build that has finished nothing."""
+        """The steps; None if they are those of another build that has finished nothing."""
         try:
             header = json.loads(lines[0])
             before = header["identity"] if header["version"] == _VERSION else None

@@ -148,7 +148,7 @@ def _require_apart(paths: list[Path]) -> None:
 
 
 def _first_missing(path: Path) -> Path | None:
-    """The topmost of a path and its folders that does not exist yet; None where the path exists."""
+    """The topmost of a path and its folders that does not exist yet; None if the path exists."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     return missing[-1] if missing else None
 

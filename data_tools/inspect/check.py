@@ -66,7 +66,7 @@ def check_shards(
 
 
 def _require_place(storage: Storage) -> None:
-    """Raises UserError where nothing can be said about shards, sound or not."""
+    """Raises UserError if nothing can be said about shards, sound or not."""
     if not storage.remote and not Path(storage.path).is_dir():
         raise UserError(no_index(storage))
     try:

@@ -109,7 +109,7 @@ class Findings:
     Attributes:
         problems: one sentence each.
         misplaced: the shard's offsets are not those of its samples, so that no sample of it can be judged.
-        keys: ``key_number`` of each sample's key; empty where samples were not looked at.
+        keys: ``key_number`` of each sample's key; empty if samples were not looked at.
         counts: what the samples without a problem add to the shard's statistics.
         target_ids: the identity of each target that could be read, as a signed 64-bit number.
         candidates: such numbers of all that samples name as candidates.

@@ -114,7 +114,7 @@ def distinct_and_sharing(numbers: array) -> dict[str, int]:
 
 
 def quantiles(counts: Counter, percents: dict[str, int]) -> dict[str, int] | None:
-    """By name, the smallest value that at least so many percent of what was counted do not exceed; None where nothing
+    """By name, the smallest value that at least so many percent of what was counted do not exceed; None if nothing
     was counted."""
     if not counts:
         return None

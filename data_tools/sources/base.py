@@ -20,9 +20,9 @@ class SourceRecord:
 
     Attributes:
         origin: where it stands, for messages: "pairs.jsonl line 12", "train.parquet row 7".
-        record: None where ``problem`` says why. A record without a key is given one by the builder, from its number in
+        record: None if ``problem`` says why. A record without a key is given one by the builder, from its number in
             the source.
-        problem: the part of a sentence that says why the record cannot be used; None where it can.
+        problem: the part of a sentence that says why the record cannot be used; None if it can.
         pictures: bytes of those images that the source itself holds, by the name that the record gives them. All other
             names are looked up by the builder below the image folder: ``cats/1.png``, or ``pictures.tar/cats/1.png``
             for a member of an uncompressed tar.

@@ -25,9 +25,9 @@ class Document:
     """One document of a corpus.
 
     Attributes:
-        identity: its id; None where ``problem`` says that it has none.
+        identity: its id; None if ``problem`` says that it has none.
         side: text and names of its pictures, as of a target.
-        problem: the part of a sentence that says why it cannot be used; None where it can.
+        problem: the part of a sentence that says why it cannot be used; None if it can.
         pictures: bytes of those pictures that the corpus itself holds, by name.
         raw: what a quarantine file shows of one that cannot be used.
     """

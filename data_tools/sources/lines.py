@@ -28,7 +28,7 @@ class Line(NamedTuple):
     Attributes:
         origin: file and line number, for messages.
         data: its bytes without surrounding white space; of a line that is too long only the beginning.
-        problem: the part of a sentence that says why the line cannot be used; None where it can.
+        problem: the part of a sentence that says why the line cannot be used; None if it can.
     """
 
     origin: str
@@ -60,7 +60,7 @@ def read_lines(files: list[Path], start: int = 0) -> Iterator[Line]:
 
 
 def count_lines(files: list[Path]) -> int | None:
-    """How many lines ``read_lines`` yields; None where counting would mean unpacking or reading very much."""
+    """How many lines ``read_lines`` yields; None if counting would mean unpacking or reading very much."""
     return sum(1 for _ in read_lines(files)) if is_cheap_to_read(files, _COUNTED_BYTES) else None
 
 

@@ -205,7 +205,7 @@ def open_source(name: str, path: Path, options: Mapping[str, str] | None = None)
 
 
 def find_format(name: str) -> Format:
-    """Raises UserError where there is none of this name."""
+    """Raises UserError if there is none of this name."""
     if name not in FORMATS:
         raise UserError(
             f"There is no format '{name}'; did you mean '{_nearest(name, FORMATS)}'? There are auto, "

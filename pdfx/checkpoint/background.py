@@ -26,7 +26,7 @@ class Job(Generic[Result]):
         try:
             self._value = self._work()
         except Exception as error:
-            # Told by whoever waits for the result.
+            # Raised when the result is asked for.
             self.error = error
 
     @property

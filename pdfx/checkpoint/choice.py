@@ -53,7 +53,7 @@ def whole_checkpoints(paths: list[Path]) -> list[Checkpoint]:
 
 
 def best_checkpoint(run: Path, rule: Retention) -> Checkpoint:
-    """The best of the run's whole checkpoints. Raises UserError where none has the metric, or the best is damaged."""
+    """The best of the run's whole checkpoints. Raises UserError if none has the metric, or the best is damaged."""
     best = rule.best(whole_checkpoints(checkpoint_paths(run)))
     if best is None:
         cure = (

@@ -128,7 +128,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def not_whole(path: Path, problems: list[str]) -> str:
     """The sentence about a checkpoint with problems."""
     more = f" ({len(problems)} files in all)" if len(problems) > 1 else ""
-    return f"{path} is no whole checkpoint: {problems[0]}{more}."
+    return f"{path} is not a whole checkpoint: {problems[0]}{more}."
 
 
 def open_verified(path: Path, verify: Verify = verify_contents) -> Checkpoint:

@@ -1,5 +1,5 @@
-"""A copy in host memory of what a rank keeps of parameters and optimiser, so that training can go on while the copy is
-written."""
+"""A copy in host memory of what a rank keeps of parameters and optimiser, so that training can continue while the copy
+is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are its own past, where it was started from a checkpoint's directory instead of its newest
+"""Which checkpoints of a run are its own past, if it was started from a checkpoint's directory instead of its newest
 one."""
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pdfx.errors import UserError
 
 ORIGIN = "started_from"
 """Key of ``Checkpoint.state``: the directory that ``train.resume`` named in the run that wrote it, or in one that it
-goes back to; None where none did."""
+goes back to; None if none did."""
 
 ASIDE = ".aside"
 
 
 def origin(resume: str, state: dict) -> str | None:
-    """The value of ``ORIGIN`` for a run with the setting ``resume`` that goes on from ``state``."""
+    """The value of ``ORIGIN`` for a run with the setting ``resume`` that resumes from ``state``."""
     return state.get(ORIGIN) if resume in ("auto", "never") else str(Path(resume).resolve())
 
 
@@ -39,7 +39,7 @@ def set_aside(run: Path, start: Checkpoint) -> list[str]:
     run may go back to.
 
     Returns:
-        What there is to tell.
+        Log messages.
 
     Raises:
         UserError: a directory cannot be renamed.
@@ -51,12 +51,12 @@ def set_aside(run: Path, start: Checkpoint) -> list[str]:
             path.rename(free_name(path))
         except OSError as error:
             raise UserError(
-                f"{path} cannot be set aside for a run that goes on from {start.path}: {error.strerror}."
+                f"{path} cannot be set aside for a run that resumes from {start.path}: {error.strerror}."
             ) from None
     names = ", ".join(path.name for path in reversed(foreign))
     return (
         [
-            f"Set aside as '*{ASIDE}', because this run does not go on from them: {names}. Remove them when they are "
+            f"Set aside as '*{ASIDE}', because this run does not resume from them: {names}. Remove them when they are "
             "not needed."
         ]
         if foreign

@@ -26,11 +26,11 @@ class Row:
     Attributes:
         bytes: of its files on the disk.
         age: seconds since it was written.
-        problem: the sentence that says why it is not whole; None where it is.
-        finished: False where it is being written, or was when its run was killed.
-        metric: its value of the metric that chooses the best one, where it has it.
+        problem: the sentence that says why it is not whole; None if it is.
+        finished: False if it is being written, or was when its run was killed.
+        metric: its value of the metric that chooses the best one, if it has one.
         best: whether it is the best whole one.
-        strays: files that do not belong to it; looked for where contents are verified.
+        strays: files that do not belong to it; looked for if contents are verified.
     """
 
     step: int
@@ -51,11 +51,11 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progres
         verify: also read every file and compare its checksum.
 
     Raises:
-        UserError: ``run`` is no run's directory.
+        UserError: ``run`` is not a run's directory.
     """
     if not (run / CHECKPOINTS).is_dir():
         raise UserError(
-            f"{run} is no run directory: it has no folder '{CHECKPOINTS}'; give the train.output_dir of a run."
+            f"{run} is not a run directory: it has no folder '{CHECKPOINTS}'; give the train.output_dir of a run."
         )
     paths, found = checkpoint_paths(run), {}
     for number, path in enumerate(paths, 1):
@@ -65,7 +65,7 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progres
             found[path] = str(error)
         if progress is not None:
             progress(number, len(paths))
-    # A run that goes on meanwhile removes old ones.
+    # A run in progress removes old ones meanwhile.
     found = {path: checkpoint for path, checkpoint in found.items() if path.is_dir()}
     best = rule.best([checkpoint for checkpoint in found.values() if isinstance(checkpoint, Checkpoint)])
     partial = sorted((run / CHECKPOINTS).glob(f"step-*{PARTIAL}"), reverse=True)

@@ -1,5 +1,5 @@
-"""The manifest of a checkpoint: every file's size and checksum, written last, and what a comparison with the files
-tells."""
+"""The manifest of a checkpoint: every file's size and checksum, written last, and its comparison with the
+files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Manifest:
     Attributes:
         step: optimiser steps that it has behind it.
         files: by path within the checkpoint.
-        metric: of the evaluation at this step, where the run chooses its best checkpoint by one.
+        metric: of the evaluation at this step, if the run chooses its best checkpoint by one.
     """
 
     step: int
@@ -77,7 +77,7 @@ def read_manifest(directory: Path) -> Manifest:
             )
         if expected != digest({"version": version, **content}):
             raise DamagedError(
-                f"{directory} is no whole checkpoint: {MANIFEST} is damaged, because its content does not match its "
+                f"{directory} is not a whole checkpoint: {MANIFEST} is damaged, because its content does not match its "
                 "own checksum."
             )
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
@@ -87,12 +87,12 @@ def read_manifest(directory: Path) -> Manifest:
             if ".." in name.split("/") or str(PurePosixPath("x", name)) != f"x/{name}" or name == MANIFEST
         ]:
             raise DamagedError(
-                f"{directory} is no whole checkpoint: {MANIFEST} lists {strange[0]!r}, which is not the name of a "
+                f"{directory} is not a whole checkpoint: {MANIFEST} lists {strange[0]!r}, which is not the name of a "
                 "file within it."
             )
         return Manifest(int(content["step"]), files, Metric(**content["metric"]) if content["metric"] else None)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedError(f"{directory} is no whole checkpoint: it has no readable {MANIFEST}.") from None
+        raise DamagedError(f"{directory} is not a whole checkpoint: it has no readable {MANIFEST}.") from None
     except OSError as error:
         raise UserError(f"{directory} cannot be read: {error.strerror} ({MANIFEST}).") from None
 

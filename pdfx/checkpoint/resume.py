@@ -37,11 +37,11 @@ def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoin
     were passed over.
 
     Rank 0 looks for it; all ranks together read its files and compare their checksums. A run that was started from a
-    checkpoint's directory goes on from the newest of the checkpoints that it has written since.
+    checkpoint's directory resumes from the newest of the checkpoints that it has written since.
 
     Raises:
         UserError: a checkpoint named by its directory is not whole, or none of those that the run has is.
-        SystemExit: the same, on ranks whose peer tells it.
+        SystemExit: the same, on ranks whose peer reports it.
     """
     if resume == "never":
         return None, []
@@ -56,7 +56,7 @@ def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoin
             raise UserError(passed_over[-1])
         if passed_over and world.rank == 0:
             raise UserError(
-                f"None of the {len(passed_over)} checkpoints in {run} can be taken up, and a new run there would "
+                f"None of the {len(passed_over)} checkpoints in {run} can be resumed, and a new run there would "
                 f"write over this one. {passed_over[0]} "
                 "Mend them, or choose another train.output_dir."
             )
@@ -86,7 +86,7 @@ def open_together(path: Path, world: World) -> tuple[Checkpoint | None, str | No
 
 
 def check_same_model(checkpoint: Checkpoint, identity: dict) -> None:
-    """Raises UserError, naming what differs, where the checkpoint is of another model."""
+    """Raises UserError, naming what differs, if the checkpoint is of another model."""
     saved, here = flatten(checkpoint.state()["model"]), flatten(identity)
     for name in sorted(saved.keys() | here.keys()):
         if name.startswith("embedder.") and not (name in saved and name in here):
@@ -97,7 +97,7 @@ def check_same_model(checkpoint: Checkpoint, identity: dict) -> None:
             raise UserError(
                 f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there!r} there and "
                 f"{own!r} in this run; "
-                "restore the setting, or start anew in another train.output_dir."
+                "restore the setting, or start a new run in another train.output_dir."
             )
 
 
@@ -124,7 +124,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: deepspeed.DeepSpeedEngine, w
 
 
 def read_objective(path: Path) -> dict:
-    """The objective's state in a file. Raises UserError where it is damaged or holds more than tensors and plain
+    """The objective's state in a file. Raises UserError if it is damaged or holds more than tensors and plain
     values, which might run code."""
     try:
         return torch.load(io.BytesIO(read_bounded(path, _LARGEST_OBJECTIVE)), map_location="cpu", weights_only=True)
@@ -136,7 +136,7 @@ def read_objective(path: Path) -> dict:
 
 
 def check_same_parameters(checkpoint: Checkpoint, saved: SavedParameters, engine: deepspeed.DeepSpeedEngine) -> None:
-    """Raises UserError where the checkpoint has other trained parameters than the engine, or of other shapes."""
+    """Raises UserError if the checkpoint has other trained parameters than the engine, or of other shapes."""
     own = {
         name: tuple(getattr(value, "ds_shape", value.shape))
         for name, value in engine.module.named_parameters()

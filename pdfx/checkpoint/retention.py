@@ -17,8 +17,8 @@ class Retention:
 
     Attributes:
         newest: so many newest checkpoints stay.
-        every: those of steps that are multiples of it stay; none for that reason where None.
-        metric: name of the evaluation's figure by which the best one is known, which stays; none for that reason where
+        every: those of steps that are multiples of it stay; none for that reason if None.
+        metric: name of the evaluation's figure by which the best one is known, which stays; none for that reason if
             None.
         greater_is_better: of the metric.
     """
@@ -29,7 +29,7 @@ class Retention:
     greater_is_better: bool = True
 
     def best(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
-        """The one with the best value of the metric, the earliest of equals; None where none has any."""
+        """The one with the best value of the metric, the earliest of equals; None if none has any."""
         rated = [checkpoint for checkpoint in checkpoints if self.rates(checkpoint)]
         sign = -1 if self.greater_is_better else 1
         return min(
@@ -55,7 +55,7 @@ def prune(run: Path, retention: Retention, step: int) -> list[str]:
     Damaged ones from before it are removed as well; later ones, which only a run has that went on from an older
     checkpoint, are left alone.
     """
-    whole, damaged, told = [], [], []
+    whole, damaged, messages = [], [], []
     for path in checkpoint_paths(run):
         if step_of(path) > step:
             continue
@@ -64,15 +64,17 @@ def prune(run: Path, retention: Retention, step: int) -> list[str]:
         except DamagedError:
             damaged.append(path)
         except UserError as error:
-            told.append(f"Warning: an older checkpoint stays for now: {error}")
+            messages.append(f"Warning: an older checkpoint stays for now: {error}")
     stays = retention.stays(whole)
     for path in (*damaged, *(checkpoint.path for checkpoint in whole if checkpoint.path not in stays)):
         if path.is_symlink():
-            told.append(
+            messages.append(
                 f"The older checkpoint {path} was a link: the link is removed, and {path.resolve()} stays as it is."
             )
         try:
             remove_checkpoint(path)
         except OSError as error:
-            told.append(f"Warning: the older checkpoint {path} cannot be removed: {error.strerror} ({error.filename}).")
-    return told
+            messages.append(
+                f"Warning: the older checkpoint {path} cannot be removed: {error.strerror} ({error.filename})."
+            )
+    return messages

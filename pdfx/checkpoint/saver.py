@@ -1,7 +1,7 @@
-"""Writing checkpoints, in the background where memory allows: training goes on as soon as the state is copied to host
+"""Writing checkpoints, in the background where memory allows: training continues as soon as the state is copied to host
 memory.
 
-Each rank writes its own file in a thread. When all ranks are done, which they tell one another after a later step, rank
+Each rank writes its own file in a thread. When all ranks are done, which they find out after a later step, rank
 0 seals the checkpoint and removes old ones, also in a thread. No thread uses a collective.
 """
 
@@ -64,7 +64,7 @@ class Content:
         objective: the objective's state.
         config: the resolved configuration as YAML.
         write_probe: called on every rank with the probe's directory.
-        metric: of the evaluation at this step, where the best checkpoint is chosen by one.
+        metric: of the evaluation at this step, if the best checkpoint is chosen by one.
     """
 
     step: int
@@ -110,26 +110,26 @@ class CheckpointSaver:
         self.waited = 0.0
 
     def save(self, content: Content) -> list[str]:
-        """Begin to save; the engine may go on when this returns. Returns what there is to tell.
+        """Begin to save; the engine may continue when this returns. Returns log messages.
 
         Raises:
             UserError: this save, or the one before it, could not be written.
         """
-        told = self.finish()
+        messages = self.finish()
         self.waited = 0.0
         with self._waiting():
             try:
-                self._begin(content, told)
+                self._begin(content, messages)
             except (UserError, SystemExit):
                 self._discard(content.step)
                 raise
-        return told + ([] if self.background else self.finish())
+        return messages + ([] if self.background else self.finish())
 
-    def _begin(self, content: Content, told: list[str]) -> None:
+    def _begin(self, content: Content, messages: list[str]) -> None:
         flats = flat_tensors(self.engine)
         if self.background is None:
             self.background, sentence = choose_background(self.setting, flats, self.world)
-            told.append(sentence)
+            messages.append(sentence)
         partial = self.partial(content.step)
         with self.world.together():
             if self.world.rank == 0:
@@ -155,15 +155,15 @@ class CheckpointSaver:
 
     def finish(self) -> list[str]:
         """Wait for the save that is on its way, if there is one. Returns and raises as ``save`` does."""
-        told = []
+        messages = []
         while self.current:
             with self._waiting():
                 self.current.job.wait()
-            told += self.advance()
-        return told
+            messages += self.advance()
+        return messages
 
     def rescue(self) -> None:
-        """Finish a save where the run ends by an error that all ranks share, unless a rank does not come here within
+        """Finish a save if the run ends by an error that all ranks share, unless a rank does not come here within
         ``PATIENCE``."""
         if self.current is None:
             return
@@ -221,7 +221,7 @@ class CheckpointSaver:
             sync(path)
         replaced = final.with_name(final.name + REPLACED)
         if final.exists():
-            # Only a run that goes on from an older checkpoint meets its own later ones again.
+            # Only a run that resumes from an older checkpoint meets its own later ones again.
             final.rename(replaced)
         partial.rename(final)
         sync(final.parent)
@@ -237,7 +237,7 @@ class CheckpointSaver:
 
 
 def make_partial(run: Path, partial: Path) -> None:
-    """The empty directory to write into; what killed saves left goes. Raises UserError where it cannot be made."""
+    """The empty directory to write into; what killed saves left goes. Raises UserError if it cannot be made."""
     try:
         remove_unfinished(run)
         for name in (PARAMETERS, "state"):
@@ -297,6 +297,6 @@ def told_failure(path: Path, error: Exception) -> str:
         else f"{type(error).__name__}: {error}"
     )
     return (
-        f"The checkpoint {path} could not be written: {reason}; free or mend that disk, then the same command "
-        "goes on from the newest whole checkpoint."
+        f"The checkpoint {path} could not be written: {reason}; free or fix that disk, then the same command resumes "
+        "from the newest whole checkpoint."
     )

@@ -1,5 +1,5 @@
 """What changed in the settings between a checkpoint and whatever takes it up: nothing that decides an embedding may
-change, and each other change is told."""
+change, and each other change is reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FREE = {
 """Their exceptions: places, whose content is compared instead; how something is computed; and what only training
 needs."""
 EVIDENT = {"train.output_dir", "train.resume", "train.resume_elastic"}
-"""Not told: they say that a checkpoint is taken up, and which."""
+"""Not reported: they say that a run resumes, and from which checkpoint."""
 
 
 def settings_changes(checkpoint: Checkpoint, config: Config) -> list[str]:
@@ -32,14 +32,14 @@ def settings_changes(checkpoint: Checkpoint, config: Config) -> list[str]:
     Raises:
         UserError: one of them decides what an embedding is.
     """
-    told = []
+    messages = []
     for key, old, new in changes(read_recipe(checkpoint.file(CONFIG)), parse_yaml(dump_config(config))):
         if key.startswith(DECISIVE) and key not in FREE:
             change = f"{key} is '{shown(new)}' and was '{shown(old)}' up to {checkpoint.path}"
             raise UserError(f"{change}, which changes every embedding; set it back, or start a new run.")
         if key not in EVIDENT:
-            told.append(f"{key} is {shown(new)} from here on; it was {shown(old)} up to the checkpoint.")
-    return told
+            messages.append(f"{key} is {shown(new)} from here on; it was {shown(old)} up to the checkpoint.")
+    return messages
 
 
 def changes(old: dict, new: dict, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -60,7 +60,7 @@ def parts_of(engine: deepspeed.DeepSpeedEngine) -> list[Part]:
 
 
 def part_of(engine: deepspeed.DeepSpeedEngine, name: str, parameter: torch.nn.Parameter) -> Part | None:
-    """This rank's part of one parameter; None where it lies on other ranks only."""
+    """This rank's part of one parameter; None if it lies on other ranks only."""
     find = sharded_part if engine.zero_optimization_stage() == 3 else partitioned_part
     part = find(name, parameter, engine.optimizer)
     return part if part is not None and part.count > 0 else None
@@ -75,7 +75,7 @@ def sharded_part(name: str, parameter: torch.nn.Parameter, optimizer) -> Part:
 
 
 def partitioned_part(name: str, parameter: torch.nn.Parameter, optimizer) -> Part | None:
-    """Under ZeRO 1 and 2; None where the parameter lies on other ranks only."""
+    """This rank's part of one parameter under ZeRO 1 and 2; None if the parameter lies on other ranks only."""
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
@@ -152,7 +152,7 @@ def restore_parts(engine: deepspeed.DeepSpeedEngine, saved: SavedParameters, ste
 
 
 def make_states(engine: deepspeed.DeepSpeedEngine, steps: int) -> None:
-    """The states that the optimiser makes in its first step, where it made none yet, and the number of steps in all of
+    """The states that the optimiser makes in its first step, if it made none yet, and the number of steps in all of
     them."""
     base = engine.optimizer.optimizer
     for flat in masters(engine):

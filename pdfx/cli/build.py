@@ -150,7 +150,7 @@ def build(
     Stopped at any moment, the same command goes on where it stopped, to the same bytes. Records that cannot be used go
     to quarantine.jsonl with the reason.
 
-    Ends with 0 where the shards are built, 1 where too many records cannot be used, 2 on a mistake of the user, and 75
+    Ends with 0 if the shards are built, 1 if too many records cannot be used, 2 on a mistake of the user, and 75
     where it was interrupted.
     """
     from data_tools.build.builder import build as build_shards

@@ -52,7 +52,7 @@ def split(
     """Split shards into parts, for training and test say, that have no target in common. The same shards, shares and
     seed give the same parts.
 
-    Ends with 0 where the parts are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing
+    Ends with 0 if the parts are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing
     is left behind.
     """
     from data_tools.rearrange.split import Share, SplitSettings, split_shards
@@ -92,7 +92,7 @@ def merge(
 ) -> None:
     """Make one directory of shards of several. Keys must be unique over all of them.
 
-    Ends with 0 where the shards are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing
+    Ends with 0 if the shards are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing
     is left behind.
     """
     from data_tools.rearrange.merge import merge_shards

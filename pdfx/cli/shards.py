@@ -78,7 +78,7 @@ def check(
 
     What a model's processor refuses (such as pictures of a ratio over 200:1) is found with --processor.
 
-    Ends with 0 where the shards are sound, 1 where there are problems, and 2 on a mistake of the command line.
+    Ends with 0 if the shards are sound, 1 if there are problems, and 2 on a mistake of the command line.
     """
     from data_tools.inspect.check import check_shards
 

@@ -39,7 +39,7 @@ class RateColumn(ProgressColumn):
 
 
 class ProgressBar(Progress):
-    """rich's progress display, silent where stderr is no terminal; ``counter`` gives what the library's long functions
+    """rich's progress display, silent if stderr is no terminal; ``counter`` gives what the library's long functions
     call."""
 
     def __init__(self):
@@ -105,7 +105,7 @@ def progress_bar():
 
 
 def prints_json(file: Path | None) -> bool:
-    """Whether ``--json -`` asks for the result on stdout. Raises UserError where ``file`` could not be written, for
+    """Whether ``--json -`` asks for the result on stdout. Raises UserError if ``file`` could not be written, for
     before the work."""
     from pdfx.host.files import require_folder
 

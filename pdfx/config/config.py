@@ -58,7 +58,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if isinstance(tree.get("model"), dict) and (
         (path.parent / CHECKPOINTS).is_dir() or (path.parent / MANIFEST).is_file()
     ):
-        # What a run left is data, which gives no consent; whoever gives the command does.
+        # What a run left is data, which gives no consent; the user's command does.
         tree["model"]["trust_remote_code"] = False
     apply_overrides(tree, overrides, Config)
     return parse_config(tree, source=str(path))

@@ -16,25 +16,25 @@ class DataSetSection(Section):
     path: PathText
     """Directory of shards made by ``pdfx shards build``, or a URL of one."""
     name: str | None = None
-    """For reports and checkpoints; the directory's own name where null."""
+    """For reports and checkpoints; the directory's own name if null."""
     weight: float | None = Field(None, gt=0)
     """Its share of an epoch, relative to the other data sets' weights. Set for all data sets or for none."""
     max_samples: int | None = Field(None, ge=1)
-    """Samples that one epoch takes at most; the next epoch goes on with the others."""
+    """Samples that one epoch takes at most; the next epoch continues with the others."""
 
 
 class DataSection(Section):
     train: PathText | list[PathText | DataSetSection] = Field(min_length=1)
     """Directory of shards made by ``pdfx shards build``, or a URL of one, or a list of such data sets."""
     mixture_temperature: float | None = Field(None, gt=0)
-    """Where no weights are set, data sets share an epoch by their sizes to the power of 1 over this; 1 where null: each
+    """Where no weights are set, data sets share an epoch by their sizes to the power of 1 over this; 1 if null: each
     gives all its samples once."""
     sub_batch_pairs: int = Field(32, ge=1)
     """Pairs that come from one data set at a stretch, before another one is drawn."""
     evaluation: PathText | list[PathText] | None = Field(None, min_length=1)
     """Directory of shards to evaluate on, or a URL of one, or a list of them; each is evaluated by itself."""
     hard_negatives: int | None = Field(None, ge=0)
-    """Hard negatives used per pair; samples that have fewer are filled and masked. None where null, which is said at
+    """Hard negatives used per pair; samples that have fewer are filled and masked. None if null, which is said at
     the start if the shards hold some."""
     num_workers: int = Field(2, ge=0)
     prefetch_batches: int = Field(4, ge=1)
@@ -47,8 +47,8 @@ class DataSection(Section):
     max_image_pixels: int = Field(89_478_485, ge=1)
     """Larger pictures are refused as decompression bombs."""
     read_threads: int = Field(8, ge=1)
-    """Requests that one process has under way at once, where data is behind a URL; so for the settings that follow.
-    Local folders are read directly."""
+    """Requests that one process has under way at once, if data is behind a URL; the settings that follow are for URLs
+    too. Local folders are read directly."""
     read_retries: int = Field(5, ge=0)
     """Repetitions of a request after a time-out, a broken connection or a failure of the server."""
     read_retry_seconds: float = Field(1.0, ge=0)
@@ -57,7 +57,7 @@ class DataSection(Section):
     """An answer that takes longer is given up and asked for again."""
     cache_dir: LocalPath | None = None
     """Folder on a local disk that keeps what was fetched, for all processes of the machine and for later runs. None is
-    kept where null."""
+    kept if null."""
     cache_gigabytes: float = Field(100.0, gt=0)
     """What the cache takes at most; what was not read for longest goes first."""
 

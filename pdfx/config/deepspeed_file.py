@@ -78,7 +78,7 @@ def load_deepspeed_config(
     transformers' Trainer has it.
 
     Args:
-        hidden_size: of the model; only asked where the file needs it.
+        hidden_size: of the model; only called if the file needs it.
 
     Raises:
         UserError: the file is missing, is not a JSON object, or is at odds with the recipe; one sentence names all the
@@ -156,7 +156,7 @@ def unused_keys(path: str | Path) -> list[str]:
 
 
 def drop_update_rule(settings: dict, train: TrainSection) -> list[str]:
-    """Take optimiser and schedule out of the settings; returns what is wrong where they are not what the recipe
+    """Take optimiser and schedule out of the settings; returns what is wrong if they are not what the recipe
     sets."""
     expected = {
         "lr": train.learning_rate,
@@ -185,7 +185,7 @@ def drop_update_rule(settings: dict, train: TrainSection) -> list[str]:
 
 
 def offload_problems(zero: dict) -> list[str]:
-    """What is wrong where parameters or optimiser states would be kept where checkpoints do not find them."""
+    """What is wrong if parameters or optimiser states would be kept where checkpoints do not find them."""
     problems = []
     for key in ("offload_optimizer", "offload_param"):
         offload = zero.get(key)
@@ -213,7 +213,7 @@ def fill_bucket_sizes(zero: dict, hidden_size: Callable[[], int] | None) -> None
 
 
 def read_json(path: str | Path) -> dict:
-    """A JSON object in which no key is given twice. Raises UserError otherwise, or where there is no such file."""
+    """A JSON object in which no key is given twice. Raises UserError otherwise, or if the file does not exist."""
     try:
         settings = json.loads(read_small(Path(path)), object_pairs_hook=dict_raise_error_on_duplicate_keys)
     except OSError as error:

@@ -14,14 +14,14 @@ class NonFiniteSection(Section):
     """A loss or a gradient that is not finite on some rank."""
 
     action: Literal["skip", "stop"] = "skip"
-    """``skip``: no rank updates anything in that step, and training goes on."""
+    """``skip``: no rank updates anything in that step, and training continues."""
     in_a_row: int = Field(5, ge=1)
     """After so many skipped steps one after another, the run goes back to the newest checkpoint from before them."""
     in_window: int = Field(20, ge=1)
     window_steps: int = Field(200, ge=1)
     """The same after ``in_window`` skipped steps among the last ``window_steps``."""
     roll_backs: int = Field(3, ge=0)
-    """Times that a run may go back; it stops where it would have to once more."""
+    """Times that a run may go back; it stops if it would have to once more."""
 
     @model_validator(mode="after")
     def check(self):
@@ -44,11 +44,11 @@ class VariationalSection(Section):
     """Variational networks whose negative log-likelihood is not finite, or above a bound."""
 
     action: Literal["reset", "stop"] = "reset"
-    """``reset``: they start anew, and so does the warm-up of the term that they serve."""
+    """``reset``: they are reset, and so is the warm-up of the term that they serve."""
     bound: float = Field(10.0, gt=0)
     """Nats per dimension (``mi_negative_log_likelihood`` in the metrics); new networks have about 0.5."""
     resets: int = Field(3, ge=0)
-    """Resets of the whole run; it stops where it would need one more."""
+    """Resets of the whole run; it stops if it would need one more."""
 
 
 class GuardsSection(Section):

@@ -31,7 +31,7 @@ class PrefixSection(Section):
     independent draws of ``init_std``."""
     init_std: float = Field(0.02, gt=0)
     learning_rate: float | None = Field(None, gt=0)
-    """Own learning rate; the run's ``train.learning_rate`` where null."""
+    """Own learning rate; the run's ``train.learning_rate`` if null."""
 
 
 class ModelSection(Section):
@@ -54,7 +54,7 @@ class ModelSection(Section):
     train_projector: bool | None = None
     """Null: trained under full fine-tuning, frozen under LoRA."""
     cache_vision: bool = False
-    """Keep a frozen vision tower's outputs by the pixels' hash; exact, and useless where augmentation changes the
+    """Keep a frozen vision tower's outputs by the pixels' hash; exact, and useless if augmentation changes the
     pictures."""
     cache_vision_gigabytes: float = Field(4.0, gt=0)
     gradient_checkpointing: bool = False

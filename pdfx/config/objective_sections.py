@@ -18,7 +18,7 @@ class MutualInformationSection(Section):
     """Maximum-likelihood steps of the variational networks per model step."""
     learning_rate: float = Field(1e-3, gt=0)
     warmup_steps: int | None = Field(None, ge=0)
-    """Steps over which ``objective.diversity_weight`` rises linearly from 0; as ``train.warmup_steps`` where null."""
+    """Steps over which ``objective.diversity_weight`` rises linearly from 0; as ``train.warmup_steps`` if null."""
 
 
 TEMPERATURE_BOUNDS = (0.01, 1.0)
@@ -44,7 +44,7 @@ class ObjectiveSection(Section):
         lowest, highest = TEMPERATURE_BOUNDS
         if self.learn_temperature and not lowest <= self.temperature <= highest:
             raise ValueError(
-                f"temperature must be from {lowest:g} to {highest:g} where it is learned; choose one, or set "
+                f"temperature must be from {lowest:g} to {highest:g} if it is learned; choose one, or set "
                 "learn_temperature to false"
             )
         if self.path_weight == 0 and self.fused_weight == 0:

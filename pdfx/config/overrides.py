@@ -17,8 +17,8 @@ def apply_overrides(tree: dict, overrides: Sequence[str], config: type[BaseModel
     """Write the overrides' values into a recipe's tree, in place.
 
     Raises:
-        ConfigError: one has not the form ``section.key=value``, goes through a value, is not YAML where it must be, or
-            sets what another one sets too.
+        ConfigError: one has not the form ``section.key=value``, goes through a value, is not YAML although it must be,
+            or sets what another one sets too.
     """
     given: dict[str, str] = {}
     for override in overrides:

@@ -19,7 +19,7 @@ MAX_DEPTH = 30
 
 
 class ConfigError(ValueError):
-    """A mistake in a recipe or an override, told in one sentence without the secrets of URLs."""
+    """A mistake in a recipe or an override, in one sentence without the secrets of URLs."""
 
     def __init__(self, message: str):
         super().__init__(scrubbed(message))
@@ -37,7 +37,7 @@ class RecipeLoader(yaml.SafeLoader):
         self.sizes: dict[int, int] = {}
 
     def compose_node(self, parent, index):
-        """Raises a ComposerError where the document nests too deeply or its aliases make it too large, before any of it
+        """Raises a ComposerError if the document nests too deeply or its aliases make it too large, before any of it
         is built."""
         event, before = self.peek_event(), self.values
         self.depth += 1
@@ -57,7 +57,7 @@ class RecipeLoader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor):
-        """Raises a ComposerError where a key is given twice; what a merge (``<<``) brings may be overridden."""
+        """Raises a ComposerError if a key is given twice; what a merge (``<<``) brings may be overridden."""
         node, lines = super().compose_mapping_node(anchor), {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -90,7 +90,7 @@ def parse_yaml(text: str):
 
 
 def read_small(path: Path) -> str:
-    """The text of a regular file of at most ``MAX_BYTES``. Raises OSError or, where it is something else,
+    """The text of a regular file of at most ``MAX_BYTES``. Raises OSError or, if it is something else,
     ValueError."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a regular file")

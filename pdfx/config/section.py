@@ -56,7 +56,7 @@ LocalPath = Annotated[PathText, AfterValidator(local)]
 
 
 def annotation_of(section: type[BaseModel], keys: Sequence[str]) -> Any:
-    """The type of a setting, or None where there is no such one."""
+    """The type of a setting, or None if there is none."""
     annotation: Any = section
     for key in keys:
         field = getattr(section_of(annotation), "model_fields", {}).get(key)

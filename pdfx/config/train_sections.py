@@ -23,12 +23,12 @@ class SavingSection(Section):
     greater_is_better: bool = True
     """Whether a greater ``metric_for_best_model`` is better."""
     save_in_background: Literal["auto"] | bool = "auto"
-    """Copy the state to host memory and write it while training goes on; ``auto``: where the copies take at most half
+    """Copy the state to host memory and write it while training continues; ``auto``: if the copies take at most half
     of the memory that is free."""
     resume: PathText = "auto"
     """``auto`` (the newest whole checkpoint of output_dir, if any), ``never``, or a checkpoint's directory."""
     resume_elastic: bool = False
-    """Let a checkpoint be taken up by another number of ranks or under another stage of ZeRO. The global batch stays
+    """Allow a resume with another number of ranks or under another stage of ZeRO. The global batch stays
     the checkpoint's: gradient_accumulation_steps follows."""
 
     @model_validator(mode="after")
@@ -48,7 +48,7 @@ class TrainSection(SavingSection):
     max_steps: int | None = Field(None, ge=1)
     num_train_epochs: float | None = Field(None, gt=0)
     per_device_train_batch_size: int = Field(ge=1)
-    """Pairs that one rank embeds at once, where ``chunk_tokens`` does not say otherwise."""
+    """Pairs that one rank embeds at once, unless ``chunk_tokens`` says otherwise."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Chunks of that many pairs whose pairs are all negatives of one another: the update is that of a batch so many
     times larger."""
@@ -56,15 +56,15 @@ class TrainSection(SavingSection):
     """Tokens of one forward pass at most, padding not counted, each path counted. A rank's batch (the product of the
     two settings above) is then cut by length, not by pairs."""
     chunk_paths: int | None = Field(None, ge=1)
-    """Paths that one forward pass runs at most; all where null. The vision tower runs again for each group of paths,
+    """Paths that one forward pass runs at most; all if null. The vision tower runs again for each group of paths,
     unless ``model.cache_vision`` is set."""
     gradient_reduction: Literal["auto", "step", "chunk"] = "auto"
     """Sum gradients over ranks once per ``step`` (less communication) or after each ``chunk`` (less memory under ZeRO 2
-    and 3, where a rank then never holds all gradients whole). ``auto``: by the memory they take."""
+    and 3: a rank then never holds all gradients whole). ``auto``: by the memory they take."""
     learning_rate: float = Field(2e-5, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int | None = Field(None, ge=0)
-    """Steps over which the learning rate rises linearly; where null, a tenth of the run's steps and 100 at most."""
+    """Steps over which the learning rate rises linearly; if null, a tenth of the run's steps and 100 at most."""
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -75,7 +75,7 @@ class TrainSection(SavingSection):
     seed: int = Field(42, ge=0)
     logging_steps: int = Field(10, ge=1)
     eval_steps: int | None = Field(None, ge=1)
-    """Steps between evaluations on ``data.evaluation``; where null, there is one after the last step."""
+    """Steps between evaluations on ``data.evaluation``; if null, there is one after the last step."""
     tensorboard: bool = True
     peak_tflops: float | Literal["measure"] = "measure"
     """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM), for the share of it that

@@ -62,7 +62,7 @@ def write_adapter(
 
 
 def base_path(config: Config) -> str:
-    """The backbone's name for whoever loads the export: a hub name as it is, a directory from the root on."""
+    """The backbone's name in an export: a hub name as it is, a directory as an absolute path."""
     path = Path(config.model.path)
     return str(path.resolve()) if path.is_dir() else config.model.path
 

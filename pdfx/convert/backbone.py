@@ -1,4 +1,4 @@
-"""The weights of a backbone as it was before training, read in pieces from its files where these allow it."""
+"""The weights of a backbone as it was before training, read in pieces from its files if these allow it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def open_backbone(model: ModelSection, backbone: PreTrainedModel) -> BackboneWei
 
 
 def safetensors_files(model: ModelSection) -> list[Path]:
-    """The backbone's weight files, in its directory or in the hub's cache; none where it has other kinds of files."""
+    """The backbone's weight files, in its directory or in the hub's cache; none if it has other kinds of files."""
     try:
         return [Path(cached_file(model.path, SAFE_WEIGHTS_NAME, revision=model.revision))]
     except OSError:
@@ -96,7 +96,7 @@ def safetensors_files(model: ModelSection) -> list[Path]:
 
 
 def weight_places(files: list[TensorFile], backbone: PreTrainedModel) -> dict[str, tuple[TensorFile, str]] | None:
-    """Where each weight lies, by transformers' own rules for older names; None where these rules change a weight
+    """Where each weight lies, by transformers' own rules for older names; None if these rules change a weight
     itself."""
     rules = get_model_conversion_mapping(backbone)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from pdfx.errors import UserError
 
 TOLERANCE = 1e-4
-"""Largest difference of a unit embedding's entry between trainer and export, where both compute in float32."""
+"""Largest difference of a unit embedding's entry between trainer and export, if both compute in float32."""
 NARROW_TOLERANCE = 5e-3
-"""The same as cosine distance where bf16 or fp16 rounds every layer's output to 3 decimal digits or fewer."""
+"""The largest cosine distance, if bf16 or fp16 rounds every layer's output to 3 decimal digits or fewer."""
 
 
 def verify_export(export: Path, probe: Path, narrow: bool = False) -> float:
@@ -75,7 +75,7 @@ def check_words(worst: float, probe: Path, narrow: bool) -> str:
 
 
 def embedding_difference(ours: torch.Tensor, expected: torch.Tensor, narrow: bool) -> float:
-    """Largest cosine distance where ``narrow``, largest difference of an entry otherwise; NaN where shapes differ."""
+    """Largest cosine distance if ``narrow``, else largest difference of an entry; NaN if shapes differ."""
     if ours.shape != expected.shape:
         return float("nan")
     if not narrow:

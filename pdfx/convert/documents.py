@@ -62,7 +62,7 @@ def write_record(
         base: where the weights lie that the export leaves there.
     """
     names = {*files_of(directory)} - of_weights.keys()
-    # A name on the hub is no folder.
+    # A name on the hub is not a folder.
     names |= (
         {str(path) for path in base.resolve().iterdir() if path.suffix in (".safetensors", ".bin")}
         if base and base.is_dir()

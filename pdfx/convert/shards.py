@@ -23,12 +23,12 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
     size = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
     if size < 1:
-        raise UserError(f"'{text}' is no size of a file; write it as 5GB, 500MB or 2GiB.")
+        raise UserError(f"Invalid size '{text}'; write it as 5GB, 500MB or 2GiB.")
     return size
 
 
 def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> dict[str, FileRecord]:
-    """Write all weights, each when its turn comes, in files of at most ``largest`` bytes of weights (more where a
+    """Write all weights, each when its turn comes, in files of at most ``largest`` bytes of weights (more if a
     single weight is larger).
 
     Returns:
@@ -51,7 +51,7 @@ def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> di
 
 
 def plan_shards(weights: Sequence[Weight], largest: int) -> list[list[Weight]]:
-    """The weights in order, cut where the next one would not fit."""
+    """The weights in order, in files that the next one would not fit into."""
     shards, size = [[]], 0
     for weight in weights:
         if shards[-1] and size + weight.entry.bytes > largest:

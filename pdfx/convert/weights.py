@@ -1,4 +1,4 @@
-"""Every weight of an export and where its values come from: the checkpoint, the backbone's files, or both where LoRA is
+"""Every weight of an export and where its values come from: the checkpoint, the backbone's files, or both if LoRA is
 merged."""
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class WeightSource:
         self.trained_as, self.sums = trained_as, {}
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Raises UserError where the checkpoint's trained parameters are not the embedder's."""
+        """Raises UserError if the checkpoint's trained parameters are not the embedder's."""
         wanted = {
             name
             for name, parameter in self.embedder.named_parameters()
@@ -94,7 +94,7 @@ class WeightSource:
                 )
 
     def open_backbone(self, model: ModelSection) -> BackboneWeights | None:
-        """The backbone's weights, where some were not trained. Raises UserError where one is missing."""
+        """The backbone's weights, if some were not trained. Raises UserError if one is missing."""
         frozen = {self.in_backbone(name) for name in self.shapes if not self.is_known(name)}
         if not frozen:
             return None
@@ -143,7 +143,7 @@ class WeightSource:
 
     def merged(self, name: str, module: BaseTunerLayer, dtype: torch.dtype) -> Iterator[Tensor]:
         """The flattened weight of the adapted module ``name`` with its adapter folded in, in one piece. Raises
-        UserError where it is not finite."""
+        UserError if it is not finite."""
         # In the masters' type: the backbone's own may be too narrow for the adapter's part of a sum.
         real = copy.deepcopy(module).to(torch.float32).to_empty(device="cpu")
         with torch.no_grad():
@@ -171,7 +171,7 @@ class WeightSource:
 
 
 def narrowed(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values in another type. Raises UserError where that has no room for one of them."""
+    """The values in another type. Raises UserError if that has no room for one of them."""
     result = values.to(dtype)
     if dtype == torch.float16 and not torch.isfinite(result).all() and torch.isfinite(values).all():
         raise UserError(

@@ -8,7 +8,7 @@ _NAMED = 5
 
 
 def check_share(corrupt: int, read: int, max_share: float, names: list[str], samples: str, setting: str) -> None:
-    """Raises UserError where more of the ``read`` samples could not be used than ``max_share`` allows; a single one is
+    """Raises UserError if more of the ``read`` samples could not be used than ``max_share`` allows; a single one is
     forgiven, unless the share is 0.
 
     Args:

@@ -144,7 +144,7 @@ def quotas(sizes: list[int], weights: list[float | None], most: list[int | None]
     Args:
         sizes: samples of each, at least 1.
         weights: relative; all None, or none of them.
-        most: bounds, None where there is none.
+        most: bounds, None if there is none.
         temperature: more than 0.
     """
     held = np.array([min(size, bound or size) for size, bound in zip(sizes, most, strict=True)], dtype=np.int64)

@@ -28,7 +28,7 @@ class PictureFolder:
     """Reads pictures by name. Safe to pickle.
 
     Args:
-        root: the folder, or a tar; names are relative to it. None where there is none.
+        root: the folder, or a tar; names are relative to it. None if there is none.
         max_pixels: files that are larger than a picture of so many pixels can be are not read.
     """
 
@@ -51,7 +51,7 @@ class PictureFolder:
             raise PictureError("unreadable image", f"the image {path} cannot be read ({error.strerror})") from None
 
     def require(self, name: str) -> None:
-        """Raises PictureError where ``read`` would, for all that can be told without reading the picture."""
+        """Raises PictureError if ``read`` would, for all that can be told without reading the picture."""
         self._find(name)
 
     def stamp(self, name: str) -> str:

@@ -30,7 +30,7 @@ class SampleError(ValueError):
     """One sample cannot be used; the message is a sentence that names the shard, the key and the reason.
 
     Attributes:
-        key: empty where the damage hides it.
+        key: empty if the damage hides it.
         kind: one of ``KINDS``, what coverage reports count.
     """
 
@@ -45,7 +45,7 @@ class Sample:
 
     key: str
     query: dict | None
-    """None where the sample only adds its target to what queries are searched in."""
+    """None if the sample only adds its target to what queries are searched in."""
     target: dict
     negatives: list[dict]
     target_id: int
@@ -116,7 +116,7 @@ def _any_members(data: bytes, place: Place) -> list[tuple[str, bytes]]:
 
 
 def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
-    """Key and record from a sample's first bytes; None where they do not hold all of it, or nothing that could be told
+    """Key and record from a sample's first bytes; None if they do not hold all of it, or nothing that could be told
     apart from damage."""
     try:
         member = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "strict")
@@ -130,7 +130,7 @@ def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
 
 
 def parse_record(data: bytes, key: str, place: Place) -> Record:
-    """The record of a JSON member. Raises SampleError where it is none of a shard."""
+    """The record of a JSON member. Raises SampleError if it is none of a shard."""
     if len(data) > _MOST_RECORD_BYTES:
         raise place.error(
             key, f"its record has {len(data)} bytes, more than the {_MOST_RECORD_BYTES} that are read of one"
@@ -145,7 +145,7 @@ def parse_record(data: bytes, key: str, place: Place) -> Record:
 
 
 def parse_sample(data: bytes, place: Place, max_image_pixels: int) -> Sample:
-    """A whole sample with decoded images. Raises SampleError where the bytes, the record or an image are damaged."""
+    """A whole sample with decoded images. Raises SampleError if the bytes, the record or an image are damaged."""
     key, members = open_members(data, place)
     record = parse_record(members["json"], key, place)
     decoded = {name: decode_side(side, members, key, place, max_image_pixels) for name, side in record.sides()}
@@ -161,7 +161,7 @@ def parse_sample(data: bytes, place: Place, max_image_pixels: int) -> Sample:
 
 
 def decode_side(side: Side, members: dict[str, bytes], key: str, place: Place, max_image_pixels: int) -> dict:
-    """A side's text and decoded images. Raises SampleError where an image is missing or damaged."""
+    """A side's text and decoded images. Raises SampleError if an image is missing or damaged."""
     return {"text": side.text, "images": [_image(name, members, key, place, max_image_pixels) for name in side.images]}
 
 

@@ -68,7 +68,7 @@ class Shard:
         return self._storage.where(self.entry.name)
 
     def check_sizes(self) -> None:
-        """Raises UserError where the tar or its offsets are missing or have another size than the index says."""
+        """Raises UserError if the tar or its offsets are missing or have another size than the index says."""
         size = self._size(self.entry.name)
         if size != self.entry.bytes:
             state = "truncated" if size < self.entry.bytes else "longer than it should be"
@@ -143,7 +143,7 @@ class Shard:
         return parse_head(self.fetch(i, HEAD_BYTES) if head is None else head, self.place(i)) or self.raw(i)[:2]
 
     def raw(self, i: int, data: bytes | None = None) -> tuple[str, Record, dict[str, bytes]]:
-        """Key, record and members' bytes by suffix of sample ``i`` of this shard. Raises SampleError where the tar or
+        """Key, record and members' bytes by suffix of sample ``i`` of this shard. Raises SampleError if the tar or
         the record is damaged."""
         key, members = open_members(self.fetch(i) if data is None else data, self.place(i))
         return key, parse_record(members["json"], key, self.place(i)), members
@@ -280,7 +280,7 @@ class ShardedDataset:
         return self._storage.retries
 
     def read(self, i: int) -> Sample:
-        """Sample ``i`` with decoded images. Raises SampleError where it is damaged, IndexError where there is none."""
+        """Sample ``i`` with decoded images. Raises SampleError if it is damaged, IndexError where there is none."""
         shard, row = self._locate(i)
         return self._with_query(shard, row, shard.read(row))
 
@@ -301,7 +301,7 @@ class ShardedDataset:
         return list(self._each(numbers, lambda shard, row, data: shard.read_item(row, side, data)))
 
     def records(self, numbers: Iterable[int] | None = None) -> Iterator[tuple[str, Record]]:
-        """(key, record) of the samples, without reading images. Raises SampleError where one is damaged."""
+        """(key, record) of the samples, without reading images. Raises SampleError if one is damaged."""
         for found in self.heads(numbers):
             if isinstance(found, SampleError):
                 raise found

@@ -21,7 +21,7 @@ SAMPLED = 16
 turn."""
 
 CURE = (
-    "Start all ranks from the same code, recipe and files, and go on from the last checkpoint; where it is the same "
+    "Start all ranks from the same code, recipe and files, and resume from the last checkpoint; if it is the same "
     "machine again and again, its memory or "
     "accelerator may be faulty."
 )

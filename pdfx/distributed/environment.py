@@ -1,4 +1,4 @@
-"""What a run ran with, told once at its start: versions, commit, machines, devices, and the variables that steer
+"""What a run ran with, logged once at its start: versions, commit, machines, devices, and the variables that steer
 communication."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PREFIXES = (
     "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_ALLOC_CONF",
 )
-"""Variables that are told."""
+"""Variables that are logged."""
 
 
 def versions() -> list[str]:

@@ -43,14 +43,14 @@ def launched_world_size() -> int:
 
 
 def pick_device(index: int = 0) -> torch.device:
-    """The GPU of that index, counted round where there are fewer, or the CPU where there is none."""
+    """The GPU of that index, modulo their number, or the CPU if there is none."""
     return torch.device("cuda", index % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @contextmanager
 def launched_ranks() -> Iterator[Ranks]:
     """This process among the ranks that torchrun started, with a process group for CPU and GPU tensors; alone, and
-    without a group, where nobody did."""
+    without a group, if nobody did."""
     world_size = launched_world_size()
     if world_size == 1:
         yield Ranks(0, 1, pick_device())

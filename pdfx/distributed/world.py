@@ -1,5 +1,5 @@
-"""Joining the process group, whoever started the processes, and the small agreements that ranks make beside the model's
-own collectives."""
+"""Joining the process group, whatever started the processes, and the small agreements that ranks make beside the
+model's own collectives."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pdfx.config import ConfigError
 from pdfx.errors import UserError
 
 EXIT_USER_ERROR = 2
-"""Exit code after a mistake that was told in a sentence."""
+"""Exit code after a user's mistake, which was reported in a sentence."""
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for a rank to start, and in the model's own collectives."""
 
 CONTROL_TIMEOUT = timedelta(days=1)
-"""Longest wait in agreements; the run's guards end it long before, ``guards.pause_seconds`` where a rank loads weights
+"""Longest wait in agreements; the run's guards end it long before, ``guards.pause_seconds`` if a rank loads weights
 or writes a checkpoint."""
 
 
 class PeerFailure(SystemExit):
-    """This rank ends because another one has a mistake to tell."""
+    """This rank ends because another one reports a mistake."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Every rank runs the block to its end, and all of them stop where it failed for some.
+        """Every rank runs the block to its end, and all of them stop if it failed on any.
 
-        The sentence is told by the lowest rank that has one; the others leave silently with the same exit code, so that
+        The lowest rank that has a sentence reports it; the others leave silently with the same exit code, so that
         none is left waiting.
         """
         failure = None
@@ -101,7 +101,7 @@ class World:
 
 
 def join_world(environment: MutableMapping[str, str] = os.environ) -> World:
-    """Join the process group under ``deepspeed``, ``torchrun`` or ``srun``, or alone where no launcher set anything.
+    """Join the process group under ``deepspeed``, ``torchrun`` or ``srun``, or alone if no launcher set anything.
 
     DeepSpeed reads ``LOCAL_RANK`` as the device's number, so it is set to that.
 
@@ -154,8 +154,8 @@ def launch_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
 
 
 def slurm_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """The same from what ``srun`` tells each task; the port follows from the job's and step's numbers, so that jobs on
-    one node do not meet."""
+    """The variables of torch's rendezvous, from those that ``srun`` sets for each task. The port follows from the job's
+    and step's numbers, so that jobs on one node do not meet."""
     job, step = int(environment.get("SLURM_JOB_ID", 0)), int(environment.get("SLURM_STEP_ID", 0))
     variables = {
         "RANK": environment["SLURM_PROCID"],
@@ -168,7 +168,7 @@ def slurm_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
 
 
 def first_node(environment: MutableMapping[str, str]) -> str:
-    """The name of the node of rank 0. Raises UserError where Slurm cannot be asked."""
+    """The name of the node of rank 0. Raises UserError if Slurm cannot be asked."""
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     if not nodes:
         return "127.0.0.1"
@@ -189,7 +189,7 @@ def first_node(environment: MutableMapping[str, str]) -> str:
 
 
 def device_number(local_rank: int, count: int) -> int:
-    """Which visible GPU a local rank uses: its own number, or the only one where the launcher shows each rank just one.
+    """Which visible GPU a local rank uses: its own number, or the only one if the launcher shows each rank just one.
 
     Raises:
         UserError: more ranks than GPUs.

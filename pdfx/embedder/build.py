@@ -55,7 +55,7 @@ def build_on_meta(config: Config) -> ParallelEmbedder:
 
 
 def backbone_config(config: Config) -> PretrainedConfig:
-    """The backbone's own configuration. Raises UserError where it cannot be read, or is not of a supported type."""
+    """The backbone's own configuration. Raises UserError if it cannot be read, or is not of a supported type."""
     with using_backbone(config.model) as hub:
         return read_config(config.model.path, **hub)
 
@@ -128,7 +128,7 @@ def prepare(embedder: ParallelEmbedder, model: ModelSection) -> ParallelEmbedder
     set_trainable(embedder, model)
     embedder.module_files = [Path(path) for path in model.modules]
     if model.gradient_checkpointing:
-        # The non-reentrant form also works where the layer's input needs no gradient, as with LoRA on a frozen token
+        # The non-reentrant form also works if the layer's input needs no gradient, as with LoRA on a frozen token
         # embedding.
         backbone = embedder.backbone
         enable = (

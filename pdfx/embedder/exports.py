@@ -1,4 +1,4 @@
-"""Loading an exported model directory for use, with mistakes told in one sentence."""
+"""Loading an exported model directory for use, with mistakes reported in one sentence."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def opened_export(
     _require_same(directory, before, _stamps(directory, recorded), "while the model was loaded")
     yield model
     now = _stamps(directory, recorded)
-    # A file that has another one in its place, or was removed, is still whole for whoever opened it.
+    # A file that has another one in its place, or was removed, is still whole for a process that has opened it.
     kept = {name: there for name, there in before.items() if name in now and there[0] == now[name][0]}
     _require_same(directory, kept, now, "while the model was in use")
 
@@ -119,7 +119,7 @@ def load_export(
         trust_remote_code: run the backbone's own code that travels in some exports.
 
     Raises:
-        UserError: the directory is no export of pdfx, or its files are missing or damaged.
+        UserError: the directory is not an export of pdfx, or its files are missing or damaged.
     """
     # Kept until here so that a wrong directory is refused before transformers is imported.
     check_export(directory)
@@ -136,7 +136,7 @@ def load_export(
 
 
 def check_export(directory: Path) -> None:
-    """Raises UserError where ``directory`` is not what ``pdfx convert`` writes."""
+    """Raises UserError if ``directory`` is not what ``pdfx convert`` writes."""
     cure = "Give a directory that 'pdfx convert' wrote."
     if not directory.is_dir():
         raise UserError(f"There is no directory {directory}. {cure}")

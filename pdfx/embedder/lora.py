@@ -76,7 +76,7 @@ def set_trainable(embedder: ParallelEmbedder, model: ModelSection) -> None:
 
     Prefixes and fusion always are. The language model is under full fine-tuning; under LoRA only its adapters are. The
     vision tower follows ``train_vision``; the projector, and what the backbone owns directly (LLaVA-NeXT's newline
-    embedding), follow ``train_projector`` and, where that is null, the language model.
+    embedding), follow ``train_projector`` or, if that is null, the language model.
     """
     full = model.lora is None
     train_projector = full if model.train_projector is None else model.train_projector

@@ -57,7 +57,7 @@ def open_data_sets(
 
 
 def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
-    """The shards to evaluate on by name, where the recipe names any. Raises UserError where it asks for evaluations
+    """The shards to evaluate on by name, where the recipe names any. Raises UserError if it asks for evaluations
     without."""
     if config.data.evaluation is None:
         if config.train.eval_steps is None:
@@ -106,7 +106,7 @@ def evaluate_data_sets(
 
 
 def averages(results: Results) -> list[Average]:
-    """MMEB's averages over those of its data sets that are there, and the average over all where others are among
+    """MMEB's averages over those of its data sets that are there, and the average over all if others are among
     several; none over a single one."""
     if len(results) < 2:
         return []

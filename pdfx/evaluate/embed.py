@@ -52,7 +52,7 @@ class EmbedJob:
         paths: ``all`` gives [n, K, D], ``fused`` [n, F], and the number of one path [n, D] (only that path is run).
         batch_size: items of one forward pass.
         images: folder, or tar, that image paths start from; the input file's own folder where None.
-        truncate_dim: leading dimensions to keep, normalised again (Matryoshka); all where None.
+        truncate_dim: leading dimensions to keep, normalised again (Matryoshka); all if None.
         trust_remote_code: run the model code that the export brings, in the place of the installed library's.
     """
 
@@ -142,7 +142,7 @@ def write_part(
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Embed this rank's share of the batches and write it into the folder ``parts``; nothing where the share is
+    """Embed this rank's share of the batches and write it into the folder ``parts``; nothing if the share is
     empty."""
     lines = read_lines(job)
     starts = range(0, len(lines), job.batch_size)
@@ -176,7 +176,7 @@ def write_part(
 def _embed(
     job: EmbedJob, model: ParallelEmbedder, start: int, batch: list[Side], chosen: list[int] | None
 ) -> EmbedderOutput:
-    """Embed the lines that follow the first ``start``. Raises UserError where one cannot be."""
+    """Embed the lines that follow the first ``start``. Raises UserError if one cannot be."""
     items = [_item(job, number, side) for number, side in enumerate(batch, start=start + 1)]
     try:
         with warnings.catch_warnings():

@@ -47,7 +47,7 @@ class EmbeddedItems:
         fused: float32 [n, F].
         ids: int64 [n], identity of the target, or of a query's target.
         samples: int64 [n], number of the sample in the dataset.
-        candidates: of queries, the targets that each is ranked against; None where that is all of them.
+        candidates: of queries, the targets that each is ranked against; None if that is all of them.
     """
 
     paths: Tensor

@@ -77,9 +77,9 @@ def ranking_metrics(
     """``recall@k``, ``mrr`` and ``ndcg@10`` of every query, each float64 [n], and before them ``precision@1`` where
     queries have candidates of their own.
 
-    recall@k is 1 where at least one relevant candidate is among the first k (the convention of caption retrieval), mrr
+    recall@k is 1 if at least one relevant candidate is among the first k (the convention of caption retrieval), mrr
     is one over the rank of the best relevant one, ndcg@10 has binary gains (Järvelin and Kekäläinen, 2002), and
-    precision@1 is 1 where the first candidate is relevant (MMEB's metric). A query without relevant candidates scores
+    precision@1 is 1 if the first candidate is relevant (MMEB's metric). A query without relevant candidates scores
     0. At most about ``tile_elements`` scores exist at a time.
 
     Args:
@@ -88,7 +88,7 @@ def ranking_metrics(
         query_ids: int64 [n].
         candidate_ids: int64 [m].
         own_candidates: n times int64 [number of them], the rows of ``candidates`` that each query is ranked against;
-            all where None.
+            all if None.
 
     Raises:
         ValueError: there are no candidates, or an embedding holds NaN or infinity.

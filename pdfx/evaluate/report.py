@@ -101,7 +101,7 @@ def read_run(run: Path) -> tuple[Config, list[dict]]:
     """
     for name in (CONFIG, METRICS):
         if not (run / name).is_file():
-            raise UserError(f"{run} is no run directory: it has no {name}; give the train.output_dir of a run.")
+            raise UserError(f"{run} is not a run directory: it has no {name}; give the train.output_dir of a run.")
     records = []
     # A run that goes on, or was killed, may have left the last line half written.
     for number, line in enumerate(read_bounded(run / METRICS, _LARGEST_METRICS).split(b"\n")[:-1], start=1):
@@ -117,7 +117,7 @@ def read_run(run: Path) -> tuple[Config, list[dict]]:
 
 
 def series(records: list[dict], name: str) -> Points | None:
-    """Steps and values of one quantity, or None where it was measured at fewer than two steps."""
+    """Steps and values of one quantity, or None if it was measured at fewer than two steps."""
     pairs = [(record["step"], record[name]) for record in records if record.get(name) is not None]
     return ([step for step, _ in pairs], [value for _, value in pairs]) if len(pairs) > 1 else None
 

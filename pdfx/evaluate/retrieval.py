@@ -93,7 +93,7 @@ def directions_of(queries: EmbeddedItems, targets: EmbeddedItems) -> tuple[str, 
 
 
 def own_candidates(asking: EmbeddedItems, rows: slice) -> list[Tensor] | None:
-    """For each of these rows, which targets it is ranked against; None where that is all of them."""
+    """For each of these rows, which targets it is ranked against; None if that is all of them."""
     if asking.candidates is None:
         return None
     starts = asking.candidates.starts[rows.start : rows.stop + 1]

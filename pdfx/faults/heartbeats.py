@@ -1,4 +1,4 @@
-"""What ranks can tell one another when collectives no longer work: signs of life, and who failed.
+"""What ranks can exchange when collectives no longer work: signs of life, and who failed.
 
 A small key-value store of the run's own (torch's ``TCPStore``), held by rank 0; it never waits for a GPU or for another
 rank's main thread.
@@ -30,7 +30,7 @@ DEPARTURE = 8.0
 """Seconds that the ranks have to end one after another, so that the last entry of the log is the one that matters."""
 
 EXIT_LOST = 76
-"""Exit code of a job in which a rank hung or vanished. Mostly a machine is the reason, and the same command goes on
+"""Exit code of a job in which a rank hung or vanished. Mostly a machine is the reason, and the same command resumes
 from the last checkpoint."""
 
 
@@ -43,9 +43,9 @@ class Failure:
     """Why a job ends before its time.
 
     Attributes:
-        rank: whose log entry tells it.
-        kind: ``error``: an exception; ``mistake``: the user's, told in a sentence; ``stall``: no progress; ``lost``: a
-            process is gone; ``stop``: asked to.
+        rank: whose log entry reports it.
+        kind: ``error``: an exception; ``mistake``: the user's, reported in a sentence; ``stall``: no progress;
+            ``lost``: a process is gone; ``stop``: asked to.
         code: every rank's exit code.
         missing: ranks that are gone, whom nobody needs to wait for.
     """
@@ -166,7 +166,7 @@ class Lifeline:
         return signs
 
     def claim(self, failure: Failure) -> bool:
-        """Tell all ranks that the job ends; False where another rank was first, whose failure then counts."""
+        """Announce to all ranks that the job ends; False if another rank was first, whose failure then counts."""
         text, self.missing, self._deadline = json.dumps(asdict(failure)), failure.missing, time.monotonic() + DEPARTURE
         return self._ask(lambda: self._store.compare_set(FAILURE, "", text)).decode() == text
 
@@ -178,8 +178,8 @@ class Lifeline:
         self.missing = failure.missing
         return failure
 
-    def wait_to_tell(self) -> None:
-        """Before this rank tells why the job ends: wait until the others have nothing more to say. Rank 0 stays
+    def wait_to_report(self) -> None:
+        """Before this rank reports why the job ends: wait until the others have nothing more to say. Rank 0 stays
         longer."""
         self._wait_for_departures(self.size - (1 if self.rank == 0 else 2))
 

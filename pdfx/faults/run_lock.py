@@ -63,7 +63,7 @@ def this_process() -> Holder:
 
 
 def start_of(process: int) -> float:
-    """When a process began. Raises psutil.NoSuchProcess where it is gone."""
+    """When a process began. Raises psutil.NoSuchProcess if it is gone."""
     try:
         # The name, in brackets, may hold spaces and brackets; the start is the 22nd field.
         return float(
@@ -85,7 +85,7 @@ def machine() -> str:
 class RunLock:
     """Held from here to ``release``; a lock whose holder is gone is taken over.
 
-    The holder is gone where its process is, on the same machine; where SLURM has started the same job anew; or where
+    The holder is gone if its process is, on the same machine; if SLURM has started the same job again; or if
     another machine's holder does not touch the lock while it is watched.
 
     Args:
@@ -110,13 +110,13 @@ class RunLock:
         threading.Thread(target=self._keep, name="pdfx run lock", daemon=True).start()
 
     def trouble(self) -> str | None:
-        """A sentence where another run has taken the directory meanwhile."""
+        """A sentence if another run has taken the directory meanwhile."""
         if self._taken_by is None:
             return None
         return (
             f"Another run ({self._taken_by}) has taken {self.path.parent} over, so this one ends to leave its files "
             "alone; it was taken for dead, which "
-            "happens where the file system could not be reached for a while, or where a job was requeued while its "
+            "happens if the file system could not be reached for a while, or if a job was requeued while its "
             "processes went on."
         )
 
@@ -128,7 +128,7 @@ class RunLock:
                 self.path.unlink()
 
     def _take(self, gone: Holder | None) -> Holder | None:
-        """Take the lock from ``gone``, or if nobody has it; otherwise whoever has it by now."""
+        """Take the lock from ``gone``, or if nobody has it; otherwise return the present holder."""
         try:
             with alone_with(self.path) as stream:
                 holder = read_holder(self.path)
@@ -173,7 +173,7 @@ def alone_with(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Who holds the lock; None where there is none. One that was cut short names nobody, so its holder is gone."""
+    """Who holds the lock; None if nobody does. A lock file that was cut short names nobody, so its holder is gone."""
     try:
         return Holder(**read_json(path))
     except (OSError, ValueError, TypeError):
@@ -181,7 +181,7 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def is_alive(holder: Holder, own: Holder, path: Path) -> bool:
-    """Whether the holder still runs; takes up to ``STALE`` seconds where it is on another machine."""
+    """Whether the holder still runs; takes up to ``STALE`` seconds if it is on another machine."""
     if holder.machine == own.machine:
         return holder.process != own.process and is_running(holder)
     if holder.job and holder.job == own.job and holder.restart != own.restart:

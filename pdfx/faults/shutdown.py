@@ -25,16 +25,16 @@ from pdfx.host.system_errors import CURES, is_out_of_memory, sentence_of, system
 from pdfx.host.urls import is_url
 
 EXIT_FAILED = 1
-"""Exit code of all ranks where one failed with an error that is no user's mistake."""
+"""Exit code of all ranks if one failed with an error that is not a user's mistake."""
 
 RECONSIDER = 5.0
-"""Seconds without a sign of life after which a rank counts as lost where a collective has failed already."""
+"""Seconds without a sign of life after which a rank counts as lost if a collective has failed already."""
 
 LONGEST_WORDS = 2000
 """Characters of an error's own words in the last line; its stack has all of them."""
 
 BROKEN_CONNECTION = ("gloo", "NCCL", "Connection", "connection", "Broken pipe", "Socket", "socket")
-"""What errors of collectives speak of where another rank ended; the classes of these errors differ between releases of
+"""What errors of collectives mention if another rank ended; the classes of these errors differ between releases of
 torch."""
 
 
@@ -48,7 +48,7 @@ def watched(config: Config, world: World, stop: StopRequest) -> Iterator[Progres
 
     Raises:
         UserError: the directory cannot be used, or is in use.
-        SystemExit: this rank ends because of another one, or has told its own error.
+        SystemExit: this rank ends because of another one, or has reported its own error.
     """
     progress, locks = Progress(), []
     lifeline = Lifeline(world, config.guards.lost_seconds) if world.size > 1 else None
@@ -64,7 +64,7 @@ def watched(config: Config, world: World, stop: StopRequest) -> Iterator[Progres
         failed = time.time()
         watchdog.stand_down()
         error = mistake_of(cause, lifeline.name(world.rank) if lifeline else "The run", progress)
-        # What the ranks tell one another must not become the next thing that a rank hangs in.
+        # The exchange between ranks must not become the next thing that a rank hangs in.
         faulthandler.dump_traceback_later(4 * DEPARTURE, exit=True)
         code = settle(error, lifeline, watchdog, failed) if lifeline else settle_alone(error, progress)
         if code is None and error is cause:
@@ -83,7 +83,7 @@ def watched(config: Config, world: World, stop: StopRequest) -> Iterator[Progres
 
 def longest_read(config: Config) -> float:
     """Seconds that a batch may wait for storage: those of one request with its repetitions, and as many as any work may
-    take; 0 where all data is local."""
+    take; 0 if all data is local."""
     evaluation = config.data.evaluation or []
     places = [own.path for own in config.data.training_sets()] + (
         [evaluation] if isinstance(evaluation, str) else evaluation
@@ -104,10 +104,10 @@ def settle_alone(error: BaseException, progress: Progress) -> int | None:
 
 
 def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed: float) -> int | None:
-    """Agree with the other ranks on who tells what happened, and tell it if it is this rank.
+    """Agree with the other ranks on who reports what happened, and report it if it is this rank.
 
     Returns:
-        The exit code where nothing more is to be said; None where the error itself says everything.
+        The exit code if nothing more is to be said; None if the error itself says everything.
     """
     if isinstance(error, KeyboardInterrupt):
         return 130
@@ -128,11 +128,11 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
             # Launchers that name the first rank to end should find the one that failed.
             time.sleep(INTERVAL)
             return known.code
-        lifeline.wait_to_tell()
+        lifeline.wait_to_report()
     except Unreachable:
         # Rank 0 is gone, and with it the way to agree.
         lost = [0] if is_broken_connection(error) else []
-        if lost and not watchdog.tells_of_first_rank():
+        if lost and not watchdog.reports_first_rank():
             return EXIT_LOST
     if mistake:
         leave_note(str(error), failed)

@@ -46,7 +46,7 @@ def main_place() -> tuple[str, bool]:
     """Where the main thread is, and whether it waits for other ranks there.
 
     The place is the innermost line of pdfx or of a file that is not installed, such as the user's own; the innermost of
-    all where there is none.
+    all if there is none.
     """
     frames = list(_frames(sys._current_frames()[threading.main_thread().ident]))
     own = next((frame for frame in frames if not _is_foreign(frame.f_code.co_filename)), frames[0])

@@ -7,7 +7,7 @@ import socket
 import threading
 
 EXIT_STOPPED = 75
-"""Exit code of a run that saved a checkpoint and stopped because it was told to (see ``STOP_SIGNALS``), or that had
+"""Exit code of a run that saved a checkpoint and stopped on request (see ``STOP_SIGNALS``), or that had
 nothing to save yet; the same command resumes from there.
 
 DeepSpeed's launcher hands SIGTERM on to its ranks, waits 30 s for each of them, and then exits with 1 whatever they

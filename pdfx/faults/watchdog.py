@@ -1,4 +1,4 @@
-"""A thread in each rank that ends the process where training no longer goes on, whatever the main thread hangs in."""
+"""A thread in each rank that ends the process if training makes no progress, whatever the main thread hangs in."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ INTERVAL = 1.0
 """Seconds between two looks."""
 
 SLACK = 5.0
-"""A step may be without progress for so many times the longest such time so far, where that is more than
-``guards.stall_seconds``."""
+"""Stall limit: ``max(guards.stall_seconds, SLACK x longest quiet period so far)``."""
 
 URGENT = 20.0
 """Seconds without progress that are left after a signal which launchers follow with SIGKILL after 30 s; long enough to
-tell what hangs, and where."""
+report what hangs, and where."""
 
 SETTINGS = {
     "step": "guards.stall_seconds",
@@ -90,7 +89,7 @@ class Patience:
 
     Args:
         settings: the recipe's section ``guards``.
-        storage: seconds that one request for data may take with all its repetitions; 0 where data is on this machine.
+        storage: seconds that one request for data may take with all its retries; 0 if data is local.
     """
 
     def __init__(self, settings: GuardsSection, storage: float = 0.0):
@@ -104,11 +103,11 @@ class Patience:
         """Which one limits the time now."""
 
     def is_over(self, progress: Progress, passed: float, urgent: bool = False) -> bool:
-        """Whether it is too long now, ``passed`` seconds after the last call; ``urgent`` where the process will soon be
+        """Whether it is too long now, ``passed`` seconds after the last call; ``urgent``: the process will soon be
         killed."""
         if progress.count != self._seen:
             if self._pace in ("step", "first"):
-                # A first time is no more than a hint how slow the machine is.
+                # A first time only hints at how slow the machine is.
                 self._longest = max(self._longest, self.quiet if self._pace == "step" else self.quiet / SLACK)
             self._seen, self.quiet = progress.count, 0.0
             self._pace = "step" if progress.pace == "data" and not self.storage else progress.pace
@@ -183,8 +182,8 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def leave_to(self, failure: Failure) -> None:
-        """For the main thread, which learnt that the job ends with this failure: where this watchdog claimed it, it is
-        the one to tell and to end the process; returns only should it not get to it."""
+        """For the main thread, which learned that the job ends with this failure. If this watchdog claimed it, it
+        reports it and ends the process, and this returns only if it does not get to it."""
         if failure.rank == self.rank and threading.current_thread() is not self.thread:
             self.thread.join(2 * DEPARTURE)
 
@@ -205,9 +204,10 @@ class Watchdog:
             self._waited[rank] = (beat, waited + passed) if sign.beat == beat else (sign.beat, 0.0)
         return [rank for rank, (_, waited) in self._waited.items() if waited > seconds and rank != self.rank]
 
-    def tells_of_first_rank(self) -> bool:
-        """Whether this rank tells that rank 0 is gone, who would otherwise say which one does: the next one, and one of
-        each node, since rank 0's may be down; but none that was frozen itself, which is what made the others leave."""
+    def reports_first_rank(self) -> bool:
+        """Whether this rank reports that rank 0 is gone, which would otherwise choose the reporter: the next one, and
+        one of each node, since rank 0's may be down; but none that was frozen itself, which is what made the others
+        leave."""
         chosen = self.rank == 1 or os.environ.get("LOCAL_RANK") == "0"
         return chosen and time.monotonic() - self.woke > 3 * self.settings.lost_seconds
 
@@ -220,7 +220,7 @@ class Watchdog:
             passed, last = min(now - last, 2 * INTERVAL), now
             with self._timer:
                 if self._decides:
-                    # Tells where the process hangs should not even this thread get to run, because something holds the
+                    # Reports where the process hangs if not even this thread gets to run, because something holds the
                     # interpreter's lock.
                     faulthandler.dump_traceback_later(self.settings.lost_seconds)
             try:
@@ -261,7 +261,7 @@ class Watchdog:
             # Rank 0 may be ending in order, and this rank's main thread as well.
             self.first_silent += passed
             if self._decides and self.first_silent > DEPARTURE:
-                self._exit(EXIT_LOST, self.lifeline.tell_lost([0]) if self.tells_of_first_rank() else "")
+                self._exit(EXIT_LOST, self.lifeline.tell_lost([0]) if self.reports_first_rank() else "")
             return
         if failure:
             self._follow(failure)
@@ -269,7 +269,7 @@ class Watchdog:
             self._end(Failure(self.rank, "lost", EXIT_LOST, len(lost)), self.lifeline.tell_lost(lost))
 
     def _end(self, failure: Failure, sentence: str = "") -> None:
-        """End all ranks; this one tells why, unless another was first."""
+        """End all ranks; this one reports why, unless another was first."""
         if self.lifeline and not self.lifeline.claim(failure):
             self._follow(self.lifeline.failure())
             return
@@ -277,11 +277,11 @@ class Watchdog:
         if failure.kind == "stall":
             self._write_stacks()
         if self.lifeline:
-            self.lifeline.wait_to_tell()
+            self.lifeline.wait_to_report()
         self._exit(failure.code, self._tell_stall() if failure.kind == "stall" else sentence)
 
     def _follow(self, failure: Failure) -> None:
-        """Leave silently, since another rank tells why; nothing where the main thread leaves by itself meanwhile."""
+        """Leave silently, because another rank reports why; nothing if the main thread leaves by itself meanwhile."""
         if not self._decides:
             return
         if failure.kind == "stall":

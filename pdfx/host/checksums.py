@@ -80,7 +80,7 @@ def read_record(path: Path) -> FileRecord:
 
 
 def stamp(status: os.stat_result) -> tuple[int, int, int]:
-    """What tells a file from the one that had its name before: number, size, and time of the last change."""
+    """What distinguishes a file from an earlier one of its name: number, size, and time of the last change."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -16,7 +16,7 @@ class _Output(io.FileIO):
     well."""
 
     lasting = False
-    """Whether this process goes on without its stdout."""
+    """Whether this process continues without its stdout."""
 
     def __init__(self, number: int, title: str):
         super().__init__(number, "w", closefd=False)
@@ -65,7 +65,7 @@ def open_streams() -> None:
 
 
 def outlive_stdout() -> None:
-    """From now on this process continues without its stdout where that is lost; tools end then."""
+    """From now on this process continues if its stdout is lost; tools end then."""
     _Output.lasting = True
 
 

@@ -19,7 +19,7 @@ from pdfx.host.system_errors import naming
 
 
 def require_folder(path: Path) -> None:
-    """Raises UserError where ``path`` could not be written for want of its folder, or is '-'; to be called before the
+    """Raises UserError if ``path`` could not be written for want of its folder, or is '-'; to be called before the
     work whose result goes there."""
     if str(path) == "-":
         raise UserError(
@@ -91,7 +91,7 @@ def draft_beside(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(file: Path) -> Iterator[bool]:
-    """Hold the lock of a file that exists, which ends with this process; False where another process holds it."""
+    """Hold the lock of a file that exists, which ends with this process; False if another process holds it."""
     # Open for writing: network file systems lock a file that is only read on one machine alone.
     descriptor = os.open(file, os.O_RDWR)
     try:

@@ -11,7 +11,7 @@ count its children in."""
 
 
 def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the machine has free or could free, or less where a control group (a container's or a batch job's) leaves
+    """What the machine has free or could free, or less if a control group (a container's or a batch job's) leaves
     less."""
     fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text(encoding="ascii").splitlines())
     return min([int(fields["MemAvailable"].split()[0]) * 1024, *control_group_room(proc / "self/cgroup", groups)])
@@ -34,7 +34,7 @@ def control_group_room(membership: Path, groups: Path) -> list[int]:
 
 
 def group_room(group: Path, version: int) -> list[int]:
-    """The room in one group; nothing where it has no limit."""
+    """The room in one group; nothing if it has no limit."""
     limit, use, prefix = FILES[version]
     try:
         statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
@@ -43,7 +43,7 @@ def group_room(group: Path, version: int) -> list[int]:
             int((group / limit).read_text(encoding="ascii")) - int((group / use).read_text(encoding="ascii")) + dropped
         ]
     except (OSError, ValueError):
-        # No such file at the root of all groups, and the word "max" where there is no limit.
+        # No such file at the root of all groups, and the word "max" if there is no limit.
         return []
 
 
@@ -56,15 +56,15 @@ def keep_large_blocks(environment=os.environ) -> bool:
     """Let this process keep and reuse freed memory instead of returning every large block to the system.
 
     By default glibc maps each block above a threshold (at most 32 MiB) from the system and unmaps it when it is freed.
-    A training step allocates activations of that size again and again, and the kernel clears every page of them anew;
+    A training step allocates activations of that size again and again, and the kernel clears every page of them again;
     page faults then take up to a third of the time on CPUs. Here large blocks come from the heap, which is never
     trimmed: the process keeps the memory of its largest step, which the next step needs anyway.
 
-    It changes nothing for GPU memory, forked children inherit it, and whoever set glibc's own variables keeps their
+    It changes nothing for GPU memory, forked children inherit it, and users who set glibc's own variables keep their
     choice.
 
     Returns:
-        Whether it was done: only with glibc on Linux, and not where ``MALLOC_*`` or ``GLIBC_TUNABLES`` are set.
+        Whether it was done: only with glibc on Linux, and not if ``MALLOC_*`` or ``GLIBC_TUNABLES`` are set.
     """
     chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment)
     if chosen or not sys.platform.startswith("linux"):

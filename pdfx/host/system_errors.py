@@ -75,7 +75,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """One sentence about an error of the system, whichever library raised it; None where the error is a fault of the
+    """One sentence about an error of the system, whichever library raised it; None if the error is a fault of the
     program."""
     if is_out_of_memory(error):
         return "Memory ran out; use a smaller batch or fewer processes, or a machine with more memory."

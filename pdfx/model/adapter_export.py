@@ -36,7 +36,7 @@ def load_adapted(cls, export, config, dtype=None, revision=None):
     Args:
         cls: the embedder's class.
         config: of the export; ``config.base_model`` names the backbone.
-        dtype: of all weights; as they were exported where it is None or ``auto``.
+        dtype: of all weights; as they were exported if it is None or ``auto``.
 
     Raises:
         ImportError: ``peft`` is not installed.

@@ -31,7 +31,7 @@ def prefix_attention(
         module: the layer's attention module; its ``prefix`` child, if any, gives the prefix.
         query: ``[1, heads, K*N, head_dim]``; key, value: ``[1, kv_heads, K*N, head_dim]``, rotated already.
         packing: borders and buckets of the row.
-        attention: ``flash``, ``sdpa``, or ``auto`` (flash-attn where it is installed and the tensors suit it).
+        attention: ``flash``, ``sdpa``, or ``auto`` (flash-attn if it is installed and the tensors suit it).
 
     Returns:
         ``[1, K*N, heads, head_dim]`` and no weights.
@@ -50,7 +50,7 @@ def prefix_attention(
 
 
 def uses_flash(attention: str, query: torch.Tensor) -> bool:
-    """Whether the varlen kernel takes these tensors. Raises ValueError where it was demanded and cannot."""
+    """Whether the varlen kernel takes these tensors. Raises ValueError if it was demanded and cannot."""
     suits = is_flash_attn_2_available() and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
     if attention == "flash" and not suits:
         raise ValueError(

@@ -21,8 +21,8 @@ class ParallelEmbedderConfig(PretrainedConfig):
         attention: ``auto``, ``sdpa`` or ``flash``.
         inputs: how texts and images become tokens (``InputProcessor``'s settings).
         base_model: ``path`` and ``revision`` of a backbone whose weights are not in the export, which then holds what
-            was trained; None where it holds all.
-        modules: Python files beside the weights that register the backbone's own classes; they run only where remote
+            was trained; None if it holds all.
+        modules: Python files beside the weights that register the backbone's own classes; they run only if remote
             code is trusted.
     """
 

@@ -23,7 +23,7 @@ def run_module_file(path: Path) -> ModuleType:
 
 
 def load_export_modules(export, revision: str | None, trust_remote_code: bool) -> list[Path]:
-    """Run the modules that an export lists in its configuration, where its backbone needs them, and return their files.
+    """Run the modules that an export lists in its configuration, if its backbone needs them, and return their files.
 
     Raises:
         ValueError: they are needed and ``trust_remote_code`` is not set.

@@ -84,7 +84,7 @@ def family_of(backbone_config) -> Family:
         needed = ".".join(map(str, family.transformers))
         raise ValueError(
             f"A '{family.model_type}' backbone needs transformers {needed} or later, and {transformers.__version__} "
-            "is installed: it would draw weights anew."
+            "is installed: it would draw new random weights."
         )
     return family
 

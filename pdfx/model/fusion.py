@@ -27,7 +27,7 @@ def pool(states: torch.Tensor, packing: Packing, pooling: str) -> torch.Tensor:
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or as it is where it is wider."""
+    """The tensor in float32, or as it is if it is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -52,7 +52,7 @@ class Fusion(nn.Module):
         """Fuse the embeddings of the chosen ``paths`` (int64 ``[k]``); with one path every kind returns that path.
 
         Returns:
-            ``[B, F]``, and the logits ``[K]`` of all paths, with which ``fuse`` does the same elsewhere; None where the
+            ``[B, F]``, and the logits ``[K]`` of all paths, with which ``fuse`` does the same elsewhere; None if the
             weights are not learned.
         """
         if self.kind != "softmax":
@@ -63,7 +63,7 @@ class Fusion(nn.Module):
 
 
 def fuse(kind: str, embeddings: torch.Tensor, logits: torch.Tensor | None = None) -> torch.Tensor:
-    """One embedding ``[B, F]`` from unit ones ``[B, k, D]``; ``logits`` ``[k]`` weigh them where ``kind`` is
+    """One embedding ``[B, F]`` from unit ones ``[B, k, D]``; ``logits`` ``[k]`` weigh them if ``kind`` is
     ``softmax``."""
     if kind == "concat":
         return unit(embeddings.flatten(1))

@@ -81,12 +81,12 @@ def load_whole(load, path, *args, exact: bool = False, **kwargs):
 
 
 def first_ranks(problem: str | None) -> str | None:
-    """The problem of the first rank under ZeRO-3, where that one alone reads the values; elsewhere one's own."""
+    """Rank 0's problem under ZeRO-3, because that rank alone reads the values; otherwise this rank's own."""
     if not is_deepspeed_zero3_enabled() or not distributed.is_initialized():
         return problem
-    told = [problem]
-    distributed.broadcast_object_list(told)
-    return told[0] or problem
+    shared = [problem]
+    distributed.broadcast_object_list(shared)
+    return shared[0] or problem
 
 
 def is_finite(parameter: torch.Tensor) -> bool:
@@ -98,7 +98,7 @@ def is_finite(parameter: torch.Tensor) -> bool:
 
 
 def as_dtype(asked, written) -> torch.dtype:
-    """The type that ``from_pretrained(dtype=asked)`` means: a type, its name, or the one ``written`` where it is None
+    """The type that ``from_pretrained(dtype=asked)`` means: a type, its name, or the one ``written`` if it is None
     or ``auto``."""
     chosen = written if asked in (None, "auto") else asked
     chosen = getattr(torch, chosen, None) if isinstance(chosen, str) else chosen or torch.float32

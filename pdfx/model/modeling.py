@@ -38,7 +38,7 @@ class EmbedderOutput(ModelOutput):
     Attributes:
         paths: float32 ``[n, K, D]``, unit rows.
         fused: float32 ``[n, F]``, unit rows.
-        fusion_logits: float32 ``[K]``, what a learned fusion weighs all paths with; None where the weights are not
+        fusion_logits: float32 ``[K]``, what a learned fusion weighs all paths with; None if the weights are not
             learned.
     """
 
@@ -58,7 +58,7 @@ class ParallelEmbedder(PreTrainedModel):
     Attributes:
         processor: turns texts and images into inputs; set by ``from_backbone`` and ``from_pretrained``.
         module_files: the Python files of ``config.modules``, which ``save_pretrained`` copies.
-        vision_agreement: tells whether any rank needs the vision tower in this forward pass, given whether this one
+        vision_agreement: returns whether any rank needs the vision tower in this forward pass, given whether this one
             does.
     """
 
@@ -119,7 +119,7 @@ class ParallelEmbedder(PreTrainedModel):
         Raises:
             ValueError: unsupported family, contradictory settings, or weights that are missing, of another shape or not
                 finite.
-            OSError: there is no such backbone.
+            OSError: the backbone was not found.
         """
         hub = {"revision": revision, "trust_remote_code": trust_remote_code}
         backbone, _ = load_whole(
@@ -255,7 +255,7 @@ class ParallelEmbedder(PreTrainedModel):
     def _dummy_inputs(self) -> dict[str, torch.Tensor]:
         if self._dummy is None:
             raise ValueError(
-                "This rank has no image where another has one, and no processor to make a stand-in; call "
+                "This rank has no image while another one has, and no processor to make a stand-in; call "
                 "attach_processor first."
             )
         return self._dummy

@@ -42,7 +42,7 @@ class Packing:
     Args:
         attention_mask: ``[B, T]``, non-zero at real tokens; padding may be on either side.
         paths: int64 ``[K]``, numbers of the prefixes that the K copies of the row read.
-        whole: the packing of all paths, where this one is of one path for the layers that all share.
+        whole: the packing of all paths, if this one is of one path for the layers that all share.
 
     Attributes:
         position_embeddings: the layers' rotary tables for K rows, kept by the first layer above a shared trunk.
@@ -94,7 +94,7 @@ class Packing:
         return row.expand(len(self.paths), *row.shape).reshape(1, -1, row.shape[-1])
 
     def pack_positions(self, position_ids: torch.Tensor | None) -> torch.Tensor:
-        """Positions ``[1, K*N]``, or ``[3, 1, K*N]`` where the family has its own (multimodal rotary positions).
+        """Positions ``[1, K*N]``, or ``[3, 1, K*N]`` if the family has its own (multimodal rotary positions).
 
         Without any, positions count the real tokens, so that padding never shifts them.
         """

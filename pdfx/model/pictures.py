@@ -25,7 +25,7 @@ MAX_SEGMENTS = 4096
 MAX_RUN_LENGTH_PIXELS = 1 << 24
 """Of a BMP with run lengths, which Pillow decodes in Python."""
 MAX_PROFILES = 16
-"""Of a PNG, each of which is inflated to at most a megabyte; and EXIF segments of a JPEG, which Pillow copies anew for
+"""Of a PNG, each of which is inflated to at most a megabyte; and EXIF segments of a JPEG, which Pillow copies again for
 each further one. One is usual."""
 
 EXTENSIONS = {
@@ -177,7 +177,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.UnidentifiedImageError:
         raise ImageError(
-            f"the {len(data)} bytes are no picture in a known format ({', '.join(_FORMATS)}){_guess(data)}"
+            f"the {len(data)} bytes are not a picture in a known format ({', '.join(_FORMATS)}){_guess(data)}"
         ) from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"the picture is refused as a decompression bomb ({_brief(error)})") from error
@@ -205,7 +205,7 @@ def _refuse_pixel_types(image: Image.Image, name: str) -> None:
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> int | None:
-    """The first value of a tag, None where there is none."""
+    """The first value of a tag, None if there is none."""
     value = getattr(image, "tag_v2", {}).get(tag)
     return value[0] if isinstance(value, tuple) else value
 
@@ -339,7 +339,7 @@ def _from_sixteen_bits(levels: np.ndarray, transparent: int | None) -> Image.Ima
 
 
 def _guess(data: bytes) -> str:
-    """What bytes that are no picture look like, as the end of a sentence's part."""
+    """What bytes that are not a picture look like, to end a sentence with."""
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next(
         (

@@ -13,7 +13,7 @@ from torch import nn
 PREFIX_NAME = "prefix"
 
 Gathered = Callable[[list[nn.Parameter]], AbstractContextManager]
-"""Makes sharded parameters whole within a block; where nothing is sharded, ``nullcontext`` does."""
+"""Makes sharded parameters whole within a block; ``nullcontext`` if nothing is sharded."""
 
 
 class PathPrefix(nn.Module):

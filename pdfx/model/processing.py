@@ -98,7 +98,7 @@ class InputProcessor:
             sides: ``query`` or ``target`` for each item, which chooses the instruction.
 
         Returns:
-            ``input_ids``, ``attention_mask`` ``[n, T]`` and, where there are images, the family's pixel tensors.
+            ``input_ids``, ``attention_mask`` ``[n, T]`` and, if there are images, the family's pixel tensors.
         """
         texts, truncated = [], 0
         for item, side in zip(items, sides, strict=True):
@@ -192,8 +192,8 @@ def checked_items(items: list[dict]) -> list[dict]:
     """What a caller gave, as items with both a text and a list of images.
 
     Raises:
-        ValueError: it is no list of items.
-        ItemError: an item is no mapping, has an unknown key or nothing to embed, or one of its values has the wrong
+        ValueError: it is not a list of items.
+        ItemError: an item is not a mapping, has an unknown key or nothing to embed, or one of its values has the wrong
             type.
     """
     if isinstance(items, (str, bytes, dict)) or not hasattr(items, "__iter__"):

@@ -31,7 +31,7 @@ class Exclusion:
     its identity.
 
     ``positive_start``: the positive of row i is candidate ``positive_start + i``. ``valid``: bool [C]. ``row_ids``
-    int64 [B] and ``candidate_ids`` int64 [C]: a candidate with a row's id is no negative of that row; both None where
+    int64 [B] and ``candidate_ids`` int64 [C]: a candidate with a row's id is not a negative of that row; both None if
     identities are not compared.
     """
 
@@ -60,8 +60,8 @@ class Exclusion:
         return rows.nonzero().squeeze(1)
 
     def apply(self, scores: Tensor, block: slice) -> None:
-        """Set the scores [rows of the block, C] of what is no negative of its row to -inf, in place; the own positive
-        is scored apart."""
+        """Set the scores [rows of the block, C] of what is not a negative of its row to -inf, in place; the own
+        positive is scored apart."""
         scores.diagonal(self.positive_start + block.start).fill_(-torch.inf)
         scores.index_fill_(1, self.invalid, -torch.inf)
         if len(self.shared):
@@ -84,9 +84,9 @@ def info_nce(
         rows: [B, K, D], scored by dot products with
         candidates: [C, K, D] of the same dtype, float32 or float64.
         log_temperature: scalar; scores are divided by its exponential.
-        exclusion: what is no negative.
+        exclusion: what is not a negative.
         weights: [B], constants; 0 for a row that does not count.
-        block_rows: rows scored at once, chosen by their bytes where None; changes memory, not the result.
+        block_rows: rows scored at once, chosen by their bytes if None; changes memory, not the result.
 
     Returns:
         sums [K], differentiable in the first three arguments, and hits bool [B, K]: the positive beats every negative
@@ -182,7 +182,7 @@ def _one_path(
         if gradients is None:
             continue
         rows_gradient, candidates_gradient, temperature_gradient = gradients
-        # d loss / d score is p at a negative and p - 1 at the positive; expm1 keeps the digits of p - 1 where the loss
+        # d loss / d score is p at a negative and p - 1 at the positive; expm1 keeps the digits of p - 1 if the loss
         # is small.
         push = (weights[block] * inverse / partition)[:, None]
         pull = (weights[block] * inverse * torch.expm1(-losses))[:, None]

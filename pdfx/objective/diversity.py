@@ -12,6 +12,6 @@ def pair_cosines(embeddings: Tensor) -> Tensor:
 
 
 def orthogonality_penalty(embeddings: Tensor) -> Tensor:
-    """[B]: 2 / (K(K-1)) * sum over i < j of (e_i . e_j)^2, for unit ``embeddings`` [B, K, D]; 0 where the paths are
-    orthogonal, 1 where they agree."""
+    """[B]: 2 / (K(K-1)) * sum over i < j of (e_i . e_j)^2, for unit ``embeddings`` [B, K, D]; 0 if the paths are
+    orthogonal, 1 if they agree."""
     return pair_cosines(embeddings).square().mean(1)

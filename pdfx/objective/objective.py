@@ -28,7 +28,7 @@ from pdfx.objective.mutual_information import VariationalNetworks, fit
 
 @dataclass(frozen=True)
 class Local:
-    """One rank's embeddings of one kind, the paths' [.., K, D] or the fused [.., 1, F], zero where they count
+    """One rank's embeddings of one kind, the paths' [.., K, D] or the fused [.., 1, F], zero if they count
     nowhere."""
 
     query: Tensor  # [B, K, D]
@@ -58,7 +58,7 @@ class Objective:
             is then the mean over these and the full embedding. They cut the fused embedding likewise.
 
     Raises:
-        UserError: a Matryoshka dimension is no leading part of D.
+        UserError: a Matryoshka dimension is not a leading part of D.
     """
 
     block_rows: int | None = None
@@ -91,7 +91,7 @@ class Objective:
         self.optimizer = torch.optim.AdamW(self.variational.parameters(), lr=options.learning_rate)
 
     def reset_variational(self, step: int) -> None:
-        """Start the variational networks anew before optimiser step ``step`` (0 is the first), with other initial
+        """Reset the variational networks before optimiser step ``step`` (0 is the first), with other initial
         weights; the warm-up begins again there."""
         self.resets, self.fitted_since, device = self.resets + 1, step, self.variational.hidden_weight.device
         self._start_variational(self.variational.dimension)
@@ -106,14 +106,14 @@ class Objective:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """The variational networks and their optimiser, the same on every rank; empty where the settings use none."""
+        """The variational networks and their optimiser, the same on every rank; empty if the settings use none."""
         if self.variational is None:
             return {}
         networks = {"variational": self.variational.state_dict(), "optimizer": self.optimizer.state_dict()}
         return networks | {"resets": self.resets, "fitted_since": self.fitted_since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` gave. Raises UserError where it came from other objective settings, paths or
+        """Load what ``state_dict`` gave. Raises UserError if it came from other objective settings, paths or
         dimension."""
         shapes = (
             {name: tuple(value.shape) for name, value in self.variational.state_dict().items()}
@@ -144,7 +144,7 @@ class Objective:
 
     def fit_variational(self, query: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Fit the variational networks to detached ``query`` and ``target`` [B, K, D] of all ranks for the set number
-        of steps; nothing where there are none, nor where a valid pair of some rank is not finite, which would spoil
+        of steps; nothing if there are none, or if a valid pair of some rank is not finite, which would spoil
         them for good.
 
         Returns:
@@ -191,7 +191,7 @@ class Objective:
             step: optimiser step, for the warm-up.
 
         Returns:
-            The scalar loss (float32, or float64 where the embeddings are), differentiable in every embedding and
+            The scalar loss (float32, or float64 if the embeddings are), differentiable in every embedding and
             ``log_temperature``, and detached
             scalars that are alike on every rank: ``loss`` and its parts ``loss_path_k``, ``loss_fused``,
                 ``mutual_information`` (nats, and per side),
@@ -309,7 +309,7 @@ class Objective:
         return torch.stack(losses).mean(0), hits[0]
 
     def _diversity(self, both: Tensor, pairs: Pairs) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """The diversity term of ``both`` sides [2, B, K, D], its metrics, and the sums that tell q's quality."""
+        """The diversity term of ``both`` sides [2, B, K, D], its metrics, and the sums that measure q's quality."""
         if self.diversity == "orthogonality":
             penalty = _average(orthogonality_penalty(both.flatten(0, 1)).view(2, -1).mean(0), pairs)
             return penalty, {"orthogonality": penalty}, {}
@@ -336,7 +336,7 @@ def _local(
 
 
 def _keep(embeddings: Tensor, valid: Tensor) -> Tensor:
-    """Zero where not valid: a filler's values, NaN included, then reach neither a product nor a gradient."""
+    """Zero if not valid: a filler's values, NaN included, then reach neither a product nor a gradient."""
     return embeddings.masked_fill(~valid.reshape(*valid.shape, *(1 for _ in embeddings.shape[valid.dim() :])), 0)
 
 

@@ -6,7 +6,7 @@ included). Backward: as much again for the gradients of inputs, and ``2 * traine
 attention twice its forward. With several passes per step every forward counts twice, as it runs twice.
 
 Left out: norms, activations, rotary positions, pooling, objective, optimiser, and what activation checkpointing
-recomputes, which is no work of the model.
+recomputes, which is not work of the model.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StepCost:
     Args:
         embedder: prepared for training, whole or sharded.
         chunk_paths: the recipe's ``train.chunk_paths``.
-        cached: whether the vision tower answers from a cache; it then counts as not run, as does a tower that is no
+        cached: whether the vision tower answers from a cache; it then counts as not run, as does a tower that is not
             plain transformer.
     """
 
@@ -94,7 +94,7 @@ class StepCost:
         """Forward and backward FLOPs of embedding a padded batch by some of the paths; padding counts nothing."""
         lengths = inputs["attention_mask"].sum(1).long()
         tokens, causal = int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum())
-        # The trunk runs on one row where there are several paths, and holds no prefix.
+        # The trunk runs on one row if there are several paths, and holds no prefix.
         works = [
             (self.trunk, tokens, causal),
             (self.upper, paths * tokens, paths * (causal + tokens * self.prefix_length)),

@@ -1,4 +1,4 @@
-"""What a run tells: files that others read, TensorBoard, and the console; on rank 0 only.
+"""What a run logs: files that others read, TensorBoard, and the console; on rank 0 only.
 
 ``metrics.jsonl`` and ``coverage.jsonl`` hold what the run's arithmetic decides, and so are the same after a resume;
 ``timings.jsonl`` holds what the machine decides.
@@ -59,7 +59,7 @@ class Telemetry:
             self.board = SummaryWriter(str(self.run / TENSORBOARD), purge_step=first_step)
 
     def go_back(self, first_step: int) -> None:
-        """Drop the records of ``first_step`` and later, which come anew."""
+        """Drop the records of ``first_step`` and later, which will come again."""
         self._close_files()
         self._open(first_step)
         self.advance(first_step - 1)
@@ -117,7 +117,7 @@ class StepTimer:
 
     Args:
         devices: how many share the work.
-        peak_tflops: of one device; None where it is not known.
+        peak_tflops: of one device; None if it is not known.
     """
 
     def __init__(self, devices: int = 1, peak_tflops: float | None = None):
@@ -180,8 +180,8 @@ def step_line(step: int, total_steps: int, metrics: dict[str, float], timings: d
 
 
 def write_record(stream, record: dict) -> None:
-    """One JSON line, on its way to the disk before the next step. A value that is no number becomes null, because JSON
-    has no NaN."""
+    """One JSON line, on its way to the disk before the next step. A value that is not a number becomes null, because
+    JSON has no NaN."""
     clean = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }

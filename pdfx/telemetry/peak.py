@@ -17,7 +17,7 @@ REPEATS = 20
 def shared_peak_tflops(
     stated: float | str, world: World, dtype: torch.dtype, say: Callable[[str], None]
 ) -> float | None:
-    """``train.peak_tflops``, measured where it is "measure"; the same on every rank, which call this together.
+    """``train.peak_tflops``, measured if it is "measure"; the same on every rank. All ranks call this together.
 
     None on CPUs: their cores are shared with data workers, other ranks and other programs, so that a short measurement
     depends on who else was busy.

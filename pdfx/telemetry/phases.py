@@ -14,7 +14,7 @@ class Phases:
 
     ``embed``: forward passes, the second one of chunked backprop included. ``objective``: the loss and its gradient of
     the embeddings. ``backward``: backward passes and those sums over ranks that DeepSpeed overlaps with them.
-    ``reduce``: the sums over ranks where they are made once per step. ``optimiser``: the update.
+    ``reduce``: the sums over ranks, if they are made once per step. ``optimiser``: the update.
 
     Args:
         device: its queued work is waited for at each border, so that it counts for the phase that queued it.

@@ -17,7 +17,7 @@ from pdfx.evaluate.retrieval import retrieval_metrics
 
 
 def metric_among(metrics: dict[str, float], train: TrainSection) -> Metric | None:
-    """The figure that decides, where the recipe names one and ``metrics`` are an evaluation's; they are empty where
+    """The figure that decides, where the recipe names one and ``metrics`` are an evaluation's; they are empty if
     there was none.
 
     Raises:

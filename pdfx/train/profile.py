@@ -15,7 +15,7 @@ SKIPPED = 2
 
 @contextmanager
 def profiled(path: Path, steps: int | None) -> Iterator[Callable[[], None]]:
-    """Write a trace of ``steps`` steps, after the first two, to ``path``; nothing where ``steps`` is None. The block
+    """Write a trace of ``steps`` steps, after the first two, to ``path``; nothing if ``steps`` is None. The block
     calls what it is given after each step."""
     if steps is None:
         yield lambda: None

@@ -16,7 +16,7 @@ def checkpoint_before(run: Path, request: RollBack, world: World) -> Checkpoint:
 
     Raises:
         UserError: there is none.
-        SystemExit: the same, on ranks whose peer tells it.
+        SystemExit: the same, on ranks whose peer reports it.
     """
     for path in world.from_first([path for path in checkpoint_paths(run) if step_of(path) < request.step]):
         checkpoint, problem = open_together(path, world)

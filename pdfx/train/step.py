@@ -158,7 +158,7 @@ class Stepper:
         return whole
 
     def gradients(self, batch: Batch, embeddings: Embeddings, step: int) -> tuple[Embeddings | None, dict[str, float]]:
-        """The gradient of the loss with respect to the whole batch's embeddings and what stands beside them, None where
+        """The gradient of the loss with respect to the whole batch's embeddings and what stands beside them, None if
         the loss is not finite on some rank; and the objective's metrics."""
         for leaf in embeddings.tensors():
             leaf.requires_grad_(True)

@@ -206,7 +206,7 @@ class Trainer:
         )
 
     def run(self, stop: StopRequest) -> bool:
-        """Train to the last step. Returns False where it stopped before, after saving a checkpoint."""
+        """Train to the last step. Returns False if it stopped before, after saving a checkpoint."""
         with profiled(
             self.run_path / TRACE, self.config.train.profile_steps if self.world.rank == 0 else None
         ) as advance:

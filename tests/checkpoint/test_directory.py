@@ -34,12 +34,12 @@ def test_the_newest_whole_checkpoint_is_found_and_the_others_are_told_with_the_r
     checkpoint, passed_over = newest_whole(tmp_path)
     assert checkpoint.step == 2
     assert [sentence.split("step-0000000")[1] for sentence in passed_over] == [
-        f"8 is no whole checkpoint: it has no readable {MANIFEST}.",
-        f"7 is no whole checkpoint: {MANIFEST} is damaged, because its content does not match its own checksum.",
-        f"6 is no whole checkpoint: it has no readable {MANIFEST}.",
-        f"5 is no whole checkpoint: {FILE} has 99 bytes instead of 100.",
-        f"4 is no whole checkpoint: {FILE} is missing.",
-        f"3 is no whole checkpoint: {FILE} is damaged: its content does not match its checksum.",
+        f"8 is not a whole checkpoint: it has no readable {MANIFEST}.",
+        f"7 is not a whole checkpoint: {MANIFEST} is damaged, because its content does not match its own checksum.",
+        f"6 is not a whole checkpoint: it has no readable {MANIFEST}.",
+        f"5 is not a whole checkpoint: {FILE} has 99 bytes instead of 100.",
+        f"4 is not a whole checkpoint: {FILE} is missing.",
+        f"3 is not a whole checkpoint: {FILE} is damaged: its content does not match its checksum.",
     ]
 
 

@@ -56,7 +56,7 @@ def test_a_damaged_one_is_told_only_where_contents_are_verified_and_the_code_is_
     assert call(capsys, run)[0] == 0
     code, out, _ = call(capsys, run, "--verify")
     assert code == 1
-    assert f"{run}/checkpoints/step-00000100 is no whole checkpoint: config.yaml is damaged" in out
+    assert f"{run}/checkpoints/step-00000100 is not a whole checkpoint: config.yaml is damaged" in out
     assert "whole, contents verified, best" in " ".join(out.split())
 
 
@@ -76,7 +76,7 @@ def test_a_missing_file_is_told_at_once(run, capsys):
 
 def test_a_folder_that_is_no_run_is_a_mistake_with_code_2(tmp_path, capsys):
     code, _, error = call(capsys, tmp_path)
-    assert code == 2 and "is no run directory: it has no folder 'checkpoints'" in " ".join(error.split())
+    assert code == 2 and "is not a run directory: it has no folder 'checkpoints'" in " ".join(error.split())
 
 
 def test_sizes_and_ages_are_told_in_the_unit_that_fits():

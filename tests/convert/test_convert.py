@@ -267,7 +267,7 @@ def test_a_missing_shard_a_used_directory_and_a_folder_that_is_no_run_are_told_i
         convert(run, export)
     with pytest.raises(UserError, match="is not a run directory"):
         convert(tmp_path, tmp_path / "export")
-    with pytest.raises(UserError, match="step-00000007 is no whole checkpoint"):
+    with pytest.raises(UserError, match="step-00000007 is not a whole checkpoint"):
         convert(run, tmp_path / "export", checkpoint="7")
 
 

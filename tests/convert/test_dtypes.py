@@ -47,7 +47,7 @@ def write(tmp_path_factory):
 
 
 def types_in(settings) -> set:
-    """Every type that a configuration, or its JSON, and all inside it name; None where one names none."""
+    """Every type that a configuration, or its JSON, and all inside it name; None if one names none."""
     if isinstance(settings, PretrainedConfig):
         settings = vars(settings)
     inside = [

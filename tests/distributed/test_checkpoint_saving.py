@@ -77,18 +77,18 @@ def test_flipped_truncated_and_missing_files_are_named_and_passed_over_for_the_o
     told, _ = two_ranks.run(run_telling, recipe(folder, "damaged"))
     sentences = " ".join(told.split())
     assert (
-        f"Passed over: {own[5]} is no whole checkpoint: parameters/rank-00001-of-00002.safetensors is damaged"
+        f"Passed over: {own[5]} is not a whole checkpoint: parameters/rank-00001-of-00002.safetensors is damaged"
         in sentences
     )
     assert (
-        f"Passed over: {own[4]} is no whole checkpoint: parameters/rank-00000-of-00002.safetensors has 1000 bytes "
+        f"Passed over: {own[4]} is not a whole checkpoint: parameters/rank-00000-of-00002.safetensors has 1000 bytes "
         "instead of" in sentences
     )
     assert (
-        f"Passed over: {own[3]} is no whole checkpoint: parameters/rank-00001-of-00002.safetensors is missing"
+        f"Passed over: {own[3]} is not a whole checkpoint: parameters/rank-00001-of-00002.safetensors is missing"
         in sentences
     )
-    assert f"Passed over: {own[2]} is no whole checkpoint: manifest.json is damaged" in sentences
+    assert f"Passed over: {own[2]} is not a whole checkpoint: manifest.json is damaged" in sentences
     assert f"Going on from {own[1]} after step 1." in sentences
     # It trained steps 2 to 5 again, and put whole checkpoints in the damaged ones' places.
     assert (run / "metrics.jsonl").read_text() == before
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_is_named_must_be_whole(folder, two_ranks):
     told, other = two_ranks.run(run_telling, recipe(folder, "other", resume=str(copy)))
     assert (
         told
-        == f"{copy} is no whole checkpoint: parameters/rank-00000-of-00002.safetensors is damaged: its content does "
+        == f"{copy} is not a whole checkpoint: parameters/rank-00000-of-00002.safetensors is damaged: its content does "
         "not match its checksum."
     )
     assert other == "exit code 2"
@@ -119,7 +119,7 @@ def test_where_no_checkpoint_can_be_taken_up_no_new_run_takes_the_place_of_the_o
         flip(path / "state/objective.pt")
     told, other = two_ranks.run(run_telling, recipe(folder, "lost", max_steps=2))
     assert told.startswith(f"None of the 2 checkpoints in {run} can be taken up")
-    assert "step-00000002 is no whole checkpoint: state/objective.pt is damaged" in told
+    assert "step-00000002 is not a whole checkpoint: state/objective.pt is damaged" in told
     assert other == "exit code 2"
     assert (run / "metrics.jsonl").read_text() == before
 

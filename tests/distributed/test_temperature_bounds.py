@@ -54,5 +54,5 @@ def test_it_stops_at_each_bound_and_leaves_it_again(tmp_path, two_ranks, stage):
 def test_a_start_beyond_the_bounds_is_refused_where_it_is_learned():
     assert ObjectiveSection(temperature=0.005).temperature == 0.005
     for temperature in (0.005, 1.5):
-        with pytest.raises(ValidationError, match="temperature must be from 0.01 to 1 where it is learned"):
+        with pytest.raises(ValidationError, match="temperature must be from 0.01 to 1 if it is learned"):
             ObjectiveSection(temperature=temperature, learn_temperature=True)

@@ -23,7 +23,7 @@ class Picture:
     """Bytes that are given as a picture, and what must come of them: these pixels, or a refusal.
 
     Attributes:
-        pixels: uint8 [height, width, 3]; None where the picture must be refused.
+        pixels: uint8 [height, width, 3]; None if the picture must be refused.
         tolerance: levels that a pixel may be off, for lossy formats.
         reason: a regular expression that the reason must hold.
     """

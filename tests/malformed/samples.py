@@ -25,7 +25,7 @@ class TarSample:
     Attributes:
         key: the key that it was written with.
         text: the query's text where the sample must be read.
-        kind: one of ``pdfx.data.samples.KINDS`` where it must be refused; None where it must be read.
+        kind: one of ``pdfx.data.samples.KINDS`` where it must be refused; None if it must be read.
         reason: a regular expression that the reason must hold.
     """
 

@@ -18,8 +18,8 @@ class Row:
 
     Attributes:
         origin: file and number of line or row, for messages.
-        values: by column; None where ``problem`` says why.
-        problem: the part of a sentence that says why the row cannot be used; None where it can.
+        values: by column; None if ``problem`` says why.
+        problem: the part of a sentence that says why the row cannot be used; None if it can.
         raw: what a quarantine file shows of it.
     """
 

@@ -59,7 +59,7 @@ def _kind(path: Path) -> str:
 
 
 def require_columns(rows: Rows, wanted: Iterable[str], why: str) -> None:
-    """Raises UserError where the files lack one of the columns; ``why`` says who wants them."""
+    """Raises UserError if the files lack one of the columns; ``why`` says who wants them."""
     for name in wanted:
         if name not in rows.columns:
             nearest = difflib.get_close_matches(name, [column[:80] for column in rows.columns], n=1, cutoff=0.5)

@@ -143,7 +143,7 @@ class SpanCache:
 
 
 def _read_entry(path: Path, bounds: np.ndarray, row: int) -> bytes | None:
-    """A sample of an entry; None where there is no entry, or no sound one, which is then removed."""
+    """A sample of an entry; None if there is no entry, or no sound one, which is then removed."""
     try:
         descriptor = open_plain(path)
     except OSError:
