@@ -149,7 +149,7 @@ def test_mistakes_are_told_in_one_sentence_without_a_stack_trace(pdfx, export, d
         "There is no directory": ("embed", tmp_path / "absent", items, "--out", out),
         "holds no config.json": ("evaluate", data, data / "shards"),
         "no directory of shards": ("evaluate", export, tmp_path / "absent"),
-        "no run directory": ("report", tmp_path, export, data / "shards", "--out", tmp_path / "report.html"),
+        "not a run directory": ("report", tmp_path, export, data / "shards", "--out", tmp_path / "report.html"),
         "unknown key 'model.pathes'; did you mean 'model.path": ("train", recipe),
         "There is no recipe": ("train", tmp_path / "absent.yaml"),
         "line 1: the image .*a.png cannot be used": (

@@ -114,7 +114,7 @@ def test_a_file_that_is_not_what_the_manifest_says_is_noticed(checkpoint, tmp_pa
         return
     if when == "before":
         spoil()
-    with pytest.raises((UserError, OSError), match="no whole checkpoint|changed while|No such file|cut short"):
+    with pytest.raises((UserError, OSError), match="not a whole checkpoint|changed while|No such file|cut short"):
         read(checkpoint, spoil if when == MEANWHILE else lambda: None)
 
 

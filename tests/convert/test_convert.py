@@ -261,7 +261,7 @@ def test_a_missing_shard_a_used_directory_and_a_folder_that_is_no_run_are_told_i
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     next((copy / "checkpoints/step-00000002/parameters").glob("rank-00001-*")).unlink()
-    with pytest.raises(UserError, match="no whole checkpoint.*rank-00001-of-00002.safetensors is missing"):
+    with pytest.raises(UserError, match="not a whole checkpoint.*rank-00001-of-00002.safetensors is missing"):
         convert(copy, tmp_path / "export")
     with pytest.raises(UserError, match="exists and is not empty"):
         convert(run, export)

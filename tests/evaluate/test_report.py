@@ -208,7 +208,7 @@ def test_the_curve_of_evaluations_is_that_of_the_single_data_set_or_of_the_avera
 def test_a_directory_that_is_no_run_is_refused(run, export, shards, tmp_path, missing):
     for name in {"config.yaml", "metrics.jsonl"} - {missing}:
         (tmp_path / name).write_bytes((run / name).read_bytes())
-    with pytest.raises(UserError, match=f"no run directory: it has no {missing}"):
+    with pytest.raises(UserError, match=f"not a run directory: it has no {missing}"):
         write_report(tmp_path, export, shards, tmp_path / "report.html", SETTINGS)
 
 
