@@ -349,7 +349,7 @@ def test_a_probe_starts_no_program(export, witness, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode != 0 and "are no picture in a known format" in done.stderr
+    assert done.returncode != 0 and "are not a picture in a known format" in done.stderr
 
 
 SHARDS = {

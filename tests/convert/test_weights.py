@@ -141,5 +141,5 @@ def test_sizes_are_read_as_people_write_them(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "0", "5 XB", "-1GB", "1TBx"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(UserError, match="is no size of a file; write it as 5GB"):
+    with pytest.raises(UserError, match=f"Invalid size '{text}'; write it as 5GB"):
         parse_size(text)

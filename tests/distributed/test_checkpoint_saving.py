@@ -118,7 +118,7 @@ def test_where_no_checkpoint_can_be_taken_up_no_new_run_takes_the_place_of_the_o
     for path in (run / "checkpoints").iterdir():
         flip(path / "state/objective.pt")
     told, other = two_ranks.run(run_telling, recipe(folder, "lost", max_steps=2))
-    assert told.startswith(f"None of the 2 checkpoints in {run} can be taken up")
+    assert told.startswith(f"None of the 2 checkpoints in {run} can be resumed")
     assert "step-00000002 is not a whole checkpoint: state/objective.pt is damaged" in told
     assert other == "exit code 2"
     assert (run / "metrics.jsonl").read_text() == before

@@ -28,7 +28,7 @@ from .pictures import (
 )
 
 DAMAGED = "truncated or damaged"
-UNKNOWN = "no picture in a known format"
+UNKNOWN = "not a picture in a known format"
 NOT_WHOLE = f"{DAMAGED}|{UNKNOWN}"
 TOO_LARGE = r"pixels, more than the \d+ allowed|decompression bomb"
 ENCODINGS = {
@@ -72,7 +72,7 @@ def _cut() -> Iterator[Picture]:
 
 
 def _no_pictures() -> Iterator[Picture]:
-    yield Picture("nothing", b"", reason="0 bytes are no picture")
+    yield Picture("nothing", b"", reason="0 bytes are not a picture")
     for name, data, reason in (
         (
             "html-page",
