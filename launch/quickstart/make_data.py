@@ -46,7 +46,7 @@ class Picture:
 
     @property
     def concept(self) -> str:
-        """The name without the words that tell variants apart; a bare "woman" or "boy" belongs to the concept
+        """The name without the words that distinguish variants; a bare "woman" or "boy" belongs to the concept
         "person"."""
         return " ".join(VARIANT_WORDS.sub("", self.name).split()) or "person"
 

@@ -4,7 +4,7 @@
 #   PDFX_PYTHON      the interpreter (.venv/bin/python where that exists, else python3)
 #   PDFX_WRAPPER     words before the interpreter, such as "apptainer exec --nv pdfx.sif"
 #   PDFX_SRUN        further options of srun, such as "--container-image=pdfx.sqsh"
-#   PDFX_RESTARTS    times that SLURM may start the job anew after a rank hung or vanished (3)
+#   PDFX_RESTARTS    times that SLURM may start the job again after a rank hung or vanished (3)
 #   PDFX_MAX_EXIT    seconds until srun ends the other tasks after the first one has ended (60)
 
 if [ -z "${PDFX_PYTHON:-}" ]; then
@@ -14,7 +14,7 @@ fi
 
 STOPPED=75     # the run saved a checkpoint because it was asked to stop
 UNPREPARED=138 # it was asked to stop before it listened, and so had nothing to save
-# A rank hung or vanished, or a signal ended it (SIGABRT, SIGBUS, SIGKILL mostly for want of memory, SIGSEGV), as srun or DeepSpeed tells it.
+# A rank hung or vanished, or a signal ended it (SIGABRT, SIGBUS, SIGKILL mostly for want of memory, SIGSEGV), as srun or DeepSpeed reports it.
 LOST="76|13[4579]|24[579]|250"
 
 # Where rank 0 will be: an address and not a name, which need not resolve inside of jobs and containers.
@@ -25,7 +25,7 @@ master_address() {
     echo "${address:-$first}"
 }
 
-# Jobs that share a node get ports of their own, and a job that is started anew another one than before.
+# Jobs that share a node get ports of their own, and a job that is started again another one than before.
 master_port() {
     echo $((10000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000))
 }
@@ -76,8 +76,8 @@ is_preempted() {
     scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q " PreemptTime=[0-9]"
 }
 
-# SLURM ends this job in the course of it, and starts it anew with the same number.
+# SLURM ends this job in the course of it, and starts it again with the same number.
 requeue() {
-    echo "Putting job $SLURM_JOB_ID back into the queue; it goes on from the newest checkpoint."
+    echo "Putting job $SLURM_JOB_ID back into the queue; it resumes from the newest checkpoint."
     scontrol requeue "$SLURM_JOB_ID" && sleep 120
 }

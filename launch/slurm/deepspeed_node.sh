@@ -10,7 +10,7 @@ if [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$CUDA_VISIBLE_DEVICES" != "$(seq -s,
 fi
 
 # SLURM signals this shell, and on some clusters all that it starts. The launcher and the ranks are of its process group: the launcher does not listen, the ranks do,
-# once they are up; so they are told until they end.
+# once they are up; so they are signalled until they end.
 pass_on() {
     signalled=1
     trap '' USR1 TERM
