@@ -30,5 +30,5 @@ class Labels:
             raise Problem(f"'{field}' is {shown(value)}: it must be a number")
         if number < self.least:
             raise Problem(
-                f"'{field}' is {number:g}, below min_label={self.least:g}, so it is no positive pair", BELOW_LABEL
+                f"'{field}' is {number:g}, below min_label={self.least:g}, so it is not a positive pair", BELOW_LABEL
             )

@@ -80,7 +80,7 @@ def test_labels_decide_which_rows_are_positive_pairs(tmp_path):
     ):
         ColumnsSource(path)
     assert problems_of(check_source(ColumnsSource(path, min_label=0.75), 5, 3)) == [
-        "'score' is 0.1, below min_label=0.75, so it is no positive pair",
+        "'score' is 0.1, below min_label=0.75, so it is not a positive pair",
         "'score' is None: it must be a number",
         "'score' is 'x': it must be a number",
     ]

@@ -93,7 +93,7 @@ def test_only_so_many_negatives_are_kept(tmp_path):
 def test_pairs_whose_label_is_too_low_are_told_and_not_trained_on(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [GOOD | {"label": label} for label in (1, 0.8, 0, None, "x", True)])
     assert problems_of(check_source(SwiftSource(path), 6, 2)) == [
-        "'label' is 0, below min_label=0.5, so it is no positive pair",
+        "'label' is 0, below min_label=0.5, so it is not a positive pair",
         "'label' is 'x': it must be a number",
     ]
     assert len(problems_of(check_source(SwiftSource(path, min_label=0.9), 6, 3))) == 3
