@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import ROOT
 
 from pdfx.cli.shared import ProgressBar
-from pdfx.data.coverage import Coverage, coverage_table
+from pdfx.data.corrupt_samples import Coverage, coverage_table
 from pdfx.host import console as console_module
 from pdfx.telemetry.metrics import Telemetry
 

@@ -18,9 +18,9 @@ CHILD = f"""
 import contextlib, io, json, resource, sys
 from pdfx.cli.app import main
 import pdfx.evaluate.embed, data_tools.build.builder, data_tools.rearrange.merge, data_tools.rearrange.split
-import data_tools.inspect.describe, data_tools.inspect.contact_sheet, data_tools.inspect.languages
+import data_tools.inspect.describe, data_tools.inspect.contact_sheet, data_tools.inspect.measure
 # It unpacks a model into a temporary file, once.
-data_tools.inspect.languages.language_of("a text that is long enough to be judged")
+data_tools.inspect.measure.language_of("a text that is long enough to be judged")
 resource.setrlimit(resource.RLIMIT_FSIZE, ({ROOM}, {ROOM}))
 outcomes = []
 for arguments in json.load(sys.stdin):

@@ -10,7 +10,7 @@ from pdfx.checkpoint.manifest import Manifest
 from pdfx.checkpoint.parameters import MASTER, part_file_name, parts_metadata
 from pdfx.config import Config, parse_config
 from pdfx.embedder.build import build_embedder
-from pdfx.host.checksums import read_record
+from pdfx.host.files import read_record
 from pdfx.model import ParallelEmbedder
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from multiprocessing import connection
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
+from pdfx.data.schema import ShardIndex
 from pdfx.errors import UserError
 
 _HELD = 3
@@ -25,6 +28,7 @@ _HELD = 3
 
 _SENT = 2
 """Requests that a worker has: one that it works on, and one to go on with at once."""
+PART_SAMPLES = 256
 
 
 def run_in_order(job: Callable[[Any], Any], requests: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
@@ -162,3 +166,45 @@ def _take_requests(own: connection.Connection, requests: SimpleQueue) -> None:
             requests.put(own.recv())
     except (EOFError, OSError):
         os._exit(0)
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive samples of one shard: rows ``start`` to ``stop`` (exclusive) of the index's shard number
+    ``shard``."""
+
+    shard: int
+    start: int
+    stop: int
+    first: int
+    """Number of the part's first sample among those of the directory."""
+
+
+def parts_of(index: ShardIndex, shards: list[int] | None = None) -> Iterator[Part]:
+    """The samples of all shards, or of those that are given, in order, in parts of at most ``PART_SAMPLES``. An empty
+    shard is one empty part."""
+    first = 0
+    for shard, entry in enumerate(index.shards):
+        if shards is None or shard in shards:
+            for start in range(0, max(1, entry.samples), PART_SAMPLES):
+                yield Part(shard, start, min(start + PART_SAMPLES, entry.samples), first + start)
+        first += entry.samples
+
+
+def share_out(job: Callable[[Part], Result], parts: list[Part], workers: int) -> Iterator[tuple[Part, Result]]:
+    """(part, ``job(part)``) for each part, in order. ``job`` is picklable; with one worker, or one part, this process
+    does the work.
+
+    Raises:
+        UserError: what the job raises, or a worker was killed.
+    """
+    processes = min(workers, len(parts))
+    return run_in_order(job, parts, processes if processes > 1 else 0)
+
+
+def drawn_samples(samples: int, count: int) -> list[int]:
+    """At most ``count`` of the numbers below ``samples``, ascending; always the same ones."""
+    return sorted(random.Random(0).sample(range(samples), min(count, samples)))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from data_tools.build.duplicate_keys import key_number
+from data_tools.build.ordered_workers import Part
 from data_tools.build.stats import count_sample
-from data_tools.build.work_units import Part
 from pdfx.data.plain_tar import PlainTarInfo
 from pdfx.data.schema import INDEX_NAME, identity_number
 from pdfx.data.shards import SampleError, Shard

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from data_tools.build.builder import Progress
-from data_tools.build.work_units import drawn_samples
+from data_tools.build.ordered_workers import drawn_samples
 from pdfx.data.shards import SampleError, ShardedDataset
 from pdfx.errors import UserError
 from pdfx.host.data_uris import thumbnail

@@ -13,13 +13,13 @@ import numpy as np
 
 from data_tools.build.builder import Progress
 from data_tools.build.duplicate_keys import key_number, repeated_keys
-from data_tools.build.shard_stats import read_stats
 from data_tools.build.shard_writer import sync_and_close, sync_directory
 from data_tools.build.staged_directory import ShardSeries, Written, new_directories, write_index
+from data_tools.build.stats import read_stats
 from pdfx.data.schema import INDEX_NAME, Record, ShardEntry
 from pdfx.data.shards import SampleError, Shard, ShardedDataset
 from pdfx.data.storage.base import Storage, StorageError
-from pdfx.data.storage.opening import open_storage
+from pdfx.data.storage.local import open_storage
 from pdfx.errors import UserError
 
 LONGEST_KEY = 64

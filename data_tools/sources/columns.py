@@ -6,12 +6,19 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_tools.sources.base import SourceRecord, file_identity
-from data_tools.sources.files import Paths
-from data_tools.sources.labels import Labels
-from data_tools.sources.tables.base import Rows
+from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.tables.rows import listed, notes_on, open_rows, require_columns
-from data_tools.sources.tables.values import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
+from data_tools.sources.tables.values import (
+    Labels,
+    Pictures,
+    Problem,
+    Rows,
+    as_record,
+    is_missing,
+    shown,
+    side_of,
+    text_of,
+)
 from pdfx.errors import UserError, shortened
 
 LABEL_COLUMNS = ("label", "labels", "score", "scores")

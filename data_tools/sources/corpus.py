@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.sources.tables.base import Row, Rows
-from data_tools.sources.tables.values import Pictures, Problem, identity_of
+from data_tools.sources.tables.values import Pictures, Problem, Row, Rows, identity_of
 from pdfx.data.schema import identity_number
 from pdfx.host.system_errors import naming
 

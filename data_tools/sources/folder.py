@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data_tools.sources.base import SourceRecord
-from data_tools.sources.folder_files import METADATA_NAMES
-from data_tools.sources.folder_metadata import MetadataCaptions
+from data_tools.sources.folder_files import METADATA_NAMES, is_caption, is_picture, left_out, listings
 from data_tools.sources.folder_text import TextFileCaptions
-from data_tools.sources.tables.values import Pictures, as_record
+from data_tools.sources.tables.rows import listed, notes_on, open_rows, require_columns
+from data_tools.sources.tables.values import Pictures, Problem, Row, Rows, as_record, text_of
 from pdfx.errors import UserError
+from pdfx.host.files import file_stamp
+from pdfx.model.texts import is_blank
+
+_FILE_NAME = "file_name"
+_CAPTION_COLUMNS = ("text", "caption", "captions")
 
 
 class FolderSource:
@@ -76,3 +83,103 @@ class FolderSource:
             "target": caption,
             "target_id": values["picture"] if values["is_one_of_several"] else None,
         }
+
+
+class MetadataCaptions:
+    """Rows with the values ``picture`` (its name below the folder), ``caption`` and ``is_one_of_several``.
+
+    Args:
+        folder: metadata files are looked for in it and in all folders in it; each names pictures relative to its own
+            folder.
+        text: the column of captions, each a text or a list of texts.
+        is_first_only: take only the first caption of a list.
+
+    Raises:
+        UserError: a metadata file cannot be read, lacks ``file_name``, or its column of captions cannot be told.
+    """
+
+    def __init__(self, folder: Path, text: str | None, is_first_only: bool = False):
+        self.folder, self.is_first_only = folder, is_first_only
+        self.files: list[tuple[Path, Rows, str]] = []
+        for place, names in listings(folder):
+            for name in names:
+                if name in METADATA_NAMES:
+                    rows = open_rows(place / name)
+                    require_columns(rows, [_FILE_NAME], "Hugging Face's image folder layout")
+                    self.files.append((place, rows, _caption_column(rows, text)))
+
+    def identity(self) -> list[str]:
+        return [
+            f"{path.relative_to(self.folder).as_posix()}: {file_stamp(path)}"
+            for _, rows, _ in self.files
+            for path in rows.files
+        ]
+
+    def total(self) -> int | None:
+        """None of large files: they are not read beforehand, and any row may have a list of captions."""
+        return sum(1 for _ in self._read()) if None not in [rows.total() for _, rows, _ in self.files] else None
+
+    def notes(self) -> list[str]:
+        counts = Counter(is_picture(name) - is_caption(name) for _, names in listings(self.folder) for name in names)
+        rows = sum(sum(1 for _ in rows.read(0, [text])) for _, rows, text in self.files)
+        more = (
+            [f"There are {counts[1]} pictures in {self.folder}, and its metadata files have {rows} rows."]
+            if counts[1] > rows
+            else []
+        )
+        texts = (
+            [f"{counts[-1]} text files beside them are not read, since the metadata files have the captions."]
+            if counts[-1]
+            else []
+        )
+        return [
+            *more,
+            *texts,
+            *left_out(self.folder),
+            *(part for _, rows, text in self.files for part in notes_on(rows, [_FILE_NAME, text])),
+        ]
+
+    def read(self, start: int = 0) -> Iterator[Row]:
+        return islice(self._read(), start, None)
+
+    def _read(self) -> Iterator[Row]:
+        for place, rows, text in self.files:
+            for row in rows.read(0, [_FILE_NAME, text]):
+                if row.problem is not None:
+                    yield row
+                    continue
+                captions = row.values.get(text)
+                captions = captions if isinstance(captions, list) and captions else [captions]
+                captions = captions[:1] if self.is_first_only else captions
+                for caption in captions:
+                    try:
+                        values = {
+                            **self._pair(place, row.values, text, caption),
+                            "is_one_of_several": len(captions) > 1,
+                        }
+                        yield Row(row.origin, values, raw=row.raw)
+                    except Problem as error:
+                        yield Row(row.origin, None, str(error), row.raw)
+
+    def _pair(self, place: Path, values: dict[str, Any], text: str, caption: Any) -> dict[str, Any]:
+        name = text_of(values.get(_FILE_NAME), _FILE_NAME)
+        if not name:
+            raise Problem(f"'{_FILE_NAME}' is empty")
+        caption = text_of(caption or None, text)
+        if is_blank(caption):
+            raise Problem(f"'{text}' is empty: the picture {name} has no caption")
+        return {"picture": (place.relative_to(self.folder) / name).as_posix(), "caption": caption}
+
+
+def _caption_column(rows: Rows, text: str | None) -> str:
+    if text is not None:
+        require_columns(rows, [text], f"text={text}")
+        return text
+    candidates = [name for name in rows.columns if name != _FILE_NAME]
+    named = [name for name in _CAPTION_COLUMNS if name in candidates]
+    if len(named) == 1 or len(candidates) == 1:
+        return (named or candidates)[0]
+    raise UserError(
+        f"Which column of {rows.files[0]} holds the captions is not clear; say it as in text=COLUMN. There are: "
+        f"{listed(candidates)}."
+    )

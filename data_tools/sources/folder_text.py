@@ -18,8 +18,7 @@ from data_tools.sources.folder_files import (
     listings,
 )
 from data_tools.sources.lines import RAW_CHARACTERS
-from data_tools.sources.tables.base import Row
-from data_tools.sources.tables.values import Problem
+from data_tools.sources.tables.values import Problem, Row
 from pdfx.errors import UserError, shortened
 from pdfx.host.files import file_stamp
 from pdfx.model.texts import is_blank

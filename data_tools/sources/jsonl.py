@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
-from data_tools.sources.base import SourceRecord, file_identity
-from data_tools.sources.files import Paths, input_files, left_in_folders
+from data_tools.sources.base import Paths, SourceRecord, file_identity, input_files, left_in_folders
 from data_tools.sources.lines import JSONL_ENDINGS, Line, count_lines, read_lines
 from pdfx.data.schema import Record, explain
 from pdfx.host.reading import parse_json

@@ -11,12 +11,20 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from data_tools.sources.base import SourceRecord, file_identity
-from data_tools.sources.files import Paths, has_ending, input_files
+from data_tools.sources.base import Paths, SourceRecord, file_identity, has_ending, input_files
 from data_tools.sources.image_markers import has_marker, without_markers
-from data_tools.sources.tables.base import Row, raw_of
 from data_tools.sources.tables.rows import TABLE_ENDINGS, listed, notes_on, open_rows
-from data_tools.sources.tables.values import Pictures, Problem, as_record, is_missing, shown, side_of, text_of
+from data_tools.sources.tables.values import (
+    Pictures,
+    Problem,
+    Row,
+    as_record,
+    is_missing,
+    raw_of,
+    shown,
+    side_of,
+    text_of,
+)
 from pdfx.data.mmeb import find_set
 from pdfx.errors import UserError
 

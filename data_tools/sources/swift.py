@@ -7,13 +7,20 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data_tools.sources.base import SourceRecord, file_identity
-from data_tools.sources.files import Paths
+from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.image_markers import without_markers
-from data_tools.sources.labels import Labels
-from data_tools.sources.tables.base import Row
 from data_tools.sources.tables.rows import notes_on, open_rows
-from data_tools.sources.tables.values import Pictures, Problem, as_record, is_missing, list_of, shown, side_of
+from data_tools.sources.tables.values import (
+    Labels,
+    Pictures,
+    Problem,
+    Row,
+    as_record,
+    is_missing,
+    list_of,
+    shown,
+    side_of,
+)
 
 _TAG = "<image>"
 _OUTER_TAGS = re.compile(rf"\A(?:\s*{_TAG})+|(?:{_TAG}\s*)+\Z")

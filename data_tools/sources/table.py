@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
-from data_tools.sources.base import SourceRecord, file_identity
-from data_tools.sources.files import Paths
+from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.tables.rows import listed, notes_on, open_rows, others, require_columns
 from data_tools.sources.tables.values import (
     Pictures,

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.sources.base import SourceRecord, file_identity
+from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.corpus import Corpus, Document
-from data_tools.sources.files import Paths
-from data_tools.sources.tables.base import Row
 from data_tools.sources.tables.rows import notes_on, open_rows, require_columns
 from data_tools.sources.tables.values import (
     Pictures,
     Problem,
+    Row,
     as_record,
     identity_of,
     is_missing,

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from pdfx.config.run_files import MANIFEST
 from pdfx.errors import UserError
-from pdfx.host.checksums import FileRecord, read_record, stamp, write_checksummed
+from pdfx.host.files import FileRecord, read_record, stamp, write_checksummed
 from pdfx.host.reading import read_json
 
 VERSION = 2

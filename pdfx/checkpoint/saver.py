@@ -45,7 +45,7 @@ from pdfx.checkpoint.zero_shards import Part, flat_tensors, optimizer_steps, par
 from pdfx.config.run_files import CHECKPOINTS, CONFIG
 from pdfx.distributed.world import CONTROL_TIMEOUT, World
 from pdfx.errors import UserError
-from pdfx.host.checksums import FileRecord, read_record, sync, write_checksummed
+from pdfx.host.files import FileRecord, read_record, sync, write_checksummed
 from pdfx.host.tensor_files import Entry, write_tensors
 
 Records = dict[str, FileRecord]

@@ -191,10 +191,8 @@ def evaluate(
     target_id are right. Samples that cannot be used are named, counted and left out.
     """
     from pdfx.config import EvaluateSection
-    from pdfx.evaluate.data_set_tables import notes, print_tables, result_tables
-    from pdfx.evaluate.data_sets import report_of
-    from pdfx.evaluate.exported import evaluate_export
-    from pdfx.evaluate.tables import LEGEND
+    from pdfx.evaluate.data_sets import evaluate_export, report_of
+    from pdfx.evaluate.tables import LEGEND, notes, print_tables, result_tables
 
     quiet = prints_json(json_file)
     settings = EvaluateSection(batch_size=batch_size, max_corrupt_share=max_corrupt_share)

@@ -18,7 +18,7 @@ from pdfx.convert.shards import write_shard
 from pdfx.convert.weights import Weight, WeightSource
 from pdfx.embedder.lora import remove_adapters
 from pdfx.errors import UserError
-from pdfx.host.checksums import FileRecord
+from pdfx.host.files import FileRecord
 from pdfx.host.tensor_files import Entry
 from pdfx.model.adapter_export import ADAPTER_FOLDER, TRAINED_WEIGHTS
 

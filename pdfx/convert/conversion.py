@@ -22,8 +22,7 @@ from pdfx.convert.weights import WeightSource
 from pdfx.embedder.build import build_on_meta
 from pdfx.embedder.lora import remove_adapters
 from pdfx.errors import UserError
-from pdfx.host.checksums import sync
-from pdfx.host.files import draft_beside
+from pdfx.host.files import draft_beside, sync
 from pdfx.host.reading import read_json
 
 MAX_SHARD_SIZE = "5GB"

@@ -17,7 +17,7 @@ from pdfx.checkpoint.directory import Checkpoint
 from pdfx.config import Config, shown_settings
 from pdfx.embedder.exports import RECORD, files_of
 from pdfx.errors import UserError, in_short
-from pdfx.host.checksums import FileRecord, read_record
+from pdfx.host.files import FileRecord, read_record
 from pdfx.model import ParallelEmbedder
 
 

@@ -11,7 +11,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from pdfx.convert.weights import Weight
 from pdfx.errors import UserError
-from pdfx.host.checksums import FileRecord
+from pdfx.host.files import FileRecord
 from pdfx.host.tensor_files import write_tensors
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -28,9 +28,9 @@ from pdfx.data.samples import (
 from pdfx.data.schema import INDEX_NAME, Record, ShardEntry, ShardIndex, explain
 from pdfx.data.storage.base import Reading, Storage, StorageError
 from pdfx.data.storage.cache import SpanCache
-from pdfx.data.storage.opening import open_storage
+from pdfx.data.storage.local import open_storage
 from pdfx.errors import UserError
-from pdfx.host.checksums import read_record
+from pdfx.host.files import read_record
 from pdfx.host.reading import array_of, parse_json
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 

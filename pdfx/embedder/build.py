@@ -13,7 +13,7 @@ from transformers import AutoModel, PretrainedConfig
 from pdfx.config import Config, ModelSection
 from pdfx.embedder.lora import apply_lora, set_trainable
 from pdfx.errors import UserError, in_short
-from pdfx.host.model_files import require_sound_files
+from pdfx.host.tensor_files import require_sound_files
 from pdfx.model import ParallelEmbedder, cache_vision_tower
 from pdfx.model.configuration import new_config
 from pdfx.model.custom_code import run_module_file

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 
 from pdfx.errors import UserError, in_short, shortened
-from pdfx.host.checksums import FileRecord, read_record, stamp
-from pdfx.host.model_files import require_sound_files
+from pdfx.host.files import FileRecord, read_record, stamp
 from pdfx.host.reading import read_json
+from pdfx.host.tensor_files import require_sound_files
 
 if TYPE_CHECKING:
     from pdfx.model import InputProcessor, ParallelEmbedder

@@ -10,10 +10,13 @@ from pdfx.config import Config, EvaluateSection
 from pdfx.data import ShardedDataset
 from pdfx.data.mmeb import GROUPS, present_sets
 from pdfx.data.storage.base import Reading
+from pdfx.distributed.world import launched_ranks
+from pdfx.embedder.exports import opened_export
 from pdfx.errors import UserError
 from pdfx.evaluate.embedding import EmbedInputs, Progress, Say
 from pdfx.evaluate.retrieval import evaluate_shards
 from pdfx.host.urls import without_secrets
+from pdfx.model import ParallelEmbedder
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 Results = dict[str, dict[str, float]]
@@ -155,3 +158,42 @@ def missing_sets(results: Results) -> list[str]:
     """MMEB's data sets that are not there, where some are."""
     present = present_sets(results)
     return [item.name for item in GROUPS["Overall"] if item not in present] if present else []
+
+
+def evaluate_export(
+    model: Path,
+    shards: Sequence[str | Path],
+    settings: EvaluateSection,
+    num_workers: int = 0,
+    trust_remote_code: bool = False,
+    counters: Counters | None = None,
+    say: Say | None = None,
+) -> Results | None:
+    """The metrics of each directory of shards by its name; None on ranks other than 0.
+
+    Raises:
+        UserError: the model or the shards cannot be used.
+    """
+    data_sets = open_data_sets(shards)
+    with (
+        launched_ranks() as ranks,
+        opened_export(model, ranks.device, trust_remote_code, verify=ranks.rank == 0) as embedder,
+    ):
+        first = ranks.rank == 0
+        told = (counters, say) if first else (None, None)
+        results = evaluate_data_sets(
+            embed_on(embedder),
+            data_sets,
+            embedder.processor,
+            settings,
+            ranks.rank,
+            ranks.world_size,
+            num_workers,
+            *told,
+        )
+    return results if first else None
+
+
+def embed_on(embedder: ParallelEmbedder) -> EmbedInputs:
+    """A function that moves inputs to the embedder's device and embeds them."""
+    return lambda inputs: embedder({name: tensor.to(embedder.device) for name, tensor in inputs.items()})

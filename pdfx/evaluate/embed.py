@@ -24,7 +24,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from pdfx.data.picture_folder import PictureError, PictureFolder
 from pdfx.data.schema import Side, explain
-from pdfx.distributed.launched import launched_ranks, launched_world_size, pick_device
+from pdfx.distributed.world import launched_ranks, launched_world_size, pick_device
 from pdfx.embedder.exports import check_export, opened_export
 from pdfx.errors import UserError
 from pdfx.host.files import draft_beside, require_folder, write_atomically

@@ -12,14 +12,13 @@ from pdfx import __version__
 from pdfx.config import Config, EvaluateSection, dump_config, load_config
 from pdfx.config.run_files import CONFIG, METRICS
 from pdfx.data import SampleError, ShardedDataset
-from pdfx.distributed.launched import pick_device
+from pdfx.distributed.world import pick_device
 from pdfx.embedder.exports import opened_export
 from pdfx.errors import UserError
 from pdfx.evaluate import figures
-from pdfx.evaluate.data_sets import ALL
+from pdfx.evaluate.data_sets import ALL, embed_on
 from pdfx.evaluate.embedding import EmbeddedItems, Progress, Say, embed_shards
 from pdfx.evaluate.examples import Example, find_examples
-from pdfx.evaluate.exported import embed_on
 from pdfx.evaluate.figures import Picture, Points
 from pdfx.evaluate.metrics import PRECISION, path_similarity
 from pdfx.evaluate.origin import origin_of

@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pdfx.config.run_files import METRICS, TIMINGS
-from pdfx.data.coverage import coverage_table
-from pdfx.evaluate.data_set_tables import notes, print_tables, result_tables
+from pdfx.data.corrupt_samples import coverage_table
 from pdfx.evaluate.data_sets import Results, flattened
+from pdfx.evaluate.tables import notes, print_tables, result_tables
 from pdfx.host.console import console
 from pdfx.host.files import write_atomically
 from pdfx.host.reading import parse_json, read_bounded

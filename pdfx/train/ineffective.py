@@ -12,8 +12,7 @@ from pydantic_core import PydanticUndefined
 from pdfx.config import Config
 from pdfx.config.deepspeed_file import unused_keys
 from pdfx.config.section import Section
-from pdfx.data.negatives import tell_hard_negatives
-from pdfx.data.training_sets import TrainingSet
+from pdfx.data.training_sets import TrainingSet, tell_hard_negatives
 from pdfx.host.urls import is_url
 
 

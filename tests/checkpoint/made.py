@@ -5,7 +5,7 @@ from pathlib import Path
 from pdfx.checkpoint.directory import directory_name
 from pdfx.checkpoint.manifest import Manifest, Metric, write_manifest
 from pdfx.config.run_files import CHECKPOINTS
-from pdfx.host.checksums import write_checksummed
+from pdfx.host.files import write_checksummed
 
 
 def make_checkpoint(run: Path, step: int, metric: float | None = None, files: dict[str, bytes] | None = None) -> Path:

@@ -22,7 +22,7 @@ from pdfx.checkpoint.parameters import MASTER, SavedParameters, part_file_name, 
 from pdfx.checkpoint.retention import Retention, prune
 from pdfx.config.run_files import CHECKPOINTS, MANIFEST
 from pdfx.errors import UserError
-from pdfx.host.checksums import write_checksummed
+from pdfx.host.files import write_checksummed
 from pdfx.host.tensor_files import Entry, write_tensors
 
 PART = f"{PARAMETERS}/{part_file_name(1, 2)}"

@@ -8,8 +8,7 @@ from tiny_recipes import recipe
 from tiny_runs import tiny_shards
 
 from pdfx.config import Config, dump_config, load_config
-from pdfx.data.negatives import tell_hard_negatives
-from pdfx.data.training_sets import open_training_sets
+from pdfx.data.training_sets import open_training_sets, tell_hard_negatives
 from pdfx.train.ineffective import settings_without_effect
 from pdfx.train.schedule import learning_rate_factor, settle_warm_ups
 

@@ -31,7 +31,7 @@ from pdfx.convert.weights import narrowed
 from pdfx.embedder.build import build_embedder, build_on_meta
 from pdfx.embedder.exports import files_of, load_export
 from pdfx.errors import UserError
-from pdfx.host.checksums import FileRecord, read_record
+from pdfx.host.files import FileRecord, read_record
 from pdfx.model import ParallelEmbedder
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,7 @@ from rich.console import Console
 from tiny_shards import damage_image, make_shards, picture, write_records
 
 from data_tools.build.builder import build_shards
-from data_tools.inspect.describe import describe_shards
-from data_tools.inspect.describe_tables import description_tables
+from data_tools.inspect.describe import describe_shards, description_tables
 
 
 def test_the_description_counts_what_was_built(tmp_path):

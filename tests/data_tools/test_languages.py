@@ -1,6 +1,6 @@
 import pytest
 
-from data_tools.inspect.languages import MINIMUM_BYTES, UNDETERMINED, language_of
+from data_tools.inspect.measure import MINIMUM_BYTES, UNDETERMINED, language_of
 
 SENTENCES = {
     "en": "The quick brown fox jumps over the lazy dog and runs away from the hunters.",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.build.work_units import PART_SAMPLES, Part, drawn_samples, parts_of, share_out
+from data_tools.build.ordered_workers import PART_SAMPLES, Part, drawn_samples, parts_of, share_out
 from pdfx.data.schema import ShardEntry, ShardIndex, fingerprint
 from pdfx.errors import UserError
 

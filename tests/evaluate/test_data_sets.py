@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from pdfx.errors import UserError
-from pdfx.evaluate.data_set_tables import notes, result_tables
 from pdfx.evaluate.data_sets import averages, flattened, open_data_sets, report_of
+from pdfx.evaluate.tables import notes, result_tables
 
 SCORES = ("path_0", "fused", "chance")
 

@@ -11,9 +11,9 @@ from tiny_exports import PATHS
 
 from pdfx.config import EvaluateSection
 from pdfx.data import ShardedDataset
-from pdfx.distributed.launched import launched_ranks
+from pdfx.distributed.world import launched_ranks
 from pdfx.embedder.exports import load_export
-from pdfx.evaluate.exported import embed_on, evaluate_export
+from pdfx.evaluate.data_sets import embed_on, evaluate_export
 from pdfx.evaluate.metrics import chance_metrics
 from pdfx.evaluate.retrieval import evaluate_shards
 

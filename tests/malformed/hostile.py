@@ -231,8 +231,7 @@ def run_cases(run: Path, work: Path) -> Iterator[tuple[str, Callable[[], object]
     from pdfx.embedder.exports import load_export
     from pdfx.evaluate.report import read_run
     from pdfx.faults.run_lock import read_holder
-    from pdfx.host.model_files import require_sound_files
-    from pdfx.host.tensor_files import TensorFile
+    from pdfx.host.tensor_files import TensorFile, require_sound_files
 
     checkpoint = next((run / CHECKPOINTS).iterdir())
 

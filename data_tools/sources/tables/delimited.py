@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from data_tools.sources.files import has_ending
+from data_tools.sources.base import has_ending
 from data_tools.sources.lines import RAW_CHARACTERS, bounded_lines, is_cheap_to_read, open_input, too_long
-from data_tools.sources.tables.base import Row, any_columns, common_columns
+from data_tools.sources.tables.values import Row, any_columns, common_columns
 from pdfx.errors import UserError, shortened
 
 _CELL_LIMIT = 1 << 24

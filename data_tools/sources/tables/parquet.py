@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from data_tools.sources.tables.base import Row, any_columns, common_columns, raw_of
+from data_tools.sources.tables.values import Row, any_columns, common_columns, raw_of
 from pdfx.errors import UserError
 
 _BATCH_ROWS = 64

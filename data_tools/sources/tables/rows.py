@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
-from data_tools.sources.files import Paths, has_ending, input_files, left_in_folders
-from data_tools.sources.lines import JSONL_ENDINGS, RAW_CHARACTERS
-from data_tools.sources.tables.base import Rows
+from pydantic_core import from_json
+
+from data_tools.sources.base import Paths, has_ending, input_files, left_in_folders
+from data_tools.sources.lines import JSONL_ENDINGS, RAW_CHARACTERS, Line, count_lines, read_lines
+from data_tools.sources.tables.values import Row, Rows
+from pdfx.data.schema import json_problem
 from pdfx.errors import UserError, shortened
 
 DELIMITED_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_ENDINGS = (".parquet",)
 TABLE_ENDINGS = (*PARQUET_ENDINGS, *DELIMITED_ENDINGS, *JSONL_ENDINGS)
+_SAMPLED_LINES = 1000
 
 
 def open_rows(paths: Paths, delimiter: str | None = None, quotes: bool = True) -> Rows:
@@ -36,7 +41,7 @@ def open_rows(paths: Paths, delimiter: str | None = None, quotes: bool = True) -
         raise UserError(f"delimiter and quotes are for CSV and TSV, and {files[0]} is {kind}; leave them out.")
     # Each kind's reader is imported where it is needed, since pyarrow is slow to import.
     if kind == "JSONL":
-        from data_tools.sources.tables.jsonl_rows import JsonlRows
+        from data_tools.sources.tables.rows import JsonlRows
 
         rows = JsonlRows(files)
     elif kind == "parquet":
@@ -85,3 +90,40 @@ def listed(names: Iterable[str]) -> str:
 
 def others(files: list[Path]) -> str:
     return f" and {len(files) - 1} more" if len(files) > 1 else ""
+
+
+class JsonlRows:
+    """Implements ``rows.Rows``. ``columns`` are the keys of the first thousand lines."""
+
+    remarks: list[str] = []
+
+    def __init__(self, files: list[Path]):
+        self.files = files
+        self._keys: dict[str, None] = {}
+        self.columns = list(
+            dict.fromkeys(key for row in islice(self.read(), _SAMPLED_LINES) for key in row.values or ())
+        )
+
+    def total(self) -> int | None:
+        return count_lines(self.files)
+
+    def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
+        for row in map(_to_row, read_lines(self.files, start)):
+            self._keys |= dict.fromkeys(row.values or ())
+            yield row
+
+    @property
+    def all_columns(self) -> list[str]:
+        return list(self._keys)
+
+
+def _to_row(line: Line) -> Row:
+    if line.problem is not None:
+        return Row(line.origin, None, line.problem, line.raw)
+    try:
+        values = from_json(line.data)
+    except ValueError as error:
+        return Row(line.origin, None, json_problem(str(error)), line.raw)
+    if not isinstance(values, dict):
+        return Row(line.origin, None, "it is no JSON object, which stands in braces", line.raw)
+    return Row(line.origin, values, None, line.raw)

@@ -1,22 +1,85 @@
-"""From the values of a row to the texts and pictures of a record, or to the part of a sentence that says which field is
+"""A row of a table, and from its values to the texts and pictures of a record, or to the reason why a field is
 wrong."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from data_tools.sources.base import SourceRecord
-from data_tools.sources.tables.base import Row
+from data_tools.sources.base import BELOW_LABEL, SourceRecord
+from data_tools.sources.lines import RAW_CHARACTERS
 from pdfx.data.schema import Record, explain
 from pdfx.errors import shortened
 
 _SHOWN_CHARACTERS = 80
 _REMOTE = ("http://", "https://", "s3://", "gs://", "hf://")
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a table, or why there is none.
+
+    Attributes:
+        origin: file and number of line or row, for messages.
+        values: by column; None if ``problem`` says why.
+        problem: the part of a sentence that says why the row cannot be used; None if it can.
+        raw: what a quarantine file shows of it.
+    """
+
+    origin: str
+    values: dict[str, Any] | None
+    problem: str | None = None
+    raw: str = ""
+
+
+class Rows(Protocol):
+    """The rows of files of one kind.
+
+    Attributes:
+        columns: names that every file has, in the order of the first; of JSONL, the keys of the first lines.
+        all_columns: names that any file has; of JSONL, the keys of all lines read so far.
+        remarks: sentences on what was read.
+        left: sentences on what lies beside the files and is not read.
+    """
+
+    files: list[Path]
+    columns: list[str]
+    all_columns: list[str]
+    remarks: list[str]
+    left: list[str]
+
+    def total(self) -> int | None:
+        """How many rows there are, where that is cheap to know."""
+
+    def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
+        """The rows from number ``start`` on, with the values of these columns at least."""
+
+
+def any_columns(columns_of: list[list[str]]) -> list[str]:
+    """The names that any file has."""
+    return list(dict.fromkeys(name for columns in columns_of for name in columns))
+
+
+def common_columns(columns_of: list[list[str]]) -> list[str]:
+    """The names that every file has, in the order of the first."""
+    return [name for name in columns_of[0] if all(name in columns for columns in columns_of[1:])]
+
+
+def raw_of(values: dict[str, Any]) -> str:
+    """A row as JSON, with bytes told by their number."""
+    text = json.dumps(
+        values,
+        ensure_ascii=False,
+        default=lambda value: f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value),
+    )
+    return shortened(text, RAW_CHARACTERS)
 
 
 class Problem(ValueError):
@@ -161,3 +224,29 @@ def _decoded(address: str, field: str) -> bytes:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Problem(f"'{field}' is a data address that cannot be decoded ({error})") from None
+
+
+class Labels:
+    """Refuses pairs that are no positive ones: trained on, they would teach the opposite of what their label says.
+
+    Args:
+        least: the lowest label of a positive pair. None: any label will do.
+    """
+
+    def __init__(self, least: float | None):
+        self.least = least
+
+    def require(self, value: Any, field: str) -> None:
+        """Raises Problem where the label is too low, or no number."""
+        if self.least is None:
+            return
+        try:
+            number = float(value) if isinstance(value, (str, int, float)) else None
+        except ValueError:
+            number = None
+        if number is None or number != number:
+            raise Problem(f"'{field}' is {shown(value)}: it must be a number")
+        if number < self.least:
+            raise Problem(
+                f"'{field}' is {number:g}, below min_label={self.least:g}, so it is not a positive pair", BELOW_LABEL
+            )

@@ -11,7 +11,7 @@ import aiohttp
 import yarl
 from fsspec.implementations.http import HTTPFileSystem
 
-from pdfx.data.storage.answers import Sightings, read_at_most
+from pdfx.data.storage.remote_errors import Sightings, read_at_most
 from pdfx.host.reading import SMALL
 from pdfx.host.urls import HTTP
 

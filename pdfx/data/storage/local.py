@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pdfx.data.storage.base import StorageError
-from pdfx.host.checksums import stamp
+from pdfx.data.storage.base import Reading, Storage, StorageError
+from pdfx.host.files import stamp
 from pdfx.host.reading import SMALL, open_plain, read_bounded
+from pdfx.host.urls import is_url
 
 _OPEN_FILES = 64
 
@@ -83,3 +84,19 @@ class LocalFolder:
 
 def _reason(error: OSError) -> StorageError:
     return StorageError(error.strerror or str(error), missing=isinstance(error, FileNotFoundError))
+
+
+def open_storage(place: str | Path | Storage, reading: Reading | None = None) -> Storage:
+    """The storage at a local path or an fsspec URL; a storage is given back as it is.
+
+    Raises:
+        UserError: the URL's protocol is unknown, or its package is not installed.
+    """
+    if not isinstance(place, (str, Path)):
+        return place
+    if not is_url(place):
+        return LocalFolder(place)
+    # Imported here, since most runs read local folders and fsspec costs each of their processes time.
+    from pdfx.data.storage.remote import RemoteFolder
+
+    return RemoteFolder(str(place), reading or Reading())

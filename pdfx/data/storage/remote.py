@@ -15,9 +15,8 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
-from pdfx.data.storage.answers import ReplacedError, Sightings
 from pdfx.data.storage.base import LONGEST_DELAY, Reading, StorageError
-from pdfx.data.storage.remote_errors import is_missing, is_transient, reason_of
+from pdfx.data.storage.remote_errors import ReplacedError, Sightings, is_missing, is_transient, reason_of
 from pdfx.errors import UserError
 from pdfx.host.reading import SMALL
 from pdfx.host.urls import HTTP, protocol_of, scrubbed, split_query, without_secrets

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 
 _TIMEOUTS = (TimeoutError, asyncio.TimeoutError)  # one and the same from Python 3.11 on
@@ -28,6 +28,7 @@ _TRANSIENT_NAMES = {
     "ResponseParserError",  # botocore: a busy server's answer that is no XML
 }
 """Of aiohttp and botocore, whose classes are no OSErrors throughout."""
+_PIECE = 1 << 20
 
 
 def is_transient(error: BaseException) -> bool:
@@ -94,3 +95,35 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _class_names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
+
+
+class ReplacedError(Exception):
+    """A file is not the one any more that was seen first; the message is the part of a sentence that says how that
+    shows."""
+
+
+class Sightings:
+    """What servers said about each file at first sight. Travels to other processes."""
+
+    def __init__(self):
+        self._first: dict[str, dict[str, str | int]] = {}
+
+    def check(self, file: str, **said: str | int | None) -> None:
+        """Raises ReplacedError if the server once said something else; what it leaves out (None) is not compared."""
+        first = self._first.setdefault(file, {})
+        for name, value in said.items():
+            if value is not None and first.setdefault(name, value) != value:
+                raise ReplacedError(
+                    f"its {name.replace('_', '-')} was {str(first[name])[:80]} and is {str(value)[:80]}"
+                )
+
+
+async def read_at_most(read: Callable[[int], Awaitable[bytes]], limit: int, announced: int | None) -> bytes:
+    """A body of at most ``limit`` bytes. Raises ValueError as soon as it is known to be longer."""
+    pieces, size = [], 0
+    while max(size, announced or 0) <= limit and (piece := await read(_PIECE)):
+        pieces.append(piece)
+        size += len(piece)
+    if max(size, announced or 0) > limit:
+        raise ValueError(f"{max(size, announced or 0)} bytes came where {limit} were asked for")
+    return b"".join(pieces)

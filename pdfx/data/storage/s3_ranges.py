@@ -7,7 +7,7 @@ from typing import Any
 
 from s3fs import S3FileSystem
 
-from pdfx.data.storage.answers import Sightings, read_at_most
+from pdfx.data.storage.remote_errors import Sightings, read_at_most
 from pdfx.host.reading import SMALL
 
 
