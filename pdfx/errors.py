@@ -1,5 +1,10 @@
 """Errors that a user can cure; the command line prints them as one sentence without a stack trace."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 from pdfx.host.urls import scrubbed
 
 _MESSAGE_CHARACTERS = 4000
@@ -22,3 +27,8 @@ def shortened(text: str, most: int, at_end: int = 0) -> str:
 def in_short(error: Exception) -> str:
     """What a library's error says, in one line of at most 400 characters; some list all that they know."""
     return shortened(" ".join(str(error).split()), 400)
+
+
+def nearest(name: str, known: Iterable[str], least: float = 0.0) -> str | None:
+    """The known name that is most like a given one, for "did you mean"; None if none is by ``least``, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(name[:80], [other[:80] for other in known], n=1, cutoff=least)), None)

@@ -3,11 +3,9 @@ import os
 import re
 
 import pytest
-import typer
 from command_line import run_pdfx, told
 from tiny_shards import picture, write_records
 
-from pdfx.cli.build import parse_bytes
 from pdfx.data import ShardedDataset
 
 PAIR = {"query": {"text": "q"}, "target": {"text": "t"}}
@@ -147,19 +145,6 @@ def test_a_key_that_a_record_has_twice_and_names_that_are_not_utf8_are_told_and_
     assert "1 samples" in out and "the key 'query' is there twice" in (tmp_path / "out/quarantine.jsonl").read_text()
     code, out, error = pdfx("shards", "build", source, "--out", tmp_path / "out")
     assert code == 0 and "complete already" in out, error
-
-
-@pytest.mark.parametrize(
-    "text, size", [("1GB", 10**9), ("1GiB", 2**30), ("500 mb", 5 * 10**8), ("1.5k", 1500), ("4096", 4096), ("7B", 7)]
-)
-def test_sizes_are_read_with_their_units(text, size):
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "1XB", "-1GB", "1 GB 2"])
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(typer.BadParameter, match="is no size"):
-        parse_bytes(text)
 
 
 def test_rows_below_min_label_are_left_out_and_never_too_many(pdfx, tmp_path):

@@ -8,7 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
-from pdfx.host.files import draft_beside, write_json
+import pytest
+
+from pdfx.errors import UserError
+from pdfx.host.files import draft_beside, parse_size, write_json
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -79,3 +82,26 @@ def test_a_link_a_pipe_and_a_device_stay_what_they_are(tmp_path):
     device.symlink_to("/dev/null")
     write_json([3], device)
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1GB", 10**9),
+        ("5GB", 5 * 10**9),
+        ("1GiB", 2**30),
+        ("1.5GiB", 3 * 2**29),
+        ("500 mb", 5 * 10**8),
+        ("1.5k", 1500),
+        ("4096", 4096),
+        ("7B", 7),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "0", "1XB", "5 XB", "-1GB", "1TBx", "1 GB 2"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UserError, match=f"Invalid size '{text}'; write it as 5GB"):
+        parse_size(text)

@@ -12,9 +12,10 @@ from data_tools.build.leakage import LEAKAGE_NAME, EvaluationSet
 from data_tools.build.pack import Packed, Rejected
 from data_tools.build.quarantine import LEFT_OUT, QUARANTINE_NAME, AppendedFile, BadShare, quarantine_line
 from data_tools.build.settings import BuildSettings
-from data_tools.build.shard_writer import ShardWriter, sync_and_close, sync_directory
+from data_tools.build.shard_writer import ShardWriter, write_index
 from data_tools.sources.base import SourceRecord
-from pdfx.data.schema import INDEX_NAME, ShardIndex, fingerprint
+from pdfx.data.schema import ShardIndex
+from pdfx.host.files import sync
 
 Overview = Callable[[Mapping[str, int]], str]
 
@@ -113,17 +114,7 @@ class Assembly:
             if not self.journal.shards:
                 return None
             self._note(Step())
-        shards = self.journal.shards
-        samples = sum(entry.samples for entry in shards)
-        index = ShardIndex(
-            shards=shards, samples=samples, targets_only=self.targets_only, fingerprint=fingerprint(shards)
-        )
-        with (self.journal.staging / INDEX_NAME).open("wb") as stream:
-            stream.write(index.model_dump_json(indent=1).encode() + b"\n")
-            sync_and_close(stream)
-        (self.journal.staging / INDEX_NAME).replace(self.out / INDEX_NAME)
-        sync_directory(self.out)
-        return index
+        return write_index(self.journal.staging, self.out, self.journal.shards, self.targets_only)
 
     def _finish_shard(self) -> None:
         self.targets_only += self._writer.counts["targets_only"]
@@ -135,7 +126,7 @@ class Assembly:
     def _note(self, step: Step) -> None:
         for file in self._files.values():
             file.sync()
-        sync_directory(self.out)
+        sync(self.out)
         state = {"rejected": dict(self.rejected), "leaks": dict(self.leaks)}
         state |= {name: getattr(self, name) for name in ("position", "targets_only", "stamp")}
         self.journal.append(

@@ -7,11 +7,11 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from data_tools.build.assembly import Assembly
@@ -27,12 +27,11 @@ from pdfx.data.picture_folder import PictureFolder
 from pdfx.data.schema import INDEX_NAME, ShardIndex
 from pdfx.data.shards import Shard, read_index
 from pdfx.errors import UserError
+from pdfx.host.console import ShowProgress
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
-__all__ = ["BuildSettings", "BuildSummary", "Progress", "build", "build_shards"]
+__all__ = ["BuildSettings", "BuildSummary", "build", "build_shards"]
 
-Progress = Callable[[int, int | None], None]
-"""Called with (items done, items in all or None)."""
 
 _BLOCK = 8
 """Records that a worker is given at a time: enough to make up for the way there and back, and few enough to hold many
@@ -74,7 +73,7 @@ def build_shards(
     images_dir: str | Path,
     out_dir: str | Path,
     samples_per_shard: int = BuildSettings.samples_per_shard,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     **settings,
 ) -> BuildSummary:
@@ -88,8 +87,8 @@ def build(
     images: Path | None,
     out: Path,
     settings: BuildSettings | None = None,
-    progress: Progress | None = None,
-    evaluation_progress: Progress | None = None,
+    progress: ShowProgress | None = None,
+    evaluation_progress: ShowProgress | None = None,
 ) -> BuildSummary:
     """Pack records and their images into shards. The same input gives the same bytes, whenever and by however many
     workers it is built.
@@ -109,7 +108,11 @@ def build(
     """
     settings = settings or BuildSettings()
     _require_own(out, settings.overwrite)
-    _require_records(source)
+    records = source.records()
+    first = next(records, None)
+    if first is None:
+        names = ", ".join(file.partition(": ")[0] for file in source.identity().get("files", []))
+        raise UserError(f"There are no records in {names or 'the source'}.")
     evaluation = [EvaluationSet(path, settings.leaks, evaluation_progress) for path in settings.evaluation]
     identity = {
         "source": source.identity(),
@@ -127,10 +130,11 @@ def build(
     with _out_of_space_told(out), Journal(out, identity, settings.overwrite) as journal:
         _remove_unfinished(out, journal)
         _require_same_pictures(source, packer, journal)
-        if journal.is_at_end and (out / INDEX_NAME).exists():
-            index, was_finished = read_index(out), True
+        was_finished = journal.is_at_end and (out / INDEX_NAME).exists()
+        if was_finished:
+            index = read_index(out)
         else:
-            index, was_finished = _run(source, packer, out, settings, journal, evaluation, progress), False
+            index = _run(source, chain([first], records), packer, out, settings, journal, evaluation, progress)
         last, bytes_ = journal.last, sum(entry.bytes for entry in index.shards)
         if index.samples + sum(last.rejected.values()) != last.position:
             raise UserError(
@@ -144,19 +148,21 @@ def build(
 
 def _run(
     source: Source,
+    records: Iterator[SourceRecord],
     packer: Packer,
     out: Path,
     settings: BuildSettings,
     journal: Journal,
     evaluation: list[EvaluationSet],
-    progress: Progress | None,
+    progress: ShowProgress | None,
 ) -> ShardIndex:
     total = source.total()
     overview = partial(_overview, source, packer)
     with Assembly(out, settings, journal, evaluation, total, overview) as assembly:
         if progress:
             progress(assembly.position, total)
-        blocks = _blocks(source.records(assembly.position), assembly.position)
+        rest = source.records(assembly.position) if assembly.position else records
+        blocks = _blocks(rest, assembly.position)
         with closing(run_in_order(packer, blocks, settings.workers if settings.workers > 1 else 0)) as results:
             for block, packed in results:
                 for (_, record), result in zip(block, packed, strict=True):
@@ -190,12 +196,6 @@ def _require_own(out: Path, overwrite: bool) -> None:
             read_index(out)
             return
         raise UserError(f"{out} is not an empty directory; delete it or build into another one.")
-
-
-def _require_records(source: Source) -> None:
-    if next(iter(source.records()), None) is None:
-        names = ", ".join(file.partition(": ")[0] for file in source.identity().get("files", []))
-        raise UserError(f"There are no records in {names or 'the source'}.")
 
 
 def _require_same_pictures(source: Source, packer: Packer, journal: Journal) -> None:

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from data_tools.build.shard_writer import sync_directory
 from pdfx.data.schema import ShardEntry, StrictModel, identity_number
 from pdfx.errors import UserError
+from pdfx.host.files import sync
 
 JOURNAL_NAME = "build.jsonl"
 FOLDER_NAME = ".build"
@@ -133,7 +133,7 @@ class Journal:
             return steps
         self._stream.truncate(0)
         self._write(json.dumps({"version": _VERSION, "identity": identity}, ensure_ascii=False))
-        sync_directory(self.out)
+        sync(self.out)
         return []
 
     def _parse(self, lines: list[bytes], identity: dict) -> list[Step] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.build.pack import Packed
+from pdfx.data.numbers import NumberTable
 from pdfx.data.schema import Record, content_identity, identity_number
 from pdfx.data.shards import SampleError, ShardedDataset
 from pdfx.errors import UserError
@@ -30,16 +31,15 @@ class EvaluationSet:
     def __init__(self, path: str | Path, kinds: tuple[str, ...], progress: Callable[[int, int], None] | None = None):
         self._dataset = ShardedDataset(path)
         self.path = self._dataset.path
-        found = {kind: array("q") for kind in kinds}
+        found = {kind: (array("q"), array("q")) for kind in kinds}
         for sample, (record, members) in enumerate(self._samples()):
             for kind, number in _parts(record, members):
                 if kind in found:
-                    found[kind].extend((number, sample))
+                    found[kind][0].append(number)
+                    found[kind][1].append(sample)
             if progress:
                 progress(sample + 1, len(self._dataset))
-        self._rows = {
-            kind: _by_hash(np.array(numbers, dtype=np.int64).reshape(-1, 2)) for kind, numbers in found.items()
-        }
+        self._tables = {kind: NumberTable(*map(np.array, columns)) for kind, columns in found.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -47,13 +47,11 @@ class EvaluationSet:
 
     def find(self, packed: Packed) -> Iterator[dict]:
         """What a record shares with this set: of each kind the first sample that has it."""
-        for kind, rows in self._rows.items():
-            for number in packed.parts[kind]:
-                place = int(np.searchsorted(rows[:, 0], np.int64(number)))
-                if place < len(rows) and rows[place, 0] == number:
-                    key, _ = next(iter(self._dataset.records([int(rows[place, 1])])))
-                    yield {"shares": kind, "evaluation": str(self.path), "key": key}
-                    break
+        for kind, table in self._tables.items():
+            samples = [int(found[0]) for number in packed.parts[kind] if len(found := table.find(number))]
+            if samples:
+                key, _ = next(iter(self._dataset.records(samples[:1])))
+                yield {"shares": kind, "evaluation": str(self.path), "key": key}
 
     def _samples(self) -> Iterator[tuple[Record, dict[str, bytes]]]:
         try:
@@ -63,12 +61,6 @@ class EvaluationSet:
                 shard.close()
         except SampleError as error:
             raise UserError(f"The evaluation set {self.path} cannot be compared with: {error}") from None
-
-
-def _by_hash(rows: np.ndarray) -> np.ndarray:
-    """int64 [n, 2], hash and sample, sorted by hash and then by sample; columns lie apart in memory, so that a search
-    reads hashes alone."""
-    return np.asfortranarray(rows[np.argsort(rows[:, 0], kind="stable")])
 
 
 def _parts(record: Record, members: dict[str, bytes]) -> Iterator[tuple[str, int]]:

@@ -28,7 +28,7 @@ _HELD = 3
 
 _SENT = 2
 """Requests that a worker has: one that it works on, and one to go on with at once."""
-PART_SAMPLES = 256
+UNIT_SAMPLES = 256
 
 
 def run_in_order(job: Callable[[Any], Any], requests: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
@@ -172,7 +172,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkUnit:
     """Consecutive samples of one shard: rows ``start`` to ``stop`` (exclusive) of the index's shard number
     ``shard``."""
 
@@ -180,29 +180,31 @@ class Part:
     start: int
     stop: int
     first: int
-    """Number of the part's first sample among those of the directory."""
+    """Number of the unit's first sample among those of the directory."""
 
 
-def parts_of(index: ShardIndex, shards: list[int] | None = None) -> Iterator[Part]:
-    """The samples of all shards, or of those that are given, in order, in parts of at most ``PART_SAMPLES``. An empty
-    shard is one empty part."""
+def work_units(index: ShardIndex, shards: list[int] | None = None) -> Iterator[WorkUnit]:
+    """The samples of all shards, or of those that are given, in order, at most ``UNIT_SAMPLES`` in each. An empty shard
+    is one empty unit."""
     first = 0
     for shard, entry in enumerate(index.shards):
         if shards is None or shard in shards:
-            for start in range(0, max(1, entry.samples), PART_SAMPLES):
-                yield Part(shard, start, min(start + PART_SAMPLES, entry.samples), first + start)
+            for start in range(0, max(1, entry.samples), UNIT_SAMPLES):
+                yield WorkUnit(shard, start, min(start + UNIT_SAMPLES, entry.samples), first + start)
         first += entry.samples
 
 
-def share_out(job: Callable[[Part], Result], parts: list[Part], workers: int) -> Iterator[tuple[Part, Result]]:
-    """(part, ``job(part)``) for each part, in order. ``job`` is picklable; with one worker, or one part, this process
+def share_out(
+    job: Callable[[WorkUnit], Result], units: list[WorkUnit], workers: int
+) -> Iterator[tuple[WorkUnit, Result]]:
+    """(unit, ``job(unit)``) for each unit, in order. ``job`` is picklable; with one worker, or one unit, this process
     does the work.
 
     Raises:
         UserError: what the job raises, or a worker was killed.
     """
-    processes = min(workers, len(parts))
-    return run_in_order(job, parts, processes if processes > 1 else 0)
+    processes = min(workers, len(units))
+    return run_in_order(job, units, processes if processes > 1 else 0)
 
 
 def drawn_samples(samples: int, count: int) -> list[int]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from data_tools.build.stats import NAMES
-from pdfx.data.schema import ShardEntry
+from pdfx.data.schema import INDEX_NAME, ShardEntry, ShardIndex, fingerprint
+from pdfx.host.files import ChecksummedStream, checksummed, sync, write_checksummed
 
 
 def pack_members(key: str, members: Mapping[str, bytes]) -> bytes:
@@ -43,8 +44,8 @@ class ShardWriter:
     def __init__(self, staging: Path, number: int):
         self.staging, self.name = staging, f"{number:05d}.tar"
         self.counts: Counter[str] = Counter(dict.fromkeys(NAMES, 0))
-        self._stream = (staging / self.name).open("wb")
-        self._digest = hashlib.sha256()
+        self._file = (staging / self.name).open("wb")
+        self._stream = ChecksummedStream(self._file)
         self._offsets = [0]
 
     @property
@@ -63,49 +64,42 @@ class ShardWriter:
             sample: what ``pack_members`` gave, or the bytes of a sample of another shard.
             counts: what ``stats.count_sample`` gave.
         """
-        self._write(sample)
+        self._stream.write(sample)
         self._offsets.append(self.bytes + len(sample))
         self.counts.update(counts)
 
     def finish(self, out: Path) -> ShardEntry:
         """Move the shard's files into the directory of shards."""
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        self._write(bytes(-self._stream.tell() % tarfile.RECORDSIZE))
-        entry = ShardEntry(
-            name=self.name, samples=self.samples, bytes=self._stream.tell(), sha256=self._digest.hexdigest()
-        )
-        sync_and_close(self._stream)
-        with (self.staging / entry.offsets_name).open("wb") as stream:
+        self._stream.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._stream.write(bytes(-self._stream.bytes % tarfile.RECORDSIZE))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        entry = ShardEntry(name=self.name, samples=self.samples, **asdict(self._stream.record))
+        with checksummed(self.staging / entry.offsets_name) as stream:
             np.save(stream, np.array(self._offsets, dtype=np.int64))
-            sync_and_close(stream)
-        with (self.staging / entry.stats_name).open("wb") as stream:
-            stream.write(json.dumps({"bytes": entry.bytes, **self.counts}, indent=1).encode() + b"\n")
-            sync_and_close(stream)
+        stats = json.dumps({"bytes": entry.bytes, **self.counts}, indent=1).encode() + b"\n"
+        write_checksummed(self.staging / entry.stats_name, stats)
         for name in (entry.name, entry.offsets_name, entry.stats_name):
             (self.staging / name).replace(out / name)
-        sync_directory(out)
+        sync(out)
         return entry
 
     def close(self) -> None:
         """Give the unfinished shard up."""
-        self._stream.close()
-
-    def _write(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._digest.update(data)
+        self._file.close()
 
 
-def sync_and_close(stream) -> None:
-    """See to it that a file's content survives the machine."""
-    stream.flush()
-    os.fsync(stream.fileno())
-    stream.close()
+def write_index(staging: Path, out: Path, shards: list[ShardEntry], targets_only: int) -> ShardIndex:
+    """Make ``out``, which holds all of these shards, a finished directory of shards.
 
-
-def sync_directory(path: Path) -> None:
-    """The same for the names in a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Args:
+        staging: a folder on the same file system.
+        targets_only: how many of the samples have no query.
+    """
+    samples = sum(entry.samples for entry in shards)
+    index = ShardIndex(shards=shards, samples=samples, targets_only=targets_only, fingerprint=fingerprint(shards))
+    write_checksummed(staging / INDEX_NAME, index.model_dump_json(indent=1).encode() + b"\n")
+    (staging / INDEX_NAME).replace(out / INDEX_NAME)
+    sync(out)
+    return index

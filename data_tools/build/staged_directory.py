@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.build.shard_writer import ShardWriter, pack_members, sync_and_close, sync_directory
+from data_tools.build.shard_writer import ShardWriter, pack_members, write_index
 from data_tools.build.stats import count_sample
-from pdfx.data.schema import INDEX_NAME, Record, ShardEntry, ShardIndex, fingerprint
+from pdfx.data.schema import Record, ShardEntry
 from pdfx.errors import UserError
 from pdfx.host.system_errors import naming
 from pdfx.model.pictures import ImageError, image_header
@@ -118,22 +118,12 @@ class ShardSeries:
     def finish(self) -> Written:
         """Write the index, after which the directory is a finished one."""
         self.end_shard()
-        return write_index(self.path, self.entries, self._targets_only)
+        return finish_directory(self.path, self.entries, self._targets_only)
 
 
-def write_index(path: Path, shards: list[ShardEntry], targets_only: int) -> Written:
-    """Makes one of ``new_directories`` a finished one; all its shards must be there."""
-    index = ShardIndex(
-        shards=shards,
-        samples=sum(entry.samples for entry in shards),
-        targets_only=targets_only,
-        fingerprint=fingerprint(shards),
-    )
-    with (path / STAGING_NAME / INDEX_NAME).open("wb") as stream:
-        stream.write(index.model_dump_json(indent=1).encode() + b"\n")
-        sync_and_close(stream)
-    (path / STAGING_NAME / INDEX_NAME).replace(path / INDEX_NAME)
-    sync_directory(path)
+def finish_directory(path: Path, shards: list[ShardEntry], targets_only: int) -> Written:
+    """Write the index of one of ``new_directories``; all its shards must be there."""
+    index = write_index(path / STAGING_NAME, path, shards, targets_only)
     return Written(path, len(shards), index.samples, sum(entry.bytes for entry in shards), index.fingerprint)
 
 

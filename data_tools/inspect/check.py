@@ -11,25 +11,25 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.build.builder import Progress
-from data_tools.build.duplicate_keys import repeated_keys
 from data_tools.build.journal import FOLDER_NAME
-from data_tools.build.ordered_workers import Part, parts_of, share_out
+from data_tools.build.ordered_workers import WorkUnit, share_out, work_units
 from data_tools.build.staged_directory import STAGING_NAME
 from data_tools.build.stats import NAMES, read_stats
 from data_tools.inspect.check_samples import Examiner, Findings, Processor
+from pdfx.data.numbers import repeated_keys
 from pdfx.data.schema import INDEX_NAME, ShardEntry, ShardIndex
 from pdfx.data.shards import SampleError, Shard, no_index, read_index
 from pdfx.data.storage.base import Storage, StorageError
 from pdfx.data.storage.local import open_storage
 from pdfx.errors import UserError
+from pdfx.host.console import ShowProgress
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 
 def check_shards(
     path: str | Path,
     full: bool = False,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     workers: int = 1,
     processor: Processor | None = None,
@@ -123,7 +123,7 @@ def content_problems(
     index: ShardIndex,
     shards: list[Shard],
     readable: list[int],
-    progress: Progress | None,
+    progress: ShowProgress | None,
     workers: int,
     processor: Processor | None = None,
 ) -> Iterator[str]:
@@ -136,7 +136,7 @@ def content_problems(
         processor: a model's, to be run on every side of every sample.
     """
     content = _Content(storage, index, shards)
-    for part, findings in share_out(Examiner(storage, shards, processor), list(parts_of(index, readable)), workers):
+    for part, findings in share_out(Examiner(storage, shards, processor), list(work_units(index, readable)), workers):
         yield from content.take(part, findings)
         if progress:
             progress(part.first + part.stop - part.start, index.samples)
@@ -160,7 +160,7 @@ class _Content:
         self._target_ids = array("q")
         self._candidates: set[int] = set()
 
-    def take(self, part: Part, findings: Findings) -> list[str]:
+    def take(self, part: WorkUnit, findings: Findings) -> list[str]:
         """The problems of one more part, as far as they are its own."""
         if findings.misplaced:
             self._misplaced.add(part.shard)

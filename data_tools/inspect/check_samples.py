@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.build.duplicate_keys import key_number
-from data_tools.build.ordered_workers import Part
+from data_tools.build.ordered_workers import WorkUnit
 from data_tools.build.stats import count_sample
+from pdfx.data.numbers import key_number
 from pdfx.data.plain_tar import PlainTarInfo
 from pdfx.data.schema import INDEX_NAME, identity_number
 from pdfx.data.shards import SampleError, Shard
@@ -131,7 +131,7 @@ class Examiner:
     shards: list[Shard]
     processor: Processor | None = None
 
-    def __call__(self, part: Part) -> Findings:
+    def __call__(self, part: WorkUnit) -> Findings:
         shard, findings = self.shards[part.shard], Findings()
         if part.start == 0:
             findings.problems, fits = examine_tar(self.storage, shard)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from data_tools.build.builder import Progress
 from data_tools.build.ordered_workers import drawn_samples
 from pdfx.data.shards import SampleError, ShardedDataset
 from pdfx.errors import UserError
+from pdfx.host.console import ShowProgress
 from pdfx.host.data_uris import thumbnail
 from pdfx.host.files import write_atomically
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
@@ -47,7 +47,7 @@ def write_contact_sheet(
     path: str | Path,
     file: Path,
     samples: int = SHEET_SAMPLES,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> int:
     """Write an HTML page with a grid of pairs, drawn evenly and always the same ones: key, pictures and texts of query

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from data_tools.build.builder import Progress
-from data_tools.build.ordered_workers import Part, drawn_samples, parts_of, share_out
+from data_tools.build.ordered_workers import WorkUnit, drawn_samples, share_out, work_units
 from data_tools.inspect.measure import (
     CONTENTS,
     MEASURES,
@@ -21,6 +20,7 @@ from data_tools.inspect.measure import (
     quantiles,
 )
 from pdfx.data.shards import ShardedDataset
+from pdfx.host.console import ShowProgress
 
 QUANTILES = {"minimum": 0, "median": 50, "p95": 95, "maximum": 100}
 LANGUAGE_SAMPLES = 10_000
@@ -31,7 +31,7 @@ _NAMES_SHOWN = 8
 
 
 def describe_shards(
-    path: str | Path, progress: Progress | None = None, workers: int = 1, language_samples: int = LANGUAGE_SAMPLES
+    path: str | Path, progress: ShowProgress | None = None, workers: int = 1, language_samples: int = LANGUAGE_SAMPLES
 ) -> dict:
     """Counts and distributions, as plain values. They do not depend on ``workers``; about 40 bytes are held per sample.
 
@@ -61,7 +61,7 @@ def describe_shards(
     dataset = ShardedDataset(path)
     drawn = frozenset(drawn_samples(len(dataset), language_samples))
     total = Tally()
-    for part, tally in share_out(_Reader(dataset, drawn), list(parts_of(dataset.index)), workers):
+    for part, tally in share_out(_Reader(dataset, drawn), list(work_units(dataset.index)), workers):
         total.add(tally)
         if progress:
             progress(part.first + part.stop - part.start, len(dataset))
@@ -91,7 +91,7 @@ class _Reader:
     dataset: ShardedDataset
     drawn: frozenset[int] = field(repr=False)
 
-    def __call__(self, part: Part) -> Tally:
+    def __call__(self, part: WorkUnit) -> Tally:
         shard, tally = self.dataset.shards[part.shard], Tally()
         for row in range(part.start, part.stop):
             tally.count(shard, row, with_language=part.first + row - part.start in self.drawn)

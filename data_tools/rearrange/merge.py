@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -11,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.build.builder import Progress
-from data_tools.build.duplicate_keys import key_number, repeated_keys
-from data_tools.build.shard_writer import sync_and_close, sync_directory
-from data_tools.build.staged_directory import ShardSeries, Written, new_directories, write_index
+from data_tools.build.staged_directory import ShardSeries, Written, finish_directory, new_directories
 from data_tools.build.stats import read_stats
+from pdfx.data.numbers import key_number, repeated_keys
 from pdfx.data.schema import INDEX_NAME, Record, ShardEntry
 from pdfx.data.shards import SampleError, Shard, ShardedDataset
 from pdfx.data.storage.base import Storage, StorageError
 from pdfx.data.storage.local import open_storage
 from pdfx.errors import UserError
+from pdfx.host.console import ShowProgress
+from pdfx.host.files import checksummed, sync
 
 LONGEST_KEY = 64
 _BLOCK = 1 << 23
@@ -32,8 +31,8 @@ def merge_shards(
     out: Path,
     link: bool = False,
     prefix_keys: bool = False,
-    key_progress: Progress | None = None,
-    progress: Progress | None = None,
+    key_progress: ShowProgress | None = None,
+    progress: ShowProgress | None = None,
 ) -> Written:
     """Make one directory of shards of several: all their shards under new names, in the order given.
 
@@ -70,11 +69,11 @@ def merge_shards(
                 entries.append(_take_over(storage, shard, out, len(entries), link))
                 if progress:
                     progress(sum(entry.samples for entry in entries), sum(map(len, datasets)))
-        sync_directory(out)
-        return write_index(out, entries, sum(dataset.index.targets_only for dataset in datasets))
+        sync(out)
+        return finish_directory(out, entries, sum(dataset.index.targets_only for dataset in datasets))
 
 
-def _require_different_keys(datasets: list[ShardedDataset], progress: Progress | None) -> None:
+def _require_different_keys(datasets: list[ShardedDataset], progress: ShowProgress | None) -> None:
     numbers = np.empty(sum(map(len, datasets)), dtype=np.int64)
     starts = list(accumulate(map(len, datasets), initial=0))
     for dataset, start in zip(datasets, starts, strict=False):
@@ -144,21 +143,17 @@ def _link(source: Path, goal: Path) -> None:
 
 def _copy(storage: Storage, name: str, goal: Path) -> str:
     """The copy's SHA-256."""
-    digest = hashlib.sha256()
     try:
         size = storage.size(name)
-        with goal.open("wb") as stream:
+        with checksummed(goal) as stream:
             for start in range(0, size, _BLOCK):
-                data = storage.read(name, start, min(_BLOCK, size - start))
-                digest.update(data)
-                stream.write(data)
-            sync_and_close(stream)
+                stream.write(storage.read(name, start, min(_BLOCK, size - start)))
     except StorageError as error:
         raise UserError(f"{storage.where(name)} cannot be read to its end: {error}.") from None
-    return digest.hexdigest()
+    return stream.record.sha256
 
 
-def _write_anew(datasets: list[ShardedDataset], out: Path, progress: Progress | None) -> Written:
+def _write_anew(datasets: list[ShardedDataset], out: Path, progress: ShowProgress | None) -> Written:
     done, total = 0, sum(map(len, datasets))
     with ShardSeries(out) as series:
         for number, dataset in enumerate(datasets):

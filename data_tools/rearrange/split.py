@@ -13,13 +13,13 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
-from data_tools.build.builder import Progress
 from data_tools.build.settings import BuildSettings
 from data_tools.build.staged_directory import ShardSeries, Written, new_directories
 from data_tools.inspect.measure import distinct_and_sharing
 from pdfx.data.schema import Record, identity_number
 from pdfx.data.shards import SampleError, ShardedDataset
 from pdfx.errors import UserError
+from pdfx.host.console import ShowProgress
 
 BY = ("target", "key")
 
@@ -104,7 +104,7 @@ class _Part:
     targets: array = field(default_factory=lambda: array("q"))
 
 
-def split_shards(path: str | Path, settings: SplitSettings, progress: Progress | None = None) -> list[SplitPart]:
+def split_shards(path: str | Path, settings: SplitSettings, progress: ShowProgress | None = None) -> list[SplitPart]:
     """Copy every sample to one of several new directories of shards, chosen by a hash of its target's identity (or of
     its key) and of the seed.
 

@@ -9,9 +9,9 @@ from typing import Any
 from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.tables.rows import listed, notes_on, open_rows, require_columns
 from data_tools.sources.tables.values import (
+    FieldError,
     Labels,
     Pictures,
-    Problem,
     Rows,
     as_record,
     is_missing,
@@ -139,7 +139,7 @@ class ColumnsSource:
 
     def _side(self, name: str, value: Any, pictures: Pictures) -> dict[str, Any]:
         if isinstance(value, list):
-            raise Problem(f"'{name}' is a list of {len(value)}; only a column of negatives may hold several")
+            raise FieldError(f"'{name}' is a list of {len(value)}; only a column of negatives may hold several")
         if isinstance(value, dict) and value.keys() & {"text", "image"}:
             return side_of(
                 text_of(value.get("text"), f"{name}.text"), pictures.names(value.get("image"), f"{name}.image"), name
@@ -147,7 +147,7 @@ class ColumnsSource:
         if name in self.images or isinstance(value, (bytes, dict)):
             return side_of("", pictures.names(value, name), name)
         if value is not None and not isinstance(value, str):
-            raise Problem(f"'{name}' is {shown(value)}: it must be a text or a picture")
+            raise FieldError(f"'{name}' is {shown(value)}: it must be a text or a picture")
         return side_of(value or "", [], name)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.sources.tables.values import Pictures, Problem, Row, Rows, identity_of
+from data_tools.sources.tables.values import FieldError, Pictures, Row, Rows, identity_of
+from pdfx.data.numbers import NumberTable
 from pdfx.data.schema import identity_number
 from pdfx.host.system_errors import naming
 
@@ -44,7 +45,7 @@ class Corpus:
     file needs as much room as they do.
 
     Args:
-        side_of_document: from a row's values to the document's text and pictures. May raise Problem.
+        side_of_document: from a row's values to the document's text and pictures. May raise FieldError.
         columns: those that it reads.
     """
 
@@ -59,24 +60,16 @@ class Corpus:
             numbers.append(identity_number(document.identity) if document.identity is not None else 0)
             with naming(tempfile.gettempdir()):
                 self._write(document)
-        self._starts, unsorted = np.array(starts), np.array(numbers)
-        self._order = np.argsort(unsorted, kind="stable")
-        self._numbers = unsorted[self._order]
+        self._starts, self._table = np.array(starts), NumberTable(np.array(numbers))
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def find(self, identity: str) -> int | None:
         """The number of the first document that bears this id."""
-        number = identity_number(identity)
-        place = int(np.searchsorted(self._numbers, number))
-        while place < len(self) and self._numbers[place] == number:
-            document = int(self._order[place])
-            # Ids whose numbers merely collide are told apart.
-            if self._head(document)["identity"] == identity:
-                return document
-            place += 1
-        return None
+        found = self._table.find(identity_number(identity)).tolist()
+        # Ids whose numbers merely collide are not confused.
+        return next((document for document in found if self._head(document)["identity"] == identity), None)
 
     def __getitem__(self, number: int) -> Document:
         head = self._head(number)
@@ -102,11 +95,11 @@ def _document(row: Row, side_of_document: Callable[[dict[str, Any], Pictures], d
     document = Document(row.origin, None)
     try:
         if row.problem is not None:
-            raise Problem(row.problem)
+            raise FieldError(row.problem)
         document.identity = identity_of(row.values.get(_ID), _ID)
         pictures = Pictures(f"{document.identity} ")
         document.side = side_of_document(row.values, pictures)
         document.pictures = pictures.held
-    except Problem as error:
+    except FieldError as error:
         document.problem, document.raw = str(error), row.raw
     return document

@@ -12,7 +12,7 @@ from data_tools.sources.base import SourceRecord
 from data_tools.sources.folder_files import METADATA_NAMES, is_caption, is_picture, left_out, listings
 from data_tools.sources.folder_text import TextFileCaptions
 from data_tools.sources.tables.rows import listed, notes_on, open_rows, require_columns
-from data_tools.sources.tables.values import Pictures, Problem, Row, Rows, as_record, text_of
+from data_tools.sources.tables.values import FieldError, Pictures, Row, Rows, as_record, text_of
 from pdfx.errors import UserError
 from pdfx.host.files import file_stamp
 from pdfx.model.texts import is_blank
@@ -158,16 +158,16 @@ class MetadataCaptions:
                             "is_one_of_several": len(captions) > 1,
                         }
                         yield Row(row.origin, values, raw=row.raw)
-                    except Problem as error:
+                    except FieldError as error:
                         yield Row(row.origin, None, str(error), row.raw)
 
     def _pair(self, place: Path, values: dict[str, Any], text: str, caption: Any) -> dict[str, Any]:
         name = text_of(values.get(_FILE_NAME), _FILE_NAME)
         if not name:
-            raise Problem(f"'{_FILE_NAME}' is empty")
+            raise FieldError(f"'{_FILE_NAME}' is empty")
         caption = text_of(caption or None, text)
         if is_blank(caption):
-            raise Problem(f"'{text}' is empty: the picture {name} has no caption")
+            raise FieldError(f"'{text}' is empty: the picture {name} has no caption")
         return {"picture": (place.relative_to(self.folder) / name).as_posix(), "caption": caption}
 
 

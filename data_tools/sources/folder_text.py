@@ -18,7 +18,7 @@ from data_tools.sources.folder_files import (
     listings,
 )
 from data_tools.sources.lines import RAW_CHARACTERS
-from data_tools.sources.tables.values import Problem, Row
+from data_tools.sources.tables.values import FieldError, Row
 from pdfx.errors import UserError, shortened
 from pdfx.host.files import file_stamp
 from pdfx.model.texts import is_blank
@@ -111,7 +111,7 @@ class TextFileCaptions:
                     "is_one_of_several": len(captions) > 1,
                 }
                 yield Row(str(path), values, raw=shortened(caption, RAW_CHARACTERS))
-        except Problem as error:
+        except FieldError as error:
             yield Row(str(path), None, str(error))
 
     def notes(self) -> list[str]:
@@ -127,22 +127,22 @@ class TextFileCaptions:
 
     def _captions(self, path: Path) -> list[str]:
         if path.exists() and not path.is_file():
-            raise Problem(f"the text file {path.name} is not a file that can be read")
+            raise FieldError(f"the text file {path.name} is not a file that can be read")
         try:
             with path.open("rb") as stream:
                 data = stream.read(_CAPTION_BYTES + 1)
         except OSError as error:
-            raise Problem(f"the text file {path.name} cannot be read ({error.strerror})") from None
+            raise FieldError(f"the text file {path.name} cannot be read ({error.strerror})") from None
         if len(data) > _CAPTION_BYTES:
-            raise Problem(f"the text file {path.name} has more than {_CAPTION_BYTES >> 20} MiB")
+            raise FieldError(f"the text file {path.name} has more than {_CAPTION_BYTES >> 20} MiB")
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise Problem(f"the text file {path.name} is no valid UTF-8 (byte {error.start})") from None
+            raise FieldError(f"the text file {path.name} is no valid UTF-8 (byte {error.start})") from None
         captions = [text.strip()] if self.captions == "file" else [line.strip() for line in re.split(r"[\r\n]+", text)]
         captions = [caption for caption in captions if not is_blank(caption)][: 1 if self.captions == "first" else None]
         if not captions:
-            raise Problem(f"the text file {path.name} is empty")
+            raise FieldError(f"the text file {path.name} is empty")
         return captions
 
     def _name(self, place: Path, name: str) -> str:

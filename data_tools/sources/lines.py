@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -14,8 +14,6 @@ from pdfx.errors import UserError, shortened
 JSONL_ENDINGS = (".jsonl", ".jsonl.gz")
 LINE_LIMIT = 1 << 26
 """Bytes of the longest line that is read; a longer one is most often a file that is no text at all."""
-_COUNTED_BYTES = 1 << 30
-"""Files of more bytes than this in all are not counted beforehand."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 RAW_CHARACTERS = 2000
@@ -40,7 +38,7 @@ class Line(NamedTuple):
         return shortened(self.data[: 4 * RAW_CHARACTERS].decode("utf-8", errors="replace"), RAW_CHARACTERS)
 
 
-def read_lines(files: list[Path], start: int = 0) -> Iterator[Line]:
+def read_lines(files: Sequence[Path], start: int = 0) -> Iterator[Line]:
     """The lines of all files that are not blank, from number ``start`` on (blank ones are not counted). Files that end
     in .gz are unpacked.
 
@@ -59,12 +57,7 @@ def read_lines(files: list[Path], start: int = 0) -> Iterator[Line]:
                     yield Line(f"{path} line {number}", data, None if is_whole else too_long())
 
 
-def count_lines(files: list[Path]) -> int | None:
-    """How many lines ``read_lines`` yields; None if counting would mean unpacking or reading very much."""
-    return sum(1 for _ in read_lines(files)) if is_cheap_to_read(files, _COUNTED_BYTES) else None
-
-
-def is_cheap_to_read(files: list[Path], most_bytes: int) -> bool:
+def is_cheap_to_read(files: Sequence[Path], most_bytes: int) -> bool:
     return all(path.suffix != ".gz" for path in files) and sum(path.stat().st_size for path in files) <= most_bytes
 
 

@@ -15,8 +15,8 @@ from data_tools.sources.base import Paths, SourceRecord, file_identity, has_endi
 from data_tools.sources.image_markers import has_marker, without_markers
 from data_tools.sources.tables.rows import TABLE_ENDINGS, listed, notes_on, open_rows
 from data_tools.sources.tables.values import (
+    FieldError,
     Pictures,
-    Problem,
     Row,
     as_record,
     is_missing,
@@ -103,7 +103,7 @@ class MmebSource:
         for row in self.rows.read(0, self.columns):
             try:
                 candidates = _candidates_of(row.values or {})
-            except Problem:
+            except FieldError:
                 continue
             for identity, (place, side) in candidates.items():
                 if identity in wanted:
@@ -137,26 +137,26 @@ def _candidates_of(values: dict[str, Any]) -> dict[str, tuple[int, dict[str, Any
     """Place in the lists and content of each candidate, by identity; the first is the right one.
 
     Raises:
-        Problem: there is none, or one cannot be used.
+        FieldError: there is none, or one cannot be used.
     """
     candidates: dict[str, tuple[int, dict[str, Any]]] = {}
     instruction = values.get("tgt_inst")
     for place, (text, image) in enumerate(_places(values, "tgt_text", "tgt_img_path")):
         try:
             if not isinstance(image, str | None):
-                raise Problem(f"'tgt_img_path' is {shown(image)}: it must be the path of an image")
+                raise FieldError(f"'tgt_img_path' is {shown(image)}: it must be the path of an image")
             identity, side = _candidate(_joined(instruction, "tgt_inst", text, "tgt_text"), image or "")
-        except Problem as error:
-            raise Problem(f"of candidate {place + 1}, {error}") from None
+        except FieldError as error:
+            raise FieldError(f"of candidate {place + 1}, {error}") from None
         candidates.setdefault(identity, (place, side))
     if not candidates:
-        raise Problem("'tgt_text' is empty: the query has no candidates")
+        raise FieldError("'tgt_text' is empty: the query has no candidates")
     return candidates
 
 
 @lru_cache(maxsize=1 << 16)
 def _candidate(text: str, image: str) -> tuple[str, dict[str, Any]]:
-    """Identity and content; the same few stand in list after list. May raise Problem."""
+    """Identity and content; the same few stand in list after list. May raise FieldError."""
     side = _side(text, image, "tgt_text", "tgt_img_path", Pictures())
     digest = hashlib.blake2b(digest_size=_IDENTITY_BYTES)
     for part in (side["text"], image):
@@ -172,7 +172,7 @@ def _places(values: dict[str, Any], text_field: str, image_field: str) -> list[t
         for value in (values.get(text_field), values.get(image_field))
     )
     if texts and images and len(texts) != len(images):
-        raise Problem(
+        raise FieldError(
             f"'{text_field}' has {len(texts)} texts and '{image_field}' {len(images)} paths; there must be as many "
             "of each, empty ones included"
         )
@@ -186,7 +186,7 @@ def _joined(instruction: Any, instruction_field: str, text: Any, text_field: str
 def _side(text: Any, image: Any, text_field: str, image_field: str, pictures: Pictures) -> dict[str, Any]:
     text, names = text_of(text, text_field), pictures.names(image, image_field)
     if has_marker(text) and not names:
-        raise Problem(f"'{text_field}' marks the place of an image, and '{image_field}' is empty")
+        raise FieldError(f"'{text_field}' marks the place of an image, and '{image_field}' is empty")
     return side_of(without_markers(text), names, f"{text_field}', '{image_field}")
 
 

@@ -3,10 +3,9 @@ used."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from data_tools.sources.base import Source, has_ending
 from data_tools.sources.folder_files import METADATA_NAMES, UNREAD_ENDINGS, is_picture, listings
 from data_tools.sources.lines import JSONL_ENDINGS
 from data_tools.sources.tables.rows import TABLE_ENDINGS, listed, open_rows
-from pdfx.errors import UserError
+from pdfx.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def open_source(name: str, path: Path, options: Mapping[str, str] | None = None)
     for option, text in (options or {}).items():
         if option not in format.options:
             hint = (
-                f"did you mean '{_nearest(option, format.options)}'? It has {', '.join(format.options)}."
+                f"did you mean '{nearest(option, format.options)}'? It has {', '.join(format.options)}."
                 if format.options
                 else "it has none."
             )
@@ -210,14 +209,10 @@ def find_format(name: str) -> Format:
     """Raises UserError if there is none of this name."""
     if name not in FORMATS:
         raise UserError(
-            f"There is no format '{name}'; did you mean '{_nearest(name, FORMATS)}'? There are auto, "
+            f"There is no format '{name}'; did you mean '{nearest(name, FORMATS)}'? There are auto, "
             f"{', '.join(FORMATS)}."
         )
     return FORMATS[name]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
 COLUMNS_OF_FORMATS: dict[str, tuple[set[str], ...]] = {

@@ -11,9 +11,9 @@ from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.image_markers import without_markers
 from data_tools.sources.tables.rows import notes_on, open_rows
 from data_tools.sources.tables.values import (
+    FieldError,
     Labels,
     Pictures,
-    Problem,
     Row,
     as_record,
     is_missing,
@@ -82,10 +82,10 @@ class SwiftSource:
         if values.get(_LABEL) is not None:
             self.labels.require(values[_LABEL], _LABEL)
         if is_missing(values.get("messages")):
-            raise Problem("'messages' is missing or empty: there is no query")
+            raise FieldError("'messages' is missing or empty: there is no query")
         targets = _conversations(values, "positive", pictures, [positive])
         if not targets:
-            raise Problem("'positive_messages' is missing or empty: there is no target")
+            raise FieldError("'positive_messages' is missing or empty: there is no target")
         return {
             "query": _conversation(values.get("messages"), values.get("images"), ("messages", "images"), pictures),
             "target": targets[0],
@@ -110,7 +110,7 @@ def _conversations(
     conversations = list_of(values.get(messages_field), messages_field)
     images = list_of(values.get(images_field), images_field)
     if images and len(images) != len(conversations):
-        raise Problem(
+        raise FieldError(
             f"'{messages_field}' has {len(conversations)} conversations and '{images_field}' {len(images)} lists; "
             "there must be as many of each"
         )
@@ -134,19 +134,19 @@ def _conversation(messages: Any, images: Any, fields: tuple[str, str], pictures:
     for number, message in enumerate(list_of(messages, messages_field)):
         field = f"{messages_field}.{number}"
         if not isinstance(message, dict) or "content" not in message:
-            raise Problem(f"'{field}' is {shown(message)}: it must be an object with 'role' and 'content'")
+            raise FieldError(f"'{field}' is {shown(message)}: it must be an object with 'role' and 'content'")
         text, own = _content(message["content"], f"{field}.content", pictures)
         texts.append(text)
         inline += own
     text = "\n".join(texts)
     for tag in _UNREADABLE_TAGS:
         if tag in text:
-            raise Problem(f"'{messages_field}' has the tag {tag}; only texts and pictures can be read")
+            raise FieldError(f"'{messages_field}' has the tag {tag}; only texts and pictures can be read")
     names = pictures.names(images, images_field)
     if inline and names:
-        raise Problem(f"'{messages_field}' holds pictures itself, so '{images_field}' must be empty")
+        raise FieldError(f"'{messages_field}' holds pictures itself, so '{images_field}' must be empty")
     if text.count(_TAG) != len(names):
-        raise Problem(
+        raise FieldError(
             f"'{messages_field}' has {text.count(_TAG)} tags {_TAG} and '{images_field}' {len(names)} pictures; "
             "there must be as many of each"
         )
@@ -169,5 +169,5 @@ def _content(content: Any, field: str, pictures: Pictures) -> tuple[str, list[st
                 value.get("url") if isinstance(value, dict) and "url" in value else value, f"{field}.{number}"
             )
         else:
-            raise Problem(f"'{field}.{number}' is {shown(part)}: it must be a part of type 'text' or 'image'")
+            raise FieldError(f"'{field}.{number}' is {shown(part)}: it must be a part of type 'text' or 'image'")
     return text, names

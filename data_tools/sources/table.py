@@ -10,8 +10,8 @@ from typing import Any
 from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.tables.rows import listed, notes_on, open_rows, others, require_columns
 from data_tools.sources.tables.values import (
+    FieldError,
     Pictures,
-    Problem,
     as_record,
     identity_of,
     is_missing,
@@ -115,7 +115,7 @@ class TableSource:
         texts = [(name, cell) for name in self.columns["negatives.text"] for cell in _elements(values.get(name))]
         images = [(name, cell) for name in self.columns["negatives.images"] for cell in _elements(values.get(name))]
         if texts and images and len(texts) != len(images):
-            raise Problem(
+            raise FieldError(
                 f"there are {len(texts)} texts and {len(images)} pictures of negatives; there must be as many of "
                 "each, empty ones included"
             )

@@ -13,8 +13,8 @@ from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.corpus import Corpus, Document
 from data_tools.sources.tables.rows import notes_on, open_rows, require_columns
 from data_tools.sources.tables.values import (
+    FieldError,
     Pictures,
-    Problem,
     Row,
     as_record,
     identity_of,
@@ -153,7 +153,7 @@ class TevatronSource:
         query = side_of(text, pictures.names(values.get("query_image"), "query_image"), "query_text")
         positives = list_of(values.get(self.positive_field), self.positive_field)
         if not positives:
-            raise Problem(f"'{self.positive_field}' is empty: the query has no target")
+            raise FieldError(f"'{self.positive_field}' is empty: the query has no target")
         target = self._document(positives[positive], f"{self.positive_field}.{positive}", pictures)
         return {
             "query": query,
@@ -169,7 +169,7 @@ class TevatronSource:
                 break
             try:
                 document = self._document(given, f"{self.negative_field}.{number}", pictures)
-            except Problem:
+            except FieldError:
                 if self.settings["missing_negatives"] == "problem":
                     raise
                 continue
@@ -180,18 +180,18 @@ class TevatronSource:
         """The document that a query names, or holds."""
         if self.positive_field == _INLINE[0]:
             if not isinstance(given, dict):
-                raise Problem(f"'{field}' is {shown(given)}: it must be an object with 'docid', 'title' and 'text'")
+                raise FieldError(f"'{field}' is {shown(given)}: it must be an object with 'docid', 'title' and 'text'")
             identity = identity_of(given["docid"], f"{field}.docid") if not is_missing(given.get("docid")) else None
             return Document("", identity, _document_side(given, pictures))
         identity = identity_of(given, field)
         number = self.corpus.find(identity)
         if number is None:
-            raise Problem(
+            raise FieldError(
                 f"'{field}' names the document '{identity}', which is not in the corpus {self.documents.files[0]}"
             )
         document = self.corpus[number]
         if document.problem is not None:
-            raise Problem(
+            raise FieldError(
                 f"'{field}' names the document '{identity}' ({document.origin}), which cannot be used: "
                 f"{document.problem}"
             )

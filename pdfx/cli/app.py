@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -43,11 +42,6 @@ BatchOption = Annotated[int, typer.Option(min=1, help=BATCH_HELP)]
 CorruptOption = Annotated[
     float, typer.Option(min=0, max=1, help="Stop if more of the samples cannot be used; one is forgiven, unless 0.")
 ]
-
-
-class Side(str, Enum):
-    query = "query"
-    target = "target"
 
 
 @app.callback()
@@ -130,7 +124,9 @@ def embed(
             help="File to write: .safetensors (one tensor named 'embeddings') or .npy, float32, one row per line."
         ),
     ],
-    side: Annotated[Side, typer.Option(help="Chooses the instruction that the model was trained with.")] = Side.query,
+    side: Annotated[
+        Literal["query", "target"], typer.Option(help="Chooses the instruction that the model was trained with.")
+    ] = "query",
     paths: Annotated[
         str,
         typer.Option(
@@ -157,7 +153,7 @@ def embed(
     """Embed the items of a JSONL file."""
     from pdfx.evaluate.embed import EmbedJob, embed_file
 
-    job = EmbedJob(model, input, out, side.value, paths, batch_size, images, truncate_dim, trust_remote_code)
+    job = EmbedJob(model, input, out, side, paths, batch_size, images, truncate_dim, trust_remote_code)
     with progress_bar() as bar:
         shape = embed_file(job, processes, bar.counter("embedding"))
     if shape is not None:

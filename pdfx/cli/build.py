@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pdfx.cli.shared import JsonOption, WorkersOption, fail, give_json, prints_json, progress_bar, worker_count
 from pdfx.errors import UserError
+from pdfx.host.files import parse_size
 
 EXAMPLES = (
     "pdfx shards build records.jsonl --images pictures --out shards/train",
@@ -26,27 +25,6 @@ EXAMPLES = (
     "pdfx shards build records.jsonl --out shards/train --deduplicate --evaluation shards/test --drop-leaked",
 )
 TOO_MANY_BAD_RECORDS, INTERRUPTED = 1, 75
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-class ImageFormat(str, Enum):
-    jpeg = "jpeg"
-    webp = "webp"
-    png = "png"
-
-
-class Leak(str, Enum):
-    query = "query"
-    target = "target"
-    image = "image"
-
-
-def parse_bytes(text: str) -> int:
-    """``500MB``, ``1GiB`` or a plain number as bytes."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?I?)B?", text.strip().upper())
-    if not match or match[2] not in _UNITS:
-        raise typer.BadParameter(f"{text!r} is no size; write it like 500MB, 1GB or 1GiB.")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def parse_option(text: str) -> tuple[str, str]:
@@ -109,14 +87,15 @@ def build(
     shard_bytes: Annotated[
         int,
         typer.Option(
-            parser=parse_bytes, metavar="SIZE", help="Most bytes of samples of one tar file, as in 500MB or 1GiB."
+            parser=parse_size, metavar="SIZE", help="Most bytes of samples of one tar file, as in 500MB or 1GiB."
         ),
     ] = "1GB",
     resize: Annotated[
         int | None, typer.Option(min=1, help="Shrink pictures whose longer side has more pixels to so many.")
     ] = None,
     image_format: Annotated[
-        ImageFormat | None, typer.Option(help="Encode every picture anew; by default only those that are shrunk are.")
+        Literal["jpeg", "webp", "png"] | None,
+        typer.Option(help="Encode every picture anew; by default only those that are shrunk are."),
     ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP pictures that are encoded anew.")] = 90,
     deduplicate: Annotated[
@@ -128,8 +107,11 @@ def build(
         typer.Option(metavar="SHARDS", help="Shards to report leakage against; can be given several times."),
     ] = None,
     leak: Annotated[
-        list[Leak] | None,
-        typer.Option(help="What is compared; all three by default. Leave 'target' out where targets are labels."),
+        list[str] | None,
+        typer.Option(
+            metavar="[query|target|image]",
+            help="What is compared; all three by default. Leave 'target' out where targets are labels.",
+        ),
     ] = None,
     drop_leaked: Annotated[
         bool, typer.Option("--drop-leaked", help="Leave out the records that share something with them.")
@@ -163,11 +145,11 @@ def build(
     settings = BuildSettings(
         samples_per_shard=samples_per_shard,
         shard_bytes=shard_bytes,
-        encoding=Encoding(resize, image_format.value if image_format else None, quality),
+        encoding=Encoding(resize, image_format, quality),
         max_image_pixels=max_image_pixels,
         deduplicate=deduplicate,
         evaluation=tuple(evaluation or ()),
-        leaks=tuple(kind.value for kind in leak) if leak else LEAKS,
+        leaks=tuple(leak or LEAKS),
         drop_leaked=drop_leaked,
         max_bad_share=max_bad_share,
         workers=worker_count(workers),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,12 +14,6 @@ from pdfx.cli.shared import JsonOption, give_json, prints_json, progress_bar
 from pdfx.host.console import console
 
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")]
-
-
-class Dtype(str, Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def checkpoints(
@@ -63,7 +56,8 @@ def convert(
         str, typer.Option(help="A checkpoint's step, 'newest' (whole one) or 'best' (by train.metric_for_best_model).")
     ] = "newest",
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Type of the written weights; the trained one by default.")
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Type of the written weights; the trained one by default."),
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights, as 5GB, 500MB or 2GiB.")] = "5GB",
     adapter: Annotated[
@@ -92,7 +86,7 @@ def convert(
         run,
         out,
         checkpoint,
-        dtype.value if dtype else None,
+        dtype,
         max_shard_size,
         adapter,
         not skip_check,

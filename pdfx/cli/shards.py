@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from pdfx.cli.build import EXAMPLES, build, one_sentence_when_interrupted, parse_bytes
+from pdfx.cli.build import EXAMPLES, build, one_sentence_when_interrupted
 from pdfx.cli.shared import (
     SHARDS_HELP,
     JsonOption,
@@ -24,6 +23,7 @@ from pdfx.cli.shared import (
 )
 from pdfx.errors import UserError
 from pdfx.host.console import console
+from pdfx.host.files import parse_size
 
 SPLIT_EXAMPLES = (
     "pdfx shards split shards/all --out shards/train=0.9 --out shards/test=0.1",
@@ -37,11 +37,6 @@ _NOTHING_LEFT = "nothing is left behind"
 FORMATS_EXAMPLES = ("pdfx shards formats", "pdfx shards formats tevatron")
 
 
-class By(str, Enum):
-    target = "target"
-    key = "key"
-
-
 def split(
     shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
     out: Annotated[
@@ -51,15 +46,15 @@ def split(
         ),
     ],
     by: Annotated[
-        By,
+        Literal["target", "key"],
         typer.Option(
             help="'target': samples with the same target_id stay together. 'key': each sample goes its own way."
         ),
-    ] = By.target,
+    ] = "target",
     seed: Annotated[int, typer.Option(help="Another seed gives other parts.")] = 0,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples of one tar file.")] = 10_000,
     shard_bytes: Annotated[
-        int, typer.Option(parser=parse_bytes, metavar="SIZE", help="Most bytes of one tar file, such as 500MB or 1GiB.")
+        int, typer.Option(parser=parse_size, metavar="SIZE", help="Most bytes of one tar file, such as 500MB or 1GiB.")
     ] = "1GB",
     json_file: JsonOption = None,
 ) -> None:
@@ -72,7 +67,7 @@ def split(
     from data_tools.rearrange.split import Share, SplitSettings, split_shards
 
     quiet = prints_json(json_file)
-    settings = SplitSettings(tuple(Share.parse(part) for part in out), seed, by.value, samples_per_shard, shard_bytes)
+    settings = SplitSettings(tuple(Share.parse(part) for part in out), seed, by, samples_per_shard, shard_bytes)
     with one_sentence_when_interrupted(_NOTHING_LEFT), progress_bar() as bar:
         parts = split_shards(shards, settings, bar.counter("splitting"))
     give_json([{**_plain(part.written), "targets": part.targets} for part in parts], json_file)

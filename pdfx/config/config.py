@@ -6,7 +6,6 @@ the key and what was expected. Values can be overridden on the command line as `
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +22,7 @@ from pdfx.config.recipe_file import ConfigError, read_recipe
 from pdfx.config.run_files import CHECKPOINTS, MANIFEST
 from pdfx.config.section import Section, annotation_of, section_of
 from pdfx.config.train_sections import TrainSection
+from pdfx.errors import nearest
 from pdfx.host.urls import scrubbed
 
 
@@ -92,8 +92,8 @@ def shown_settings(config: Config) -> dict:
 def _sentence(item: dict, source: str) -> str:
     key = ".".join(_key(item))
     if item["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(_key(item)[-1], _fields(_key(item)[:-1]), n=1, cutoff=0.0)
-        hint = f"did you mean '{'.'.join([*_key(item)[:-1], nearest[0]])}'?" if nearest else "it takes no keys here."
+        close = nearest(_key(item)[-1], _fields(_key(item)[:-1]))
+        hint = f"did you mean '{'.'.join([*_key(item)[:-1], close])}'?" if close else "it takes no keys here."
         return f"{source}: unknown key '{key}'; {hint}"
     if item["type"] == "missing":
         return f"{source}: the key '{key}' is missing."

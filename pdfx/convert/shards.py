@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from pdfx.convert.weights import Weight
-from pdfx.errors import UserError
 from pdfx.host.files import FileRecord
 from pdfx.host.tensor_files import write_tensors
-
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as ``5GB``, ``500MB`` or ``2GiB``. Raises UserError for anything else, and for less than a
-    byte."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
-    size = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
-    if size < 1:
-        raise UserError(f"Invalid size '{text}'; write it as 5GB, 500MB or 2GiB.")
-    return size
 
 
 def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> dict[str, FileRecord]:

@@ -3,14 +3,13 @@ shards."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError, model_validator
 
-from pdfx.errors import shortened
+from pdfx.errors import nearest, shortened
 from pdfx.host.reading import require_few_values
 
 INDEX_NAME = "index.json"
@@ -160,12 +159,8 @@ def explain(error: ValidationError) -> str:
         return json_problem(message.removeprefix("Invalid JSON: "))
     if item["type"] == "extra_forbidden":
         holder = _OUTERMOST.get(error.title) if len(item["loc"]) == 1 else _NESTED.get(str(item["loc"][0]))
-        nearest = (
-            difflib.get_close_matches(str(item["loc"][-1])[:_SHOWN_CHARACTERS], holder.model_fields, n=1, cutoff=0.0)
-            if holder
-            else []
-        )
-        return f"unknown key '{key}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
+        close = nearest(str(item["loc"][-1]), holder.model_fields) if holder else None
+        return f"unknown key '{key}'" + (f"; did you mean '{close}'?" if close else "")
     if item["type"] == "missing":
         return f"the key '{key}' is missing"
     if item["type"] == "value_error":

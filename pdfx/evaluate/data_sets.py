@@ -13,15 +13,16 @@ from pdfx.data.storage.base import Reading
 from pdfx.distributed.world import launched_ranks
 from pdfx.embedder.exports import opened_export
 from pdfx.errors import UserError
-from pdfx.evaluate.embedding import EmbedInputs, Progress, Say
+from pdfx.evaluate.embedding import EmbedInputs, Say
 from pdfx.evaluate.retrieval import evaluate_shards
+from pdfx.host.console import ShowProgress
 from pdfx.host.urls import without_secrets
 from pdfx.model import ParallelEmbedder
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 Results = dict[str, dict[str, float]]
 """The metrics of ``retrieval.evaluate_shards`` by the name of the data set."""
-Counters = Callable[[str], Progress]
+Counters = Callable[[str], ShowProgress]
 """Makes the progress callback of one data set from words for it."""
 
 ALL = "All data sets"

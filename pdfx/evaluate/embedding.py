@@ -23,6 +23,7 @@ from pdfx.data import (
     share_of_rank,
 )
 from pdfx.errors import UserError
+from pdfx.host.console import ShowProgress
 from pdfx.model import EmbedderOutput
 
 MAXSIM = "maxsim"
@@ -32,8 +33,6 @@ SHARE = "evaluate.max_corrupt_share (--max-corrupt-share)"
 
 EmbedInputs = Callable[[dict[str, Tensor]], EmbedderOutput]
 """Embeds what the processor returns; moves it to the model's device first."""
-Progress = Callable[[int, int], None]
-"""Called with (items done, items in all) of this rank."""
 Say = Callable[[str], None]
 """Called with a sentence for the user."""
 
@@ -73,7 +72,7 @@ def embed_shards(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     say: Say | None = None,
 ) -> tuple[EmbeddedItems, EmbeddedItems, dict[str, int]]:
     """Queries, targets, and the counts of what is left out and cut; arguments and errors as of

@@ -17,7 +17,7 @@ from pdfx.embedder.exports import opened_export
 from pdfx.errors import UserError
 from pdfx.evaluate import figures
 from pdfx.evaluate.data_sets import ALL, embed_on
-from pdfx.evaluate.embedding import EmbeddedItems, Progress, Say, embed_shards
+from pdfx.evaluate.embedding import EmbeddedItems, Say, embed_shards
 from pdfx.evaluate.examples import Example, find_examples
 from pdfx.evaluate.figures import Picture, Points
 from pdfx.evaluate.metrics import PRECISION, path_similarity
@@ -32,6 +32,7 @@ from pdfx.evaluate.tables import (
     score_label,
     sizes_label,
 )
+from pdfx.host.console import ShowProgress
 from pdfx.host.files import require_folder, write_atomically
 from pdfx.host.reading import parse_json, read_bounded
 from pdfx.host.urls import without_secrets
@@ -47,7 +48,7 @@ def write_report(
     settings: EvaluateSection,
     num_workers: int = 0,
     trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     say: Say | None = None,
 ) -> dict[str, float]:
     """Evaluate the export, write the page in one atomic step, and return the metrics that it shows.

@@ -21,8 +21,9 @@ from torch import Tensor, distributed
 
 from pdfx.config import EvaluateSection
 from pdfx.data import ShardedDataset
-from pdfx.evaluate.embedding import EmbeddedItems, EmbedInputs, Progress, Say, embed_shards
+from pdfx.evaluate.embedding import EmbeddedItems, EmbedInputs, Say, embed_shards
 from pdfx.evaluate.metrics import chance_metrics, path_cosine, ranking_metrics
+from pdfx.host.console import ShowProgress
 
 DIRECTIONS = ("query_to_target", "target_to_query")
 RELEVANT = {"query_to_target": "relevant_targets", "target_to_query": "relevant_queries"}
@@ -37,7 +38,7 @@ def evaluate_shards(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     say: Say | None = None,
 ) -> dict[str, float]:
     """All metrics, alike on every rank. Every rank must call this, and then makes the same number of forward passes of

@@ -7,8 +7,12 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from rich.console import Console
+
+ShowProgress = Callable[[int, int | None], None]
+"""Called with (items done, items in all or None)."""
 
 
 class _Output(io.FileIO):

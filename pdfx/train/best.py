@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from pdfx.checkpoint.manifest import Metric
 from pdfx.config import Config, TrainSection
-from pdfx.errors import UserError
+from pdfx.errors import UserError, nearest
 from pdfx.evaluate.data_sets import flattened
 from pdfx.evaluate.embedding import EmbeddedItems
 from pdfx.evaluate.retrieval import retrieval_metrics
@@ -51,5 +50,4 @@ def check_metric_name(config: Config, data_sets: Iterable[str] | None) -> None:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"train.metric_for_best_model is '{name}', which no evaluation gives; did you mean '{nearest[0]}'?"
+    return f"train.metric_for_best_model is '{name}', which no evaluation gives; did you mean '{nearest(name, known)}'?"

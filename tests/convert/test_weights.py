@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 from pdfx.config import Config
 from pdfx.convert import weights as weights_module
 from pdfx.convert.adapter import write_adapter
-from pdfx.convert.shards import parse_size, plan_shards
+from pdfx.convert.shards import plan_shards
 from pdfx.convert.weights import WeightSource
 from pdfx.embedder.build import build_embedder, build_on_meta
 from pdfx.embedder.exports import load_export
@@ -130,16 +130,3 @@ def test_shards_are_cut_where_the_next_weight_would_not_fit(tmp_path):
     sizes = [sum(weight.entry.bytes for weight in shard) for shard in shards]
     assert all(size <= 5000 or len(shard) == 1 for size, shard in zip(sizes, shards, strict=True)) and max(sizes) > 5000
     assert all(size + following[0].entry.bytes > 5000 for size, following in zip(sizes, shards[1:], strict=False))
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("2048", 2048)]
-)
-def test_sizes_are_read_as_people_write_them(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "0", "5 XB", "-1GB", "1TBx"])
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(UserError, match=f"Invalid size '{text}'; write it as 5GB"):
-        parse_size(text)

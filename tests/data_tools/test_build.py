@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import sys
 import tarfile
 
 import numpy as np
@@ -9,9 +10,11 @@ import webdataset
 from PIL import Image
 from tiny_shards import make_shards, picture, write_records
 
+from data_tools.build.builder import build as build_from
 from data_tools.build.builder import build_shards
 from data_tools.build.encode import Encoding
 from data_tools.inspect.check import check_shards
+from data_tools.sources.registry import open_source
 from pdfx.data import ShardedDataset
 from pdfx.data.schema import identity_number
 from pdfx.errors import UserError
@@ -257,3 +260,28 @@ def test_nothing_of_the_builder_enters_a_shard(tmp_path):
         assert {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in archive} == {
             (0, 0, "", "", 0)
         }
+
+
+@pytest.fixture
+def opened():
+    """The files that this process has opened to read since the fixture was asked for."""
+    paths, listening = [], True
+
+    def note(event: str, arguments: tuple) -> None:
+        if listening and event == "open" and isinstance(arguments[0], (str, os.PathLike)):
+            paths.append(os.fspath(arguments[0]))
+
+    # Hooks cannot be removed.
+    sys.addaudithook(note)
+    yield paths
+    listening = False
+
+
+@pytest.mark.parametrize("format", ["auto", "jsonl"])
+def test_a_build_reads_each_line_once_to_count_it_and_once_to_pack_it(tmp_path, opened, format):
+    records = write_records(tmp_path, [{"query": {"text": f"q{i}"}, "target": {"text": f"t{i}"}} for i in range(3000)])
+    reads = opened.count(str(records))
+    summary = build_from(open_source(format, records), None, tmp_path / "shards")
+    assert summary.samples == 3000
+    # One opening more, which reads nothing, shows that the file can be read.
+    assert opened.count(str(records)) - reads <= (4 if format == "auto" else 3)

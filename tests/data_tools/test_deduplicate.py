@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.build import deduplicate
-from data_tools.build.deduplicate import EarlierSamples, FirstBearers
+from data_tools.build.deduplicate import EarlierSamples
 from data_tools.build.pack import Packed
+from pdfx.data import numbers
+from pdfx.data.numbers import FirstRecords
 from pdfx.errors import UserError
 
 hashes = st.integers(-(2**63), 2**63 - 1)
@@ -15,30 +16,30 @@ hashes = st.integers(-(2**63), 2**63 - 1)
 
 @given(st.lists(hashes | st.integers(-5, 5), max_size=200), st.integers(1, 20))
 @settings(max_examples=60)
-def test_the_first_bearer_of_each_hash_is_found_and_no_other(values, recent):
+def test_the_first_record_of_each_number_is_found_and_no_other(values, recent):
     with pytest.MonkeyPatch.context() as patch:
         # A real limit would need 65,536 hashes before anything is sorted.
-        patch.setattr(deduplicate, "_RECENT", recent)
-        bearers, expected = FirstBearers(), {}
+        patch.setattr(numbers, "_RECENT", recent)
+        first, expected = FirstRecords(), {}
         for number, value in enumerate(values):
-            assert bearers.get(value) == expected.get(value)
+            assert first.get(value) == expected.get(value)
             if value not in expected:
-                bearers.add(value, number)
+                first.add(value, number)
                 expected[value] = number
         for value in range(-7, 8):
-            assert bearers.get(value) == expected.get(value)
-    assert len(bearers._recent) < recent
+            assert first.get(value) == expected.get(value)
+    assert len(first._recent) < recent
 
 
 def test_a_million_hashes_take_16_bytes_each_and_few_arrays():
-    bearers = FirstBearers()
+    first = FirstRecords()
     values = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1_000_000)
     for start in range(0, len(values), 100_000):
         part = values[start : start + 100_000]
-        bearers.extend(np.stack([part, np.arange(start, start + len(part))], axis=1))
-    assert sum(rows.nbytes for rows in bearers._sorted) == 16_000_000
-    assert len(bearers._sorted) <= 5
-    assert [bearers.get(int(values[i])) for i in (0, 99_999, 567_890, 999_999)] == [0, 99_999, 567_890, 999_999]
+        first.extend(part, np.arange(start, start + len(part)))
+    assert sum(table.numbers.nbytes + table.values.nbytes for table in first._tables) == 16_000_000
+    assert len(first._tables) <= 5
+    assert [first.get(int(values[i])) for i in (0, 99_999, 567_890, 999_999)] == [0, 99_999, 567_890, 999_999]
 
 
 def packed(key: str, content: int) -> Packed:

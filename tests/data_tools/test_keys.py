@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.build.duplicate_keys import key_number, repeated_keys
+from pdfx.data.numbers import key_number, repeated_keys
 
 
 @settings(max_examples=60)

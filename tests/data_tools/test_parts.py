@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.build.ordered_workers import PART_SAMPLES, Part, drawn_samples, parts_of, share_out
+from data_tools.build.ordered_workers import UNIT_SAMPLES, WorkUnit, drawn_samples, share_out, work_units
 from pdfx.data.schema import ShardEntry, ShardIndex, fingerprint
 from pdfx.errors import UserError
 
@@ -15,16 +15,16 @@ def index_of(sizes: list[int]) -> ShardIndex:
 
 
 @settings(max_examples=60)
-@given(st.lists(st.integers(0, 3 * PART_SAMPLES), max_size=6), st.data())
+@given(st.lists(st.integers(0, 3 * UNIT_SAMPLES), max_size=6), st.data())
 def test_parts_cover_every_sample_once_and_in_order(sizes, data):
     chosen = data.draw(st.none() | st.lists(st.integers(0, 5), unique=True))
     expected = [
         (shard, row) for shard, size in enumerate(sizes) if chosen is None or shard in chosen for row in range(size)
     ]
-    parts = list(parts_of(index_of(sizes), chosen))
+    parts = list(work_units(index_of(sizes), chosen))
     assert [(part.shard, row) for part in parts for row in range(part.start, part.stop)] == expected
     assert all(
-        part.first == sum(sizes[: part.shard]) + part.start and part.stop - part.start <= PART_SAMPLES for part in parts
+        part.first == sum(sizes[: part.shard]) + part.start and part.stop - part.start <= UNIT_SAMPLES for part in parts
     )
     # Every shard has a part that begins it, an empty one too.
     assert [part.shard for part in parts if part.start == 0] == [
@@ -32,16 +32,16 @@ def test_parts_cover_every_sample_once_and_in_order(sizes, data):
     ]
 
 
-def number_and_process(part: Part) -> tuple[int, int]:
+def number_and_process(part: WorkUnit) -> tuple[int, int]:
     return part.first, os.getpid()
 
 
-def refuse_one(part: Part) -> None:
+def refuse_one(part: WorkUnit) -> None:
     if part.first == 512:
-        raise UserError(f"Part {part.first} is refused.")
+        raise UserError(f"Unit {part.first} is refused.")
 
 
-PARTS = list(parts_of(index_of([2000, 0, 300])))
+PARTS = list(work_units(index_of([2000, 0, 300])))
 
 
 def test_worker_processes_give_results_in_order():
@@ -52,7 +52,7 @@ def test_worker_processes_give_results_in_order():
 
 
 def test_a_workers_refusal_arrives_as_the_sentence_it_is():
-    with pytest.raises(UserError, match=r"^Part 512 is refused\.$"):
+    with pytest.raises(UserError, match=r"^Unit 512 is refused\.$"):
         list(share_out(refuse_one, PARTS, workers=2))
 
 

@@ -91,9 +91,9 @@ class DelimitedRows:
                 if lines > 1 and problem is None:
                     several, first = several + 1, first or line
         if several:
-            self.remarks.append(
-                f"In {path}, {several} rows have cells of several lines; the first of them begins in line {first}."
-            )
+            remark = f"In {path}, {several} rows have cells of several lines; the first of them begins in line {first}."
+            # A count beforehand reads them too.
+            self.remarks = list(dict.fromkeys([*self.remarks, remark]))
 
     def _records(self, path: Path, stream: BinaryIO) -> Iterator[_Record]:
         """Every record that is not a blank line, the first row included."""

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 from pydantic_core import from_json
 
 from data_tools.sources.base import Paths, has_ending, input_files, left_in_folders
-from data_tools.sources.lines import JSONL_ENDINGS, RAW_CHARACTERS, Line, count_lines, read_lines
+from data_tools.sources.lines import JSONL_ENDINGS, RAW_CHARACTERS, Line, is_cheap_to_read, read_lines
 from data_tools.sources.tables.values import Row, Rows
 from pdfx.data.schema import json_problem
-from pdfx.errors import UserError, shortened
+from pdfx.errors import UserError, nearest, shortened
+from pdfx.host.files import file_stamp
 
 DELIMITED_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_ENDINGS = (".parquet",)
 TABLE_ENDINGS = (*PARQUET_ENDINGS, *DELIMITED_ENDINGS, *JSONL_ENDINGS)
 _SAMPLED_LINES = 1000
+_COUNTED_BYTES = 1 << 30
+"""JSONL files of more bytes than this in all are not counted beforehand."""
 
 
 def open_rows(paths: Paths, delimiter: str | None = None, quotes: bool = True) -> Rows:
@@ -67,8 +70,7 @@ def require_columns(rows: Rows, wanted: Iterable[str], why: str) -> None:
     """Raises UserError if the files lack one of the columns; ``why`` says who wants them."""
     for name in wanted:
         if name not in rows.columns:
-            nearest = difflib.get_close_matches(name, [column[:80] for column in rows.columns], n=1, cutoff=0.5)
-            hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+            hint = f" Did you mean '{close}'?" if (close := nearest(name, rows.columns, least=0.5)) else ""
             raise UserError(
                 f"There is no column '{name}' in {rows.files[0]}{others(rows.files)}, which {why} names.{hint} There "
                 f"are: {listed(rows.columns)}."
@@ -99,13 +101,11 @@ class JsonlRows:
 
     def __init__(self, files: list[Path]):
         self.files = files
-        self._keys: dict[str, None] = {}
-        self.columns = list(
-            dict.fromkeys(key for row in islice(self.read(), _SAMPLED_LINES) for key in row.values or ())
-        )
+        self.columns = scan_jsonl(files)[0]
+        self._keys = dict.fromkeys(self.columns)
 
     def total(self) -> int | None:
-        return count_lines(self.files)
+        return scan_jsonl(self.files)[1]
 
     def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
         for row in map(_to_row, read_lines(self.files, start)):
@@ -115,6 +115,22 @@ class JsonlRows:
     @property
     def all_columns(self) -> list[str]:
         return list(self._keys)
+
+
+def scan_jsonl(files: list[Path]) -> tuple[list[str], int | None]:
+    """The keys of the first lines, and how many lines ``read_lines`` yields (None if it would take long to count them).
+    Files that have not changed since they were scanned are not read again."""
+    return _scan(tuple(files), tuple(map(file_stamp, files)))
+
+
+@lru_cache(maxsize=4)
+def _scan(files: tuple[Path, ...], stamps: tuple[str, ...]) -> tuple[list[str], int | None]:
+    is_counted, keys, count = is_cheap_to_read(files, _COUNTED_BYTES), {}, 0
+    for line in read_lines(files) if is_counted else islice(read_lines(files), _SAMPLED_LINES):
+        if count < _SAMPLED_LINES:
+            keys |= dict.fromkeys(_to_row(line).values or ())
+        count += 1
+    return list(keys), count if is_counted else None
 
 
 def _to_row(line: Line) -> Row:

@@ -82,7 +82,7 @@ def raw_of(values: dict[str, Any]) -> str:
     return shortened(text, RAW_CHARACTERS)
 
 
-class Problem(ValueError):
+class FieldError(ValueError):
     """Why a record cannot be used: the part of a sentence, with the field named.
 
     Attributes:
@@ -113,7 +113,7 @@ class Pictures:
         ``data:`` address, or a list of them.
 
         Raises:
-            Problem: it is something else.
+            FieldError: it is something else.
         """
         values = value if isinstance(value, list) else [value]
         return [self._name(one, field) for one in values if not is_missing(one)]
@@ -122,7 +122,7 @@ class Pictures:
         if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
             if value is None:
-                raise Problem(f"'{field}' holds neither the bytes nor the path of a picture")
+                raise FieldError(f"'{field}' holds neither the bytes nor the path of a picture")
         if isinstance(value, str) and value.startswith("data:"):
             value = _decoded(value, field)
         if isinstance(value, bytes):
@@ -130,9 +130,9 @@ class Pictures:
             self.held[name] = value
             return name
         if not isinstance(value, str) or not value:
-            raise Problem(f"'{field}' is {shown(value)}: it must be the path of a picture, or its bytes")
+            raise FieldError(f"'{field}' is {shown(value)}: it must be the path of a picture, or its bytes")
         if value.startswith(_REMOTE):
-            raise Problem(
+            raise FieldError(
                 f"'{field}' is {shown(value)}: pictures are not downloaded; fetch it and give the path of the file"
             )
         return value
@@ -142,14 +142,14 @@ def as_record(row: Row, build: Callable[[dict[str, Any], Pictures], dict[str, An
     """The record of a row.
 
     Args:
-        build: from the row's values to the fields of a ``Record``. May raise Problem.
+        build: from the row's values to the fields of a ``Record``. May raise FieldError.
     """
     if row.problem is not None:
         return SourceRecord(row.origin, problem=row.problem, raw=row.raw)
     pictures = Pictures()
     try:
         record = Record.model_validate(build(row.values, pictures))
-    except Problem as error:
+    except FieldError as error:
         return SourceRecord(row.origin, problem=str(error), raw=row.raw, kind=error.kind)
     except ValidationError as error:
         return SourceRecord(row.origin, problem=explain(error).removesuffix("."), raw=row.raw)
@@ -165,12 +165,12 @@ def text_of(value: Any, field: str) -> str:
     """The text of a cell; an empty cell gives an empty one.
 
     Raises:
-        Problem: it is something else.
+        FieldError: it is something else.
     """
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Problem(f"'{field}' is {shown(value)}: it must be a text")
+        raise FieldError(f"'{field}' is {shown(value)}: it must be a text")
     return value
 
 
@@ -178,10 +178,10 @@ def identity_of(value: Any, field: str) -> str:
     """A name or number that something is known by.
 
     Raises:
-        Problem: it is empty or something else.
+        FieldError: it is empty or something else.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise Problem(f"'{field}' is {shown(value)}: it must be a name or a whole number")
+        raise FieldError(f"'{field}' is {shown(value)}: it must be a name or a whole number")
     return str(value)
 
 
@@ -189,12 +189,12 @@ def list_of(value: Any, field: str) -> list:
     """The elements of a cell that holds a list; an empty cell has none.
 
     Raises:
-        Problem: it is something else.
+        FieldError: it is something else.
     """
     if value is None:
         return []
     if not isinstance(value, list):
-        raise Problem(f"'{field}' is {shown(value)}: it must be a list")
+        raise FieldError(f"'{field}' is {shown(value)}: it must be a list")
     return value
 
 
@@ -202,10 +202,10 @@ def side_of(text: str, images: list[str], field: str) -> dict[str, Any]:
     """A query, target or negative.
 
     Raises:
-        Problem: it would be empty.
+        FieldError: it would be empty.
     """
     if not text and not images:
-        raise Problem(f"'{field}' holds neither a text nor a picture")
+        raise FieldError(f"'{field}' holds neither a text nor a picture")
     return {"text": text, "images": images}
 
 
@@ -219,11 +219,11 @@ def shown(value: Any) -> str:
 def _decoded(address: str, field: str) -> bytes:
     head, _, data = address.partition(",")
     if not head.endswith(";base64"):
-        raise Problem(f"'{field}' is {shown(address)}: of data addresses only those in base64 can be read")
+        raise FieldError(f"'{field}' is {shown(address)}: of data addresses only those in base64 can be read")
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Problem(f"'{field}' is a data address that cannot be decoded ({error})") from None
+        raise FieldError(f"'{field}' is a data address that cannot be decoded ({error})") from None
 
 
 class Labels:
@@ -237,7 +237,7 @@ class Labels:
         self.least = least
 
     def require(self, value: Any, field: str) -> None:
-        """Raises Problem where the label is too low, or no number."""
+        """Raises FieldError where the label is too low, or no number."""
         if self.least is None:
             return
         try:
@@ -245,8 +245,8 @@ class Labels:
         except ValueError:
             number = None
         if number is None or number != number:
-            raise Problem(f"'{field}' is {shown(value)}: it must be a number")
+            raise FieldError(f"'{field}' is {shown(value)}: it must be a number")
         if number < self.least:
-            raise Problem(
+            raise FieldError(
                 f"'{field}' is {number:g}, below min_label={self.least:g}, so it is not a positive pair", BELOW_LABEL
             )
