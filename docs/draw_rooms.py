@@ -16,8 +16,8 @@ PAGE = ROOT / "docs/architecture.md"
 MARKS = ("<!-- rooms: written by docs/draw_rooms.py -->", "<!-- end of rooms -->")
 ROOMS = (
     "pdfx.host",
-    "pdfx.config",
     "pdfx.model",
+    "pdfx.config",
     "pdfx.data.storage",
     "pdfx.data",
     "pdfx.distributed",

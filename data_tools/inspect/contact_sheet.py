@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from data_tools.build.ordered_workers import drawn_samples
 from pdfx.data.shards import SampleError, ShardedDataset
 from pdfx.errors import UserError
 from pdfx.host.console import ShowProgress
-from pdfx.host.data_uris import thumbnail
 from pdfx.host.files import write_atomically
+from pdfx.host.html import render_page, thumbnail
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 SHEET_SAMPLES = 24
@@ -77,14 +75,9 @@ def write_contact_sheet(
         cards.append(_card(dataset, number))
         if progress:
             progress(len(cards), len(numbers))
-    environment = Environment(
-        loader=PackageLoader("data_tools.inspect", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("contact_sheet.html.j2").render(
+    page = render_page(
+        "data_tools.inspect",
+        "contact_sheet.html.j2",
         title=str(dataset.path),
         subtitle=f"{len(numbers):,} of {len(dataset):,} samples \u00b7 fingerprint {dataset.fingerprint[:12]}",
         cards=cards,

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from data_tools.sources.base import Paths, SourceRecord, file_identity, input_files, left_in_folders
 from data_tools.sources.lines import JSONL_ENDINGS, Line, read_lines
-from data_tools.sources.tables.rows import scan_jsonl
+from data_tools.sources.tables.rows import count_lines
 from pdfx.data.schema import Record, explain
 from pdfx.host.reading import parse_json
 
@@ -31,7 +31,7 @@ class JsonlSource:
         return {"format": "jsonl", "files": file_identity(self.files)}
 
     def total(self) -> int | None:
-        return scan_jsonl(self.files)[1]
+        return count_lines(self.files)
 
     def notes(self) -> list[str]:
         return self.left

@@ -13,7 +13,7 @@ import typer
 from pdfx import __version__
 from pdfx.cli.checkpoints import checkpoints, convert
 from pdfx.cli.shards import shards_app
-from pdfx.cli.shared import SHARDS_HELP, JsonOption, example, fail, give_json, prints_json, progress_bar
+from pdfx.cli.shared import SHARDS_HELP, JsonOption, ProgressBar, example, fail, give_json, prints_json
 from pdfx.config import ConfigError
 from pdfx.errors import UserError
 from pdfx.host.console import console, open_streams, outlive_stdout
@@ -154,7 +154,7 @@ def embed(
     from pdfx.evaluate.embed import EmbedJob, embed_file
 
     job = EmbedJob(model, input, out, side, paths, batch_size, images, truncate_dim, trust_remote_code)
-    with progress_bar() as bar:
+    with ProgressBar() as bar:
         shape = embed_file(job, processes, bar.counter("embedding"))
     if shape is not None:
         print(f"{out}: {' x '.join(str(size) for size in shape)}")
@@ -192,7 +192,7 @@ def evaluate(
 
     quiet = prints_json(json_file)
     settings = EvaluateSection(batch_size=batch_size, max_corrupt_share=max_corrupt_share)
-    with progress_bar() as bar:
+    with ProgressBar() as bar:
         results = evaluate_export(model, shards, settings, num_workers, trust_remote_code, bar.counter, bar.say)
     if results is None:
         return
@@ -218,7 +218,7 @@ def report(
     from pdfx.config import EvaluateSection
     from pdfx.evaluate.report import write_report
 
-    with progress_bar() as bar:
+    with ProgressBar() as bar:
         settings = EvaluateSection(batch_size=batch_size, max_corrupt_share=max_corrupt_share)
         write_report(
             run, model, shards, out, settings, num_workers, trust_remote_code, bar.counter("embedding"), bar.say

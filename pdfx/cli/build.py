@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pdfx.cli.shared import JsonOption, WorkersOption, fail, give_json, prints_json, progress_bar, worker_count
+from pdfx.cli.shared import JsonOption, ProgressBar, WorkersOption, fail, give_json, prints_json, worker_count
 from pdfx.errors import UserError
 from pdfx.host.files import parse_size
 
@@ -120,7 +120,9 @@ def build(
         float,
         typer.Option(min=0, max=1, help="Stop where more of the records cannot be used; one is forgiven, unless 0."),
     ] = 0.01,
-    max_image_pixels: Annotated[int, typer.Option(min=1, help="Refuse pictures of more pixels.")] = 89_478_485,
+    max_image_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse pictures of more pixels; of more than 89 million by default.")
+    ] = None,
     workers: WorkersOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier build in the directory and start over.")
@@ -146,7 +148,7 @@ def build(
         samples_per_shard=samples_per_shard,
         shard_bytes=shard_bytes,
         encoding=Encoding(resize, image_format, quality),
-        max_image_pixels=max_image_pixels,
+        max_image_pixels=max_image_pixels or BuildSettings.max_image_pixels,
         deduplicate=deduplicate,
         evaluation=tuple(evaluation or ()),
         leaks=tuple(leak or LEAKS),
@@ -155,7 +157,7 @@ def build(
         workers=worker_count(workers),
         overwrite=overwrite,
     )
-    with one_sentence_when_interrupted("the same command goes on where it stopped"), progress_bar() as bar:
+    with one_sentence_when_interrupted("the same command goes on where it stopped"), ProgressBar() as bar:
         records = open_source(format, source, parse_options(option or []))
         if images is not None and not images.exists():
             raise UserError(f"There is no image folder {images}; name it with --images.")

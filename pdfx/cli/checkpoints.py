@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pdfx.cli.shared import JsonOption, give_json, prints_json, progress_bar
+from pdfx.cli.shared import JsonOption, ProgressBar, give_json, prints_json
 from pdfx.host.console import console
 
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")]
@@ -32,7 +32,7 @@ def checkpoints(
     alone = prints_json(json_file)
     # Without a readable configuration there is no best checkpoint, but all else can be told.
     rule = retention_of(load_config(run / CONFIG).train) if (run / CONFIG).is_file() else Retention(1)
-    with progress_bar() as bar:
+    with ProgressBar() as bar:
         rows = list_checkpoints(run, rule, verify, bar.counter("verifying") if verify else None)
     if not alone:
         console().print(table_of(rows, rule, verify) if rows else f"{run} has no checkpoints.")

@@ -14,16 +14,16 @@ from pdfx.cli.build import EXAMPLES, build, one_sentence_when_interrupted
 from pdfx.cli.shared import (
     SHARDS_HELP,
     JsonOption,
+    ProgressBar,
     WorkersOption,
     example,
     give_json,
     prints_json,
-    progress_bar,
     worker_count,
 )
 from pdfx.errors import UserError
 from pdfx.host.console import console
-from pdfx.host.files import parse_size
+from pdfx.host.files import parse_size, require_folder
 
 SPLIT_EXAMPLES = (
     "pdfx shards split shards/all --out shards/train=0.9 --out shards/test=0.1",
@@ -68,7 +68,7 @@ def split(
 
     quiet = prints_json(json_file)
     settings = SplitSettings(tuple(Share.parse(part) for part in out), seed, by, samples_per_shard, shard_bytes)
-    with one_sentence_when_interrupted(_NOTHING_LEFT), progress_bar() as bar:
+    with one_sentence_when_interrupted(_NOTHING_LEFT), ProgressBar() as bar:
         parts = split_shards(shards, settings, bar.counter("splitting"))
     give_json([{**_plain(part.written), "targets": part.targets} for part in parts], json_file)
     if not quiet:
@@ -107,7 +107,7 @@ def merge(
     from data_tools.rearrange.merge import merge_shards
 
     quiet = prints_json(json_file)
-    with one_sentence_when_interrupted(_NOTHING_LEFT), progress_bar() as bar:
+    with one_sentence_when_interrupted(_NOTHING_LEFT), ProgressBar() as bar:
         written = merge_shards(shards, out, link, prefix_keys, bar.counter("reading keys"), bar.counter("writing"))
     give_json(_plain(written), json_file)
     if not quiet:
@@ -187,7 +187,7 @@ def check(
         if not full:
             raise UserError("--processor looks at every sample, so it needs --full as well.")
         of_model = load_processor(processor)
-    with progress_bar() as bar:
+    with ProgressBar() as bar:
         problems = check_shards(
             shards, full, bar.counter("checking"), workers=worker_count(workers), processor=of_model
         )
@@ -219,14 +219,13 @@ def describe(
     """Print what the shards hold: counts, lengths, sizes of pictures, languages, and what is equal by content."""
     from data_tools.inspect.contact_sheet import write_contact_sheet
     from data_tools.inspect.describe import describe_shards, description_tables
-    from pdfx.host.files import require_folder
 
     quiet = prints_json(json_file)
     if contact_sheet is None and pairs != 24:
         raise UserError("--pairs is of the contact sheet; say where that goes with --contact-sheet FILE.html.")
     if contact_sheet is not None:
         require_folder(contact_sheet)
-    with progress_bar() as bar:
+    with ProgressBar() as bar:
         if contact_sheet is not None:
             shown = write_contact_sheet(shards, contact_sheet, pairs, bar.counter("drawing"))
         description = describe_shards(shards, bar.counter("reading"), worker_count(workers))

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from pdfx.host.console import console
+from pdfx.host.files import require_folder, write_json
 
 _SECONDS_BETWEEN_UPDATES = 0.05
 
@@ -98,17 +99,9 @@ def example(*commands: str) -> str:
     return "[bold]Example[/bold]\n\n" + "\n\n".join(f"  {command}" for command in commands)
 
 
-def progress_bar():
-    from pdfx.cli.shared import ProgressBar
-
-    return ProgressBar()
-
-
 def prints_json(file: Path | None) -> bool:
     """Whether ``--json -`` asks for the result on stdout. Raises UserError if ``file`` could not be written, for
     before the work."""
-    from pdfx.host.files import require_folder
-
     if file is None or str(file) == "-":
         return file is not None
     require_folder(file)
@@ -117,8 +110,6 @@ def prints_json(file: Path | None) -> bool:
 
 def give_json(result: Any, file: Path | None) -> None:
     """Writes what ``--json`` asks for, if anything."""
-    from pdfx.host.files import write_json
-
     if str(file) == "-":
         print(json.dumps(result, indent=2, ensure_ascii=False))
     elif file is not None:

@@ -10,6 +10,13 @@ from pdfx.config.section import LocalPath, PathText, Section
 from pdfx.host.urls import without_secrets
 
 
+def _max_image_pixels() -> int:
+    # Imported when a recipe is read, since it brings Pillow.
+    from pdfx.model.pictures import MAX_IMAGE_PIXELS
+
+    return MAX_IMAGE_PIXELS
+
+
 class DataSetSection(Section):
     """One of several data sets to train on."""
 
@@ -44,7 +51,7 @@ class DataSection(Section):
     """Spans among which single samples are mixed."""
     max_corrupt_share: float = Field(0.01, ge=0, le=1)
     """The run stops when more than this share of the samples read so far could not be used."""
-    max_image_pixels: int = Field(89_478_485, ge=1)
+    max_image_pixels: int = Field(default_factory=_max_image_pixels, ge=1)
     """Larger pictures are refused as decompression bombs."""
     read_threads: int = Field(8, ge=1)
     """Requests that one process has under way at once, if data is behind a URL; the settings that follow are for URLs

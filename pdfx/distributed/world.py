@@ -12,11 +12,9 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import distributed
 
 from pdfx.config import ConfigError
 from pdfx.errors import UserError
@@ -46,13 +44,13 @@ class World:
         rank: this process, 0 to size - 1.
         size: W, the number of ranks.
         device: where this rank computes.
-        control: a gloo group for host-side agreements, which so never wait for the GPU.
+        control: a gloo group for host-side agreements, which so never wait for the GPU; None if a rank alone has none.
     """
 
     rank: int
     size: int
     device: torch.device
-    control: dist.ProcessGroup
+    control: dist.ProcessGroup | None
 
     def largest(self, values: Sequence[int]) -> list[int]:
         """The element-wise maximum over ranks of a list that is equally long on all."""
@@ -73,7 +71,8 @@ class World:
     def from_first(self, value):
         """Rank 0's value on every rank; any picklable object of small size."""
         holder = [value]
-        dist.broadcast_object_list(holder, src=0, group=self.control)
+        if self.control is not None:
+            dist.broadcast_object_list(holder, src=0, group=self.control)
         return holder[0]
 
     def gather(self, value) -> list:
@@ -83,7 +82,9 @@ class World:
         return values
 
     def barrier(self) -> None:
-        dist.barrier(group=self.control)
+        """Return when every rank has come here."""
+        if self.control is not None:
+            dist.barrier(group=self.control)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -214,27 +215,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Attributes: ``rank`` from 0, ``world_size`` (1 without a launcher) and this rank's ``device``."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def from_first(self, value: Any) -> Any:
-        """Rank 0's value on every rank, which all must ask for."""
-        shared = [value]
-        if self.world_size > 1:
-            distributed.broadcast_object_list(shared)
-        return shared[0]
-
-    def wait_for_all(self) -> None:
-        """Return when every rank has come here."""
-        if self.world_size > 1:
-            distributed.all_reduce(torch.zeros(1))
-
-
 def launched_world_size() -> int:
     """W of the launch that this process belongs to, 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -246,18 +226,18 @@ def pick_device(index: int = 0) -> torch.device:
 
 
 @contextmanager
-def launched_ranks() -> Iterator[Ranks]:
+def launched_ranks() -> Iterator[World]:
     """This process among the ranks that torchrun started, with a process group for CPU and GPU tensors; alone, and
     without a group, if nobody did."""
-    world_size = launched_world_size()
-    if world_size == 1:
-        yield Ranks(0, 1, pick_device())
+    size = launched_world_size()
+    if size == 1:
+        yield World(0, 1, pick_device(), None)
         return
     rank = int(os.environ["RANK"])
     device = pick_device(int(os.environ.get("LOCAL_RANK", rank)))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     # Not in a finally: after a failure, leaving the group in order would wait for ranks that are somewhere else.
-    yield Ranks(rank, world_size, device)
-    distributed.destroy_process_group()
+    yield World(rank, size, device, dist.new_group(backend="gloo", timeout=PATIENCE))
+    leave_world()

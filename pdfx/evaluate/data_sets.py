@@ -188,7 +188,7 @@ def evaluate_export(
             embedder.processor,
             settings,
             ranks.rank,
-            ranks.world_size,
+            ranks.size,
             num_workers,
             *told,
         )

@@ -252,9 +252,9 @@ def _embed_as_rank(job: EmbedJob, on_progress: Callable[[int, int], None] | None
         if own is not None:
             own.mkdir()
         parts = ranks.from_first(own)
-        write_part(job, parts, ranks.rank, ranks.world_size, ranks.device, on_progress if ranks.rank == 0 else None)
-        ranks.wait_for_all()
-        return merge_parts(job, parts, ranks.world_size) if ranks.rank == 0 else None
+        write_part(job, parts, ranks.rank, ranks.size, ranks.device, on_progress if ranks.rank == 0 else None)
+        ranks.barrier()
+        return merge_parts(job, parts, ranks.size) if ranks.rank == 0 else None
 
 
 def _embed_in_processes(

@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from pdfx import __version__
 from pdfx.config import Config, EvaluateSection, dump_config, load_config
 from pdfx.config.run_files import CONFIG, METRICS
@@ -18,8 +16,7 @@ from pdfx.errors import UserError
 from pdfx.evaluate import figures
 from pdfx.evaluate.data_sets import ALL, embed_on
 from pdfx.evaluate.embedding import EmbeddedItems, Say, embed_shards
-from pdfx.evaluate.examples import Example, find_examples
-from pdfx.evaluate.figures import Picture, Points
+from pdfx.evaluate.figures import Example, Picture, Points, find_examples
 from pdfx.evaluate.metrics import PRECISION, path_similarity
 from pdfx.evaluate.origin import origin_of
 from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, retrieval_metrics
@@ -34,6 +31,7 @@ from pdfx.evaluate.tables import (
 )
 from pdfx.host.console import ShowProgress
 from pdfx.host.files import require_folder, write_atomically
+from pdfx.host.html import render_page
 from pdfx.host.reading import parse_json, read_bounded
 from pdfx.host.urls import without_secrets
 
@@ -257,14 +255,9 @@ def render(
     examples: dict[str, list[Example]],
 ) -> str:
     """The page. Everything that comes from data or settings is escaped."""
-    environment = Environment(
-        loader=PackageLoader("pdfx.evaluate", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "pdfx.evaluate",
+        "report.html.j2",
         title=title,
         version=__version__,
         facts=facts,

@@ -178,7 +178,7 @@ def evaluate_as_rank(rank: int, world_size: int, port: int, export: Path, data_s
                 model.processor,
                 SETTINGS,
                 ranks.rank,
-                ranks.world_size,
+                ranks.size,
                 say=said.append,
             )
             told.append({"metrics": metrics, "sizes": sizes, "said": said})

@@ -101,11 +101,11 @@ class JsonlRows:
 
     def __init__(self, files: list[Path]):
         self.files = files
-        self.columns = scan_jsonl(files)[0]
+        self.columns = _scan(files)[0]
         self._keys = dict.fromkeys(self.columns)
 
     def total(self) -> int | None:
-        return scan_jsonl(self.files)[1]
+        return count_lines(self.files)
 
     def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
         for row in map(_to_row, read_lines(self.files, start)):
@@ -117,20 +117,26 @@ class JsonlRows:
         return list(self._keys)
 
 
-def scan_jsonl(files: list[Path]) -> tuple[list[str], int | None]:
-    """The keys of the first lines, and how many lines ``read_lines`` yields (None if it would take long to count them).
-    Files that have not changed since they were scanned are not read again."""
-    return _scan(tuple(files), tuple(map(file_stamp, files)))
+def count_lines(files: list[Path]) -> int | None:
+    """How many lines ``read_lines`` yields; None if counting them would mean unpacking or reading very much."""
+    return _scan(files)[1] if is_cheap_to_read(files, _COUNTED_BYTES) else None
+
+
+def _scan(files: list[Path]) -> tuple[list[str], int]:
+    """The keys of the first lines, and how many lines there are, if it is cheap to know. Files that have not changed
+    since they were scanned are not read again."""
+    return _scan_once(tuple(files), tuple(map(file_stamp, files)))
 
 
 @lru_cache(maxsize=4)
-def _scan(files: tuple[Path, ...], stamps: tuple[str, ...]) -> tuple[list[str], int | None]:
-    is_counted, keys, count = is_cheap_to_read(files, _COUNTED_BYTES), {}, 0
-    for line in read_lines(files) if is_counted else islice(read_lines(files), _SAMPLED_LINES):
+def _scan_once(files: tuple[Path, ...], stamps: tuple[str, ...]) -> tuple[list[str], int]:
+    keys, count = {}, 0
+    most = None if is_cheap_to_read(files, _COUNTED_BYTES) else _SAMPLED_LINES
+    for line in islice(read_lines(files), most):
         if count < _SAMPLED_LINES:
             keys |= dict.fromkeys(_to_row(line).values or ())
         count += 1
-    return list(keys), count if is_counted else None
+    return list(keys), count
 
 
 def _to_row(line: Line) -> Row:

@@ -12,6 +12,7 @@ from pdfx.host.reading import SMALL
 
 LONGEST_DELAY = 60.0
 """Seconds between two attempts at most."""
+_SETTINGS = DataSection.model_fields
 
 
 class StorageError(Exception):
@@ -31,26 +32,18 @@ class StorageError(Exception):
 class Reading:
     """How to read what is not on this machine; see ``DataSection`` for what the values mean."""
 
-    threads: int = 8
-    retries: int = 5
-    retry_seconds: float = 1.0
-    timeout_seconds: float = 60.0
-    cache_dir: str | None = None
-    cache_gigabytes: float = 100.0
-    span_samples: int = 64
+    threads: int = _SETTINGS["read_threads"].default
+    retries: int = _SETTINGS["read_retries"].default
+    retry_seconds: float = _SETTINGS["read_retry_seconds"].default
+    timeout_seconds: float = _SETTINGS["read_timeout_seconds"].default
+    cache_dir: str | None = _SETTINGS["cache_dir"].default
+    cache_gigabytes: float = _SETTINGS["cache_gigabytes"].default
+    span_samples: int = _SETTINGS["span_samples"].default
 
     @classmethod
     def of(cls, data: DataSection) -> Reading:
         """What a recipe says."""
-        return cls(
-            threads=data.read_threads,
-            retries=data.read_retries,
-            retry_seconds=data.read_retry_seconds,
-            timeout_seconds=data.read_timeout_seconds,
-            cache_dir=data.cache_dir,
-            cache_gigabytes=data.cache_gigabytes,
-            span_samples=data.span_samples,
-        )
+        return cls(*(getattr(data, name if name in _SETTINGS else f"read_{name}") for name in cls.__annotations__))
 
     @property
     def longest_seconds(self) -> float:
