@@ -31,7 +31,7 @@ from transformers import (
 from pdfx.config import Config, parse_config
 from pdfx.config.deepspeed_file import load_deepspeed_config
 from pdfx.data import Batch, Chunk
-from pdfx.data.collate import filler
+from pdfx.data.batch import filler
 from pdfx.distributed.world import World, join_world
 from pdfx.embedder.build import build_embedder
 from pdfx.model import ParallelEmbedder

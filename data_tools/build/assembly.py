@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from data_tools.build.deduplicate import EarlierSamples
+from data_tools.build.deduplicate import LEAKAGE_NAME, EarlierSamples, EvaluationSet
 from data_tools.build.journal import Journal, Step, chained
-from data_tools.build.leakage import LEAKAGE_NAME, EvaluationSet
 from data_tools.build.pack import Packed, Rejected
 from data_tools.build.quarantine import LEFT_OUT, QUARANTINE_NAME, AppendedFile, BadShare, quarantine_line
 from data_tools.build.settings import BuildSettings

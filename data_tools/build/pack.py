@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from data_tools.build.encode import Encoding
+from data_tools.build.settings import Encoding
 from data_tools.build.shard_writer import pack_members
 from data_tools.build.stats import count_sample
 from data_tools.sources.base import SourceRecord

@@ -1,20 +1,28 @@
-"""Writing one shard: a tar, where its samples begin, and what it holds."""
+"""Writing shards: a single one, a series of them, and whole directories of them."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data_tools.build.stats import NAMES
-from pdfx.data.schema import INDEX_NAME, ShardEntry, ShardIndex, fingerprint
+from data_tools.build.stats import NAMES, count_sample
+from pdfx.data.schema import INDEX_NAME, Record, ShardEntry, ShardIndex, fingerprint
+from pdfx.errors import UserError
 from pdfx.host.files import ChecksummedStream, checksummed, sync, write_checksummed
+from pdfx.host.system_errors import naming
+from pdfx.model.pictures import ImageError, image_header
+
+STAGING_NAME = ".unfinished"
 
 
 def pack_members(key: str, members: Mapping[str, bytes]) -> bytes:
@@ -103,3 +111,135 @@ def write_index(staging: Path, out: Path, shards: list[ShardEntry], targets_only
     (staging / INDEX_NAME).replace(out / INDEX_NAME)
     sync(out)
     return index
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished directory of shards. ``bytes``: of its tars."""
+
+    path: Path
+    shards: int
+    samples: int
+    bytes: int
+    fingerprint: str
+
+
+@contextmanager
+def new_directories(paths: list[Path]) -> Iterator[None]:
+    """Makes directories, each with a folder ``STAGING_NAME`` for unfinished files. At the end that folder is gone;
+    where the block fails, everything is.
+
+    Raises:
+        UserError: a directory exists and is not empty, or two are the same, or one lies in another.
+    """
+    _require_apart(paths)
+    for path in paths:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UserError(f"{path} is not an empty directory; delete it or name another one.")
+    with ExitStack() as undo:
+        for path in paths:
+            undo.callback(_remove, path, _first_missing(path))
+            (path / STAGING_NAME).mkdir(parents=True)
+        with naming(" or ".join(map(str, paths))):
+            yield
+        for path in paths:
+            shutil.rmtree(path / STAGING_NAME)
+        undo.pop_all()
+
+
+class ShardSeries:
+    """The shards of one new directory, written one after another.
+
+    Args:
+        path: one of ``new_directories``.
+        samples_per_shard, shard_bytes: a shard ends when it holds so many samples, or before the sample that would make
+            it hold more bytes.
+    """
+
+    def __init__(self, path: Path, samples_per_shard: float = math.inf, shard_bytes: float = math.inf):
+        self.path, self.samples_per_shard, self.shard_bytes = path, samples_per_shard, shard_bytes
+        self.entries: list[ShardEntry] = []
+        self._targets_only = 0
+        self._writer: ShardWriter | None = None
+
+    def __enter__(self) -> ShardSeries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, key: str, record: Record, members: dict[str, bytes]) -> None:
+        """Append a sample.
+
+        Args:
+            members: contents by suffix, the record's own among them as "json".
+
+        Raises:
+            UserError: a picture is missing or has no sound header.
+        """
+        try:
+            pictures = {
+                name: (len(members[name]), image_header(members[name])[1])
+                for _, side in record.sides()
+                for name in side.images
+            }
+        except KeyError as error:
+            raise UserError(
+                f"The sample '{key}' lacks its image {error}; find all such samples with 'pdfx shards check --full'."
+            ) from None
+        except ImageError as error:
+            raise UserError(
+                f"A picture of the sample '{key}' cannot be used: {error}; find all such samples with 'pdfx shards "
+                "check --full'."
+            ) from None
+        data = pack_members(key, members)
+        if self._writer is not None and (
+            self._writer.samples == self.samples_per_shard or self._writer.bytes + len(data) > self.shard_bytes
+        ):
+            self.end_shard()
+        if self._writer is None:
+            self._writer = ShardWriter(self.path / STAGING_NAME, len(self.entries))
+        self._writer.add(data, count_sample(record, pictures))
+
+    def end_shard(self) -> None:
+        """The next sample begins a new shard; where the last one did already, nothing happens."""
+        if self._writer is not None:
+            self._targets_only += self._writer.counts["targets_only"]
+            self.entries.append(self._writer.finish(self.path))
+            self._writer = None
+
+    def finish(self) -> Written:
+        """Write the index, after which the directory is a finished one."""
+        self.end_shard()
+        return finish_directory(self.path, self.entries, self._targets_only)
+
+
+def finish_directory(path: Path, shards: list[ShardEntry], targets_only: int) -> Written:
+    """Write the index of one of ``new_directories``; all its shards must be there."""
+    index = write_index(path / STAGING_NAME, path, shards, targets_only)
+    return Written(path, len(shards), index.samples, sum(entry.bytes for entry in shards), index.fingerprint)
+
+
+def _require_apart(paths: list[Path]) -> None:
+    real = [path.resolve() for path in paths]
+    for i, one in enumerate(real):
+        for j, other in enumerate(real[:i]):
+            if one == other or one in other.parents or other in one.parents:
+                raise UserError(
+                    f"{paths[j]} and {paths[i]} are the same directory, or one lies in the other; give each its own."
+                )
+
+
+def _first_missing(path: Path) -> Path | None:
+    """The topmost of a path and its folders that does not exist yet; None if the path exists."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    return missing[-1] if missing else None
+
+
+def _remove(path: Path, created: Path | None) -> None:
+    if created is not None:
+        shutil.rmtree(created, ignore_errors=True)
+        return
+    for child in path.iterdir():
+        shutil.rmtree(child) if child.is_dir() else child.unlink()

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_tools.build.journal import FOLDER_NAME
 from data_tools.build.ordered_workers import WorkUnit, share_out, work_units
-from data_tools.build.staged_directory import STAGING_NAME
+from data_tools.build.shard_writer import STAGING_NAME
 from data_tools.build.stats import NAMES, read_stats
 from data_tools.inspect.check_samples import Examiner, Findings, Processor
 from pdfx.data.numbers import repeated_keys

@@ -15,7 +15,7 @@ import numpy as np
 from data_tools.build.ordered_workers import WorkUnit
 from data_tools.build.stats import count_sample
 from pdfx.data.numbers import key_number
-from pdfx.data.plain_tar import PlainTarInfo
+from pdfx.data.samples import PlainTarInfo
 from pdfx.data.schema import INDEX_NAME, identity_number
 from pdfx.data.shards import SampleError, Shard
 from pdfx.data.storage.base import Storage, StorageError
@@ -99,7 +99,7 @@ def _sample_starts(stream: _Stream) -> tuple[list[int], int]:
 
 
 Processor = Callable[[list[dict], list[str]], Any]
-"""As ``pdfx.data.collate.Processor``, whose file would import torch into every check."""
+"""As ``pdfx.data.batch.Processor``, whose file would import torch into every check."""
 
 
 @dataclass
@@ -179,7 +179,7 @@ def _examine_sample(shard: Shard, row: int, findings: Findings, processor: Proce
 
 def _refusal(processor: Processor, side: str, text: str, images: list) -> str | None:
     """Why the processor does not take an item; None if it does."""
-    from pdfx.data.collate import refusal
+    from pdfx.data.batch import refusal
 
     try:
         processor([{"text": text, "images": images}], ["query" if side == "query" else "target"])

@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from data_tools.build.settings import BuildSettings
-from data_tools.build.staged_directory import ShardSeries, Written, new_directories
+from data_tools.build.shard_writer import ShardSeries, Written, new_directories
 from data_tools.inspect.measure import distinct_and_sharing
 from pdfx.data.schema import Record, identity_number
 from pdfx.data.shards import SampleError, ShardedDataset

@@ -138,9 +138,8 @@ def build(
     where it was interrupted.
     """
     from data_tools.build.builder import build as build_shards
-    from data_tools.build.encode import Encoding
     from data_tools.build.quarantine import TooManyBadRecords
-    from data_tools.build.settings import LEAKS, BuildSettings
+    from data_tools.build.settings import LEAKS, BuildSettings, Encoding
     from data_tools.sources.registry import open_source
 
     quiet = prints_json(json_file)

@@ -1,12 +1,16 @@
-"""What the loader hands to the trainer. Shapes: B pairs on this rank, M hard negatives per pair, n items of a chunk."""
+"""Batches, which the loader hands to the trainer, and how samples become one. Shapes: B pairs on this rank, M hard
+negatives per pair, n items of a chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pdfx.data.shards import Sample, SampleError
 
 
 @dataclass
@@ -79,3 +83,162 @@ class Batch:
         """Page-locked copies, from which copies to a GPU can overlap with work; torch's DataLoader calls this where it
         is asked to pin."""
         return self.map(lambda tensor: tensor.pin_memory())
+
+
+Processor = Callable[[list[dict], list[str]], tuple[dict[str, Tensor], int]]
+"""``processor(items, sides) -> (inputs, truncated)``; an item is ``{"text": str, "images": [PIL.Image, ...]}``, a side
+"query" or "target"."""
+
+
+def filler() -> dict:
+    """The item that stands where there is nothing to embed."""
+    return {"text": "", "images": []}
+
+
+def collate(samples: list[Sample | SampleError], processor: Processor, chunk_pairs: int, negatives: int) -> Batch:
+    """One Batch of ``len(samples)`` pairs in chunks of ``chunk_pairs``.
+
+    A chunk holds its pairs' queries, then their targets, then their negatives, through one call of the processor. Of
+    each sample the first ``negatives`` hard negatives are used. A SampleError in a sample's place, or a sample that the
+    processor refuses, becomes a masked filler with its sentence in ``problems``.
+
+    Raises:
+        ValueError: the pairs do not divide into chunks.
+        Exception: what the processor raises where no single sample is to blame.
+    """
+    pairs = len(samples)
+    if pairs == 0 or pairs % chunk_pairs:
+        raise ValueError(f"{pairs} pairs do not divide into chunks of {chunk_pairs}")
+    usable = list(samples)
+    chunks, truncated = [], 0
+    for start in range(0, pairs, chunk_pairs):
+        part, inputs, cut = _process(usable[start : start + chunk_pairs], processor, negatives)
+        usable[start : start + chunk_pairs] = part
+        chunks.append(Chunk(inputs=inputs, slots=_slots(start, chunk_pairs, pairs, negatives)))
+        truncated += cut
+    return _assemble(usable, chunks, truncated, negatives)
+
+
+def collate_by_tokens(
+    samples: list[Sample | SampleError], processor: Processor, chunk_tokens: int, negatives: int
+) -> Batch:
+    """One Batch of ``len(samples)`` pairs in chunks of at most ``chunk_tokens`` tokens without padding, whatever pair
+    an item belongs to.
+
+    Items are ordered by length, longest first, so that a chunk's items are about equally long and the largest chunks
+    come first on every rank. An item of more tokens is a chunk of its own, counted in ``oversized``. The processor sees
+    all items in one call, and its ``select_items`` makes the chunks.
+    """
+    usable, inputs, truncated = _process(samples, processor, negatives)
+    images = [len(item["images"]) for item in _items(usable, negatives)[0]]
+    slots = _slots(0, len(samples), len(samples), negatives)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    chunks = [
+        Chunk(processor.select_items(inputs, group, images), slots[group])
+        for group in cut_by_tokens(lengths, chunk_tokens)
+    ]
+    batch = _assemble(usable, chunks, truncated, negatives)
+    batch.oversized = sum(length > chunk_tokens for length in lengths)
+    return batch
+
+
+def cut_by_tokens(lengths: list[int], limit: int) -> list[list[int]]:
+    """Numbers of the items of each chunk, longest items first: as many as fit ``limit`` tokens, and at least one."""
+    groups: list[list[int]] = []
+    free = 0
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        if not groups or lengths[item] > free:
+            groups.append([])
+            free = limit
+        groups[-1].append(item)
+        free -= lengths[item]
+    return groups
+
+
+def process_usable(
+    parts: list[Any], process: Callable[[list[Any]], Any], blame: Callable[[Any, str], SampleError]
+) -> tuple[list[Any], Any]:
+    """``parts``, with an error in the place of each that the processor refuses, and what ``process`` makes of them all.
+
+    Args:
+        parts: of any kind, or SampleErrors, which are not tried.
+        process: runs the processor on a list of parts, with fillers in the place of errors.
+        blame: the error of a part, from the words for the reason.
+
+    Raises:
+        Exception: what ``process`` raises where no single part is to blame.
+    """
+    try:
+        return parts, process(parts)
+    except Exception:
+        tried = [part if isinstance(part, SampleError) else _try_alone(part, process, blame) for part in parts]
+        if all(after is before for after, before in zip(tried, parts, strict=True)):
+            raise
+        return tried, process(tried)
+
+
+def _try_alone(part: Any, process: Callable[[list[Any]], Any], blame: Callable[[Any, str], SampleError]) -> Any:
+    try:
+        process([part])
+    except Exception as error:
+        return blame(part, refusal(error))
+    return part
+
+
+def refusal(error: Exception) -> str:
+    """What a processor raised, in words; it is not ours, so what it raises on odd pictures or texts is open."""
+    return f"the processor refuses it ({' '.join(str(error).split())[:300] or type(error).__name__})"
+
+
+def _process(
+    part: list[Sample | SampleError], processor: Processor, negatives: int
+) -> tuple[list[Sample | SampleError], dict[str, Tensor], int]:
+    """The processor's output for these samples; those that it refuses come back as errors."""
+
+    def blame(sample: Sample, reason: str) -> SampleError:
+        return SampleError(
+            f"In shard {sample.shard}, sample '{sample.key}' cannot be used: {reason}.", sample.key, "processor"
+        )
+
+    usable, (inputs, truncated) = process_usable(part, lambda samples: processor(*_items(samples, negatives)), blame)
+    return usable, inputs, truncated
+
+
+def _items(part: list[Sample | SampleError], negatives: int) -> tuple[list[dict], list[str]]:
+    queries = [filler() if isinstance(sample, SampleError) else sample.query for sample in part]
+    targets = [filler() if isinstance(sample, SampleError) else sample.target for sample in part]
+    hard: list[dict[str, Any]] = []
+    for sample in part:
+        own = [] if isinstance(sample, SampleError) else sample.negatives[:negatives]
+        hard += [*own, *(filler() for _ in range(negatives - len(own)))]
+    return [*queries, *targets, *hard], ["query"] * len(queries) + ["target"] * (len(targets) + len(hard))
+
+
+def _slots(start: int, count: int, pairs: int, negatives: int) -> Tensor:
+    b = torch.arange(start, start + count)
+    return torch.cat([b, pairs + b, (2 * pairs + b[:, None] * negatives + torch.arange(negatives)).reshape(-1)])
+
+
+def _assemble(samples: list[Sample | SampleError], chunks: list[Chunk], truncated: int, negatives: int) -> Batch:
+    pairs = len(samples)
+    batch = Batch(
+        chunks=chunks,
+        pairs=pairs,
+        negatives=negatives,
+        target_ids=torch.zeros(pairs, dtype=torch.int64),
+        negative_ids=torch.zeros(pairs, negatives, dtype=torch.int64),
+        valid=torch.zeros(pairs, dtype=torch.bool),
+        negative_valid=torch.zeros(pairs, negatives, dtype=torch.bool),
+        keys=[sample.key for sample in samples],
+        problems=[Problem(str(sample), sample.kind) for sample in samples if isinstance(sample, SampleError)],
+        truncated=truncated,
+    )
+    for b, sample in enumerate(samples):
+        if isinstance(sample, SampleError):
+            continue
+        own = sample.negative_ids[:negatives]
+        batch.valid[b] = True
+        batch.target_ids[b] = sample.target_id
+        batch.negative_ids[b, : len(own)] = torch.tensor(own, dtype=torch.int64)
+        batch.negative_valid[b, : len(own)] = True
+    return batch

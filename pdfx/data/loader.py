@@ -10,10 +10,9 @@ from dataclasses import replace
 import torch
 
 from pdfx.config import DataSection
-from pdfx.data.batch import Batch
-from pdfx.data.collate import Processor, collate, collate_by_tokens
+from pdfx.data.batch import Batch, Processor, collate, collate_by_tokens
 from pdfx.data.corrupt_samples import CorruptSampleGuard, Coverage
-from pdfx.data.mixture import Mixture
+from pdfx.data.order import Mixture
 from pdfx.data.shards import Sample, SampleError, ShardedDataset
 from pdfx.data.training_sets import Sequence, open_training_sets
 from pdfx.data.workers import run_ahead

@@ -4,11 +4,18 @@ of workers.
 An epoch permutes **spans** (consecutive samples of one shard, one stretch of a file) over all shards and then mixes
 single samples within **windows** of consecutive permuted spans. Epochs follow one another without a gap: sample g of
 the run is sample ``g % n`` of epoch ``g // n``.
+
+Several data sets, each with such an order, are read in **sub-batches** that each come from one of them, each where the
+one before ended. An epoch of the mixture gives data set d so many sub-batches that by its end ``epochs * quota[d]`` of
+its samples were read, rounded down to whole sub-batches, in a random order (VLM2Vec's homogeneous sub-batches, arXiv
+2410.05160; shares that are kept exactly in each epoch, and never drawn, are ours). Legend: S samples of a sub-batch.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -86,3 +93,141 @@ class CanonicalOrder:
             [np.arange(self._span_start[span], self._span_start[span] + self._span_length[span]) for span in spans]
         )
         return samples[random_permutation(len(samples), self.seed, f"windows{self.stream}", epoch, window)]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a sequence of sub-batches of one size begins: at the run's beginning, or where a run went on with another
+    size.
+
+    Attributes:
+        position: samples of the run before it.
+        epoch: the mixture's epoch in which it begins.
+        consumed: samples read of each data set before it.
+    """
+
+    position: int
+    epoch: int
+    consumed: tuple[int, ...]
+
+    def to_plain(self) -> dict:
+        """As JSON can hold it."""
+        return {"position": self.position, "epoch": self.epoch, "consumed": list(self.consumed)}
+
+    @classmethod
+    def from_plain(cls, values: dict) -> Start:
+        return cls(int(values["position"]), int(values["epoch"]), tuple(int(count) for count in values["consumed"]))
+
+
+class Mixture:
+    """Maps a position of the endless sequence to a data set and a sample of it.
+
+    Args:
+        orders: of the data sets.
+        quotas: samples of each data set per epoch of the mixture, each at least 1.
+        sub_batch: S. Of no consequence where there is one data set.
+        start: where this sequence begins; the run's beginning where None.
+    """
+
+    def __init__(
+        self, orders: list[CanonicalOrder], quotas: list[int], sub_batch: int, seed: int, start: Start | None = None
+    ):
+        self.orders, self.sub_batch, self.seed = orders, sub_batch, seed
+        self.quotas = np.array(quotas, dtype=np.int64)
+        self.start = start or Start(0, 0, (0,) * len(orders))
+        self._before = np.array(self.start.consumed, dtype=np.int64)
+        # A batch may reach over the border of two epochs.
+        self._epoch = lru_cache(maxsize=2)(self._permute_sub_batches)
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of one epoch of the mixture."""
+        return int(self.quotas.sum())
+
+    def samples(self, first: int, count: int) -> list[tuple[int, int]]:
+        """(data set, number of the sample in it) at ``count`` positions from ``first`` on."""
+        found: list[tuple[int, int]] = []
+        while len(found) < count:
+            found += self._rest_of_sub_batch(first + len(found), count - len(found))
+        return found
+
+    def consumed(self, position: int) -> list[int]:
+        """Samples read of each data set before ``position``."""
+        epoch, place = self._locate(position)
+        labels, ranks = self._epoch(epoch)
+        block, inside = divmod(place, self.sub_batch)
+        counts = self._whole(epoch) + self.sub_batch * np.bincount(labels[:block], minlength=len(self.quotas))
+        if inside:
+            counts[labels[block]] += inside
+        return counts.tolist()
+
+    def epoch_of(self, position: int) -> int:
+        """The mixture's epoch to which ``position`` belongs, which is how many are complete before it."""
+        return self._locate(position)[0]
+
+    def restart(self, position: int) -> Start:
+        """A start at ``position``, from which sub-batches of another size go on with every data set where it is."""
+        return Start(position, self.epoch_of(position), tuple(self.consumed(position)))
+
+    def _rest_of_sub_batch(self, position: int, count: int) -> Iterator[tuple[int, int]]:
+        epoch, place = self._locate(position)
+        labels, ranks = self._epoch(epoch)
+        block, inside = divmod(place, self.sub_batch)
+        source = int(labels[block])
+        first = int(self._whole(epoch)[source]) + int(ranks[block]) * self.sub_batch + inside
+        order = self.orders[source]
+        return ((source, order.sample(first + i)) for i in range(min(count, self.sub_batch - inside)))
+
+    def _whole(self, epoch: int) -> np.ndarray:
+        """int64 [data sets]: samples read of each before ``epoch``, given the start."""
+        if epoch == self.start.epoch:
+            return self._before.copy()
+        return self._before + (epoch * self.quotas - self._before) // self.sub_batch * self.sub_batch
+
+    def _first_position(self, epoch: int) -> int:
+        return self.start.position + int((self._whole(epoch) - self._before).sum())
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        """The epoch of a position and its place therein. Epochs too small to hold a sub-batch are empty, and so no
+        position's."""
+        low = self.start.epoch
+        high = low + 1
+        while self._first_position(high) <= position:
+            low, high = high, high + 2 * (high - low)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._first_position(middle) <= position else (low, middle)
+        return low, position - self._first_position(low)
+
+    def _permute_sub_batches(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The data set of each sub-batch of an epoch, and how many of that data set's come before it in the epoch."""
+        counts = (self._whole(epoch + 1) - self._whole(epoch)) // self.sub_batch
+        labels = np.repeat(np.arange(len(counts)), counts)
+        labels = labels[random_permutation(len(labels), self.seed, "sub-batches", epoch, self.start.position)]
+        ranks = np.empty_like(labels)
+        for source in range(len(counts)):
+            own = labels == source
+            ranks[own] = np.arange(int(own.sum()))
+        return labels, ranks
+
+
+def quotas(sizes: list[int], weights: list[float | None], most: list[int | None], temperature: float) -> list[int]:
+    """Samples of each data set per epoch.
+
+    All data sets together give as many as they hold, each at most ``most``; they share that by ``weights`` or, where
+    none are set, by their sizes to the power of ``1 / temperature`` (1: each gives all it holds once; larger: small
+    data sets come more often than large ones).
+
+    Args:
+        sizes: samples of each, at least 1.
+        weights: relative; all None, or none of them.
+        most: bounds, None if there is none.
+        temperature: more than 0.
+    """
+    held = np.array([min(size, bound or size) for size, bound in zip(sizes, most, strict=True)], dtype=np.int64)
+    if weights[0] is None and temperature == 1:
+        return held.tolist()
+    # Divided by the largest first, so that no power overflows.
+    shares = np.array(weights, dtype=np.float64) if weights[0] is not None else (held / held.max()) ** (1 / temperature)
+    wanted = np.maximum(np.rint(shares / shares.sum() * held.sum()).astype(np.int64), 1)
+    return [min(int(count), bound or int(count)) for count, bound in zip(wanted, most, strict=True)]

@@ -7,7 +7,7 @@ import tarfile
 from functools import lru_cache
 from pathlib import Path
 
-from pdfx.data.plain_tar import PlainTarInfo
+from pdfx.data.samples import PlainTarInfo
 from pdfx.host.files import file_stamp
 from pdfx.model.pictures import MAX_IMAGE_PIXELS, max_file_bytes
 

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from pdfx.data.collate import Processor, filler, process_usable
+from pdfx.data.batch import Processor, filler, process_usable
 from pdfx.data.schema import Side, content_identity, identity_number
 from pdfx.data.shards import SampleError, ShardedDataset
 from pdfx.data.workers import run_ahead

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pdfx.config import DataSection
-from pdfx.data.mixture import Mixture, Start, quotas
-from pdfx.data.order import CanonicalOrder
+from pdfx.data.order import CanonicalOrder, Mixture, Start, quotas
 from pdfx.data.shards import ShardedDataset
 from pdfx.data.storage.base import Reading, StorageError
 from pdfx.data.storage.cache import CACHE_USE

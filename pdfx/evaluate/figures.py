@@ -38,6 +38,11 @@ made darker or lighter to stand out on the page, and a violet."""
 PATH_STYLES = ("-", "--", "-.", ":")
 MAX_CELLS = 12
 """Cells of a heat map's side up to which the numbers fit."""
+SHOWN = 8
+TOP = 5
+THUMBNAIL = 112
+"""Longest side in pixels."""
+TEXT_CHARACTERS = 240
 
 
 @dataclass(frozen=True)
@@ -180,13 +185,6 @@ def similarity_maps(matrices: dict[str, list[list[float]]]) -> Picture:
         "collapsed into one."
     )
     return draw((7.5, 3.4), 1, len(matrices), paint, alt, caption)
-
-
-SHOWN = 8
-TOP = 5
-THUMBNAIL = 112
-"""Longest side in pixels."""
-TEXT_CHARACTERS = 240
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ from pdfx.checkpoint.zero_shards import frozen_sums
 from pdfx.config import Config, dump_config
 from pdfx.config.deepspeed_file import load_deepspeed_config
 from pdfx.data import TrainLoader
-from pdfx.data.collate import filler
-from pdfx.distributed.agreement import require_agreement, settings_of_start, state_of_step
-from pdfx.distributed.environment import tell_environment
+from pdfx.data.batch import filler
+from pdfx.distributed.agreement import require_agreement, settings_of_start, state_of_step, tell_environment
 from pdfx.distributed.world import PeerFailure, World, join_world, leave_world
 from pdfx.embedder.build import backbone_width, build_embedder
 from pdfx.errors import UserError

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_shards import ByteProcessor, picture
 
 from pdfx.data import Problem, Sample, SampleError
-from pdfx.data.collate import collate, collate_by_tokens, cut_by_tokens
+from pdfx.data.batch import collate, collate_by_tokens, cut_by_tokens
 
 
 def sample(i: int, negatives: int = 0, width: int = 12) -> Sample:

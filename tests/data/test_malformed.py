@@ -19,7 +19,7 @@ from tiny_shards import ByteProcessor
 
 from pdfx.config import DataSection
 from pdfx.data import Sample, SampleError, ShardedDataset, TrainLoader
-from pdfx.data.collate import collate
+from pdfx.data.batch import collate
 from pdfx.data.samples import KINDS, Place, parse_sample
 from pdfx.data.storage.base import Reading
 from pdfx.model import ParallelEmbedder

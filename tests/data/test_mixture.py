@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdfx.data.loader import RankRequests
-from pdfx.data.mixture import Mixture, Start, quotas
-from pdfx.data.order import CanonicalOrder
+from pdfx.data.order import CanonicalOrder, Mixture, Start, quotas
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=5)
 QUOTAS = st.lists(st.integers(1, 80), min_size=5, max_size=5)

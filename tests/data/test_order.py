@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from pdfx.config import DataSection
 from pdfx.data.loader import RankRequests
-from pdfx.data.mixture import Mixture
-from pdfx.data.order import CanonicalOrder, random_permutation
+from pdfx.data.order import CanonicalOrder, Mixture, random_permutation
 
 SMALL_SHARDS = st.lists(st.integers(0, 20), min_size=1, max_size=12)
 ONE_HUGE_SHARD = st.tuples(SMALL_SHARDS, st.integers(200, 400)).map(lambda parts: [*parts[0], parts[1]])

@@ -12,7 +12,7 @@ from tiny_shards import make_shards, picture, write_records
 
 from data_tools.build.builder import build as build_from
 from data_tools.build.builder import build_shards
-from data_tools.build.encode import Encoding
+from data_tools.build.settings import Encoding
 from data_tools.inspect.check import check_shards
 from data_tools.sources.registry import open_source
 from pdfx.data import ShardedDataset

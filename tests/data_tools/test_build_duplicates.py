@@ -7,7 +7,7 @@ import pytest
 from tiny_shards import picture, write_records
 
 from data_tools.build.builder import BuildSettings, build, build_shards
-from data_tools.build.encode import Encoding
+from data_tools.build.settings import Encoding
 from data_tools.sources.jsonl import JsonlSource
 from pdfx.data import ShardedDataset
 from pdfx.errors import UserError

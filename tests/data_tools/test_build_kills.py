@@ -12,7 +12,7 @@ from pathlib import Path
 from tiny_builds import content, mixed_records
 
 from data_tools.build.builder import BuildSettings, build
-from data_tools.build.encode import Encoding
+from data_tools.build.settings import Encoding
 from data_tools.sources.jsonl import JsonlSource
 
 KILLS = 20

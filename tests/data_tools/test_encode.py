@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tiny_shards import picture
 
-from data_tools.build.encode import Encoding
+from data_tools.build.settings import Encoding
 from pdfx.errors import UserError
 from pdfx.model.pictures import ImageError, decode_image
 

@@ -1,6 +1,6 @@
 """What the log says about machines."""
 
-from pdfx.distributed.environment import describe_machines
+from pdfx.distributed.agreement import describe_machines
 
 
 def test_ranks_are_told_by_machine_and_device():
