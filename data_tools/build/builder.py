@@ -242,11 +242,11 @@ def _overview(source: Source, packer: Packer, rejected: Mapping[str, int]) -> st
         if rejected.get("missing image")
         else []
     )
-    ahead = f"A look at {records} records, not into their pictures, finds: {_counts(found)}."
-    return " ".join([f"By kind: {_counts(rejected)}.", ahead, *places, *source.notes()])
+    ahead = f"A look at {records} records, not into their pictures, finds: {counts_by_kind(found)}."
+    return " ".join([f"By kind: {counts_by_kind(rejected)}.", ahead, *places, *source.notes()])
 
 
-def _counts(kinds: Mapping[str, int]) -> str:
+def counts_by_kind(kinds: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing"
 
 

@@ -97,13 +97,16 @@ class EvaluationSet:
         self._dataset = ShardedDataset(path)
         self.path = self._dataset.path
         found = {kind: (array("q"), array("q")) for kind in kinds}
-        for sample, (record, members) in enumerate(self._samples()):
-            for kind, number in _parts(record, members):
-                if kind in found:
-                    found[kind][0].append(number)
-                    found[kind][1].append(sample)
-            if progress:
-                progress(sample + 1, len(self._dataset))
+        try:
+            for sample, (_, record, members) in enumerate(self._dataset.samples()):
+                for kind, number in _parts(record, members):
+                    if kind in found:
+                        found[kind][0].append(number)
+                        found[kind][1].append(sample)
+                if progress:
+                    progress(sample + 1, len(self._dataset))
+        except SampleError as error:
+            raise UserError(f"The evaluation set {self.path} cannot be compared with: {error}") from None
         self._tables = {kind: NumberTable(*map(np.array, columns)) for kind, columns in found.items()}
 
     @property
@@ -117,15 +120,6 @@ class EvaluationSet:
             if samples:
                 key, _ = next(iter(self._dataset.records(samples[:1])))
                 yield {"shares": kind, "evaluation": str(self.path), "key": key}
-
-    def _samples(self) -> Iterator[tuple[Record, dict[str, bytes]]]:
-        try:
-            for shard in self._dataset.shards:
-                for row in range(shard.entry.samples):
-                    yield shard.raw(row)[1:]
-                shard.close()
-        except SampleError as error:
-            raise UserError(f"The evaluation set {self.path} cannot be compared with: {error}") from None
 
 
 def _parts(record: Record, members: dict[str, bytes]) -> Iterator[tuple[str, int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_tools.build.pack import Rejected
 from data_tools.sources.base import BELOW_LABEL, SourceRecord
 from data_tools.sources.lines import RAW_CHARACTERS
+from pdfx.data.samples import too_many
 from pdfx.errors import UserError, shortened
 
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -108,7 +109,7 @@ class BadShare:
     def check(self, bad: int, read: int, is_end: bool = False) -> None:
         """Raises TooManyBadRecords where ``bad`` of ``read`` records are too many."""
         of = read if is_end else max(read, _JUDGED_FROM if self.total is None else self.total)
-        if bad > (max(self.share * of, 1) if self.share > 0 else 0):
+        if too_many(bad, of, self.share):
             raise TooManyBadRecords(
                 f"{bad} of the {read} records read cannot be used, and the share that may is {self.share:g}. "
                 f"{self.overview()} {first_reasons(self.path)} "

@@ -142,18 +142,15 @@ def split_shards(path: str | Path, settings: SplitSettings, progress: ShowProgre
 
 
 def _samples(dataset: ShardedDataset) -> Iterator[tuple[str, Record, dict[str, bytes]]]:
-    for shard in dataset.shards:
-        for row in range(shard.entry.samples):
-            try:
-                key, record, members = shard.raw(row)
-            except SampleError as error:
-                raise UserError(
-                    f"{dataset.path} cannot be split. {error} Find all such samples with 'pdfx shards check --full'."
-                ) from None
+    try:
+        for key, record, members in dataset.samples():
             if record.candidates is not None:
                 raise UserError(
                     f"{dataset.path} cannot be split: the sample '{key}' names candidates, which would fall to "
                     "different parts."
                 )
             yield key, record, members
-        shard.close()
+    except SampleError as error:
+        raise UserError(
+            f"{dataset.path} cannot be split. {error} Find all such samples with 'pdfx shards check --full'."
+        ) from None

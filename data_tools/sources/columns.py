@@ -10,11 +10,11 @@ from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.tables.rows import listed, notes_on, open_rows, require_columns
 from data_tools.sources.tables.values import (
     FieldError,
-    Labels,
     Pictures,
     Rows,
     as_record,
     is_missing,
+    require_label,
     shown,
     side_of,
     text_of,
@@ -72,7 +72,7 @@ class ColumnsSource:
         self.images = _split(images)
         require_columns(self.rows, self.images, f"images={images}")
         self.label = self._label_column(label, min_label)
-        self.labels = Labels(min_label)
+        self.min_label = min_label
         self.anchor, self.positive, *self.negatives = self._given(columns) if columns else _told_apart(self.rows, label)
         for name in self.images:
             if name not in (self.anchor, self.positive, *self.negatives):
@@ -127,7 +127,7 @@ class ColumnsSource:
 
     def _fields(self, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
         if self.label:
-            self.labels.require(values.get(self.label), self.label)
+            require_label(values.get(self.label), self.label, self.min_label)
         negatives = [
             self._side(name, cell, pictures) for name in self.negatives for cell in _elements(values.get(name))
         ]

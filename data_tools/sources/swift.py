@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.image_markers import without_markers
-from data_tools.sources.tables.rows import notes_on, open_rows
+from data_tools.sources.tables.rows import notes_on, open_rows, read_positives
 from data_tools.sources.tables.values import (
     FieldError,
-    Labels,
     Pictures,
-    Row,
     as_record,
     is_missing,
     list_of,
+    require_label,
     shown,
     side_of,
 )
@@ -50,10 +50,10 @@ class SwiftSource:
     def __init__(self, paths: Paths, positives: str = "first", negatives: int | None = None, min_label: float = 0.5):
         self.rows = open_rows(paths)
         self.positives, self.negatives = positives, negatives
-        self.labels = Labels(min_label)
+        self.min_label = min_label
 
     def identity(self) -> dict:
-        settings = {"positives": self.positives, "negatives": self.negatives, "min_label": self.labels.least}
+        settings = {"positives": self.positives, "negatives": self.negatives, "min_label": self.min_label}
         return {"format": "swift", "files": file_identity(self.rows.files), **settings}
 
     def total(self) -> int | None:
@@ -70,17 +70,12 @@ class SwiftSource:
         ]
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
-        if self.positives == "first":
-            return (self._record(row, 0) for row in self.rows.read(start))
-        places = ((row, number) for row in self.rows.read() for number in range(_count_positives(row)))
-        return (self._record(row, number) for place, (row, number) in enumerate(places) if place >= start)
+        positives = read_positives(self.rows, "positive_messages", self.positives == "each", start)
+        return (as_record(row, partial(self._fields, positive)) for row, positive in positives)
 
-    def _record(self, row: Row, positive: int) -> SourceRecord:
-        return as_record(row, lambda values, pictures: self._fields(values, pictures, positive))
-
-    def _fields(self, values: dict[str, Any], pictures: Pictures, positive: int) -> dict[str, Any]:
+    def _fields(self, positive: int, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
         if values.get(_LABEL) is not None:
-            self.labels.require(values[_LABEL], _LABEL)
+            require_label(values[_LABEL], _LABEL, self.min_label)
         if is_missing(values.get("messages")):
             raise FieldError("'messages' is missing or empty: there is no query")
         targets = _conversations(values, "positive", pictures, [positive])
@@ -93,12 +88,6 @@ class SwiftSource:
                 values, "negative", pictures, range(self.negatives) if self.negatives is not None else None
             ),
         }
-
-
-def _count_positives(row: Row) -> int:
-    """How many records a row gives: one that tells its problem where it has no usable list of positives."""
-    messages = row.values.get("positive_messages") if row.values is not None else None
-    return len(messages) if isinstance(messages, list) and messages else 1
 
 
 def _conversations(

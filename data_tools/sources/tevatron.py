@@ -11,7 +11,7 @@ import numpy as np
 
 from data_tools.sources.base import Paths, SourceRecord, file_identity
 from data_tools.sources.corpus import Corpus, Document
-from data_tools.sources.tables.rows import notes_on, open_rows, require_columns
+from data_tools.sources.tables.rows import notes_on, open_rows, read_positives, require_columns
 from data_tools.sources.tables.values import (
     FieldError,
     Pictures,
@@ -116,14 +116,9 @@ class TevatronSource:
         )
 
     def _of_queries(self, start: int = 0) -> Iterator[SourceRecord]:
-        if self.settings["positives"] == "first":
-            return (self._record(row, 0) for row in self.queries.read(start, self._columns))
-        places = (
-            (row, positive)
-            for row in self.queries.read(0, self._columns)
-            for positive in range(self._count_positives(row))
-        )
-        return (self._record(row, positive) for row, positive in islice(places, start, None))
+        is_each = self.settings["positives"] == "each"
+        positives = read_positives(self.queries, self.positive_field, is_each, start, self._columns)
+        return (as_record(row, partial(self._fields, positive)) for row, positive in positives)
 
     @property
     def _columns(self) -> list[str]:
@@ -139,14 +134,6 @@ class TevatronSource:
             yield source
         for number in np.flatnonzero(~is_target).tolist():
             yield self._without_query(number)
-
-    def _count_positives(self, row: Row) -> int:
-        """How many records a row gives: one that tells its problem where it has no usable list of positives."""
-        positives = row.values.get(self.positive_field) if row.values is not None else None
-        return len(positives) if isinstance(positives, list) and positives else 1
-
-    def _record(self, row: Row, positive: int) -> SourceRecord:
-        return as_record(row, partial(self._fields, positive))
 
     def _fields(self, positive: int, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
         text = text_of(_first(values, "query_text", "query"), "query_text")

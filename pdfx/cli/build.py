@@ -173,6 +173,7 @@ def build(
 
 
 def _summary_lines(out: Path, summary, drop_leaked: bool) -> Iterator[str]:
+    from data_tools.build.builder import counts_by_kind
     from data_tools.build.quarantine import LEFT_OUT
 
     state = " was complete already" if summary.was_finished else ""
@@ -187,7 +188,7 @@ def _summary_lines(out: Path, summary, drop_leaked: bool) -> Iterator[str]:
         (sum(bad.values()), "that cannot be used", bad),
         (sum(left_out.values()), "left out on purpose", left_out),
     ]
-    told = [f"{count} {what}" + (f" ({_counts(kinds)})" if kinds else "") for count, what, kinds in parts]
+    told = [f"{count} {what}" + (f" ({counts_by_kind(kinds)})" if kinds else "") for count, what, kinds in parts]
     yield f"{summary.records} records: {', '.join(told)}." + (
         f" {out / 'quarantine.jsonl'} lists those that are no samples." if summary.rejected else ""
     )
@@ -196,10 +197,6 @@ def _summary_lines(out: Path, summary, drop_leaked: bool) -> Iterator[str]:
         kinds = {kind: count for kind, count in summary.leaks.items() if kind != "records"}
         fate = "they are left out" if drop_leaked else "they are kept, leave them out with --drop-leaked"
         yield (
-            f"{summary.leaks['records']} records share something with an evaluation set ({_counts(kinds)}); "
+            f"{summary.leaks['records']} records share something with an evaluation set ({counts_by_kind(kinds)}); "
             f"{out / 'leakage.jsonl'} lists them; {fate}."
         )
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from pdfx.data.batch import Problem
-from pdfx.data.samples import KINDS
+from pdfx.data.samples import KINDS, too_many
 from pdfx.errors import UserError
 
 _NAMED = 5
@@ -20,7 +20,7 @@ def check_share(corrupt: int, read: int, max_share: float, names: list[str], sam
         samples: words for what was read.
         setting: the name of the share.
     """
-    if corrupt > (max(max_share * read, 1) if max_share > 0 else 0):
+    if too_many(corrupt, read, max_share):
         known = " The latest of them: " + " ".join(names[-_NAMED:]) if names else ""
         raise UserError(
             f"{corrupt} of the {read} {samples} could not be used, and {setting} is {max_share:g}.{known} "

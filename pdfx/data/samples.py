@@ -100,6 +100,11 @@ class SampleError(ValueError):
         self.key, self.kind = key, kind
 
 
+def too_many(bad: int, of: int, share: float) -> bool:
+    """Whether more than this share are bad; a single one is forgiven, unless the share is 0."""
+    return bad > (max(share * of, 1) if share > 0 else 0)
+
+
 @dataclass
 class Sample:
     """One pair with its hard negatives. A side is ``{"text": str, "images": [PIL.Image in RGB, ...]}``."""

@@ -313,6 +313,12 @@ class ShardedDataset:
         while some := list(islice(rest, _HEADS_AT_ONCE)):
             yield from self._each(some, Shard.record, HEAD_BYTES)
 
+    def samples(self) -> Iterator[tuple[str, Record, dict[str, bytes]]]:
+        """Key, record and members' bytes by suffix of all samples in order. Raises SampleError if one is damaged."""
+        for shard in self.shards:
+            yield from map(shard.raw, range(shard.entry.samples))
+            shard.close()
+
     def raw_many(self, numbers: Iterable[int]) -> Iterator[tuple[str, Record, dict[str, bytes]] | SampleError]:
         """Key, record and members' bytes by suffix of the samples, with an error in the place of each that is
         damaged."""

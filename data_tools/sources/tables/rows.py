@@ -86,6 +86,18 @@ def notes_on(rows: Rows, used: Iterable[str]) -> list[str]:
     return [*rows.remarks, *([unused] if names else []), *rows.left]
 
 
+def read_positives(
+    rows: Rows, field: str, is_each: bool, start: int, columns: list[str] | None = None
+) -> Iterator[tuple[Row, int]]:
+    """(row, number of a positive) of each record from number ``start`` on: one for each positive in the list ``field``,
+    or one for the first. A row without a usable list gives one, which has its problem."""
+    if not is_each:
+        return ((row, 0) for row in rows.read(start, columns))
+    found = ((row, row.values.get(field) if row.values is not None else None) for row in rows.read(0, columns))
+    counted = ((row, len(positives) if isinstance(positives, list) and positives else 1) for row, positives in found)
+    return islice(((row, number) for row, count in counted for number in range(count)), start, None)
+
+
 def listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names) or "none"
 

@@ -226,27 +226,18 @@ def _decoded(address: str, field: str) -> bytes:
         raise FieldError(f"'{field}' is a data address that cannot be decoded ({error})") from None
 
 
-class Labels:
-    """Refuses pairs that are no positive ones: trained on, they would teach the opposite of what their label says.
-
-    Args:
-        least: the lowest label of a positive pair. None: any label will do.
-    """
-
-    def __init__(self, least: float | None):
-        self.least = least
-
-    def require(self, value: Any, field: str) -> None:
-        """Raises FieldError where the label is too low, or no number."""
-        if self.least is None:
-            return
-        try:
-            number = float(value) if isinstance(value, (str, int, float)) else None
-        except ValueError:
-            number = None
-        if number is None or number != number:
-            raise FieldError(f"'{field}' is {shown(value)}: it must be a number")
-        if number < self.least:
-            raise FieldError(
-                f"'{field}' is {number:g}, below min_label={self.least:g}, so it is not a positive pair", BELOW_LABEL
-            )
+def require_label(value: Any, field: str, least: float | None) -> None:
+    """Raises FieldError if a label, which says how similar the sides of a pair are, is lower than that of a positive
+    pair (any will do if ``least`` is None) or not a number: trained on, the pair would teach the opposite."""
+    if least is None:
+        return
+    try:
+        number = float(value) if isinstance(value, (str, int, float)) else None
+    except ValueError:
+        number = None
+    if number is None or number != number:
+        raise FieldError(f"'{field}' is {shown(value)}: it must be a number")
+    if number < least:
+        raise FieldError(
+            f"'{field}' is {number:g}, below min_label={least:g}, so it is not a positive pair", BELOW_LABEL
+        )

@@ -86,7 +86,7 @@ def test_options_reach_the_importer_with_their_types(tmp_path):
     source = open_source(
         "swift", write_swift(tmp_path, 3), {"positives": "each", "negatives": "1", "min_label": "0.25"}
     )
-    assert (source.positives, source.negatives, source.labels.least) == ("each", 1, 0.25)
+    assert (source.positives, source.negatives, source.min_label) == ("each", 1, 0.25)
     (tmp_path / "a.csv").write_text("'c;i\na;b.png\n")
     source = open_source(
         "table", tmp_path / "a.csv", {"query.text": "'c", "target.images": "i", "delimiter": ";", "quotes": "no"}
