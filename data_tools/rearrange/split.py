@@ -99,7 +99,7 @@ class SplitPart:
 
 
 @dataclass
-class _Part:
+class _OpenPart:
     series: ShardSeries
     targets: array = field(default_factory=lambda: array("q"))
 
@@ -121,7 +121,7 @@ def split_shards(path: str | Path, settings: SplitSettings, progress: ShowProgre
     dataset = ShardedDataset(path)
     with new_directories([part.path for part in settings.parts]), ExitStack() as stack:
         parts = [
-            _Part(stack.enter_context(ShardSeries(part.path, settings.samples_per_shard, settings.shard_bytes)))
+            _OpenPart(stack.enter_context(ShardSeries(part.path, settings.samples_per_shard, settings.shard_bytes)))
             for part in settings.parts
         ]
         for done, (key, record, members) in enumerate(_samples(dataset), start=1):

@@ -41,7 +41,7 @@ from pdfx.checkpoint.host_copy import Flats, HostCopy, choose_background
 from pdfx.checkpoint.manifest import Manifest, Metric, write_manifest
 from pdfx.checkpoint.parameters import part_file_name, parts_metadata
 from pdfx.checkpoint.retention import Retention, prune
-from pdfx.checkpoint.zero_shards import Part, flat_tensors, optimizer_steps, parts_of, persistent_buffers
+from pdfx.checkpoint.zero_shards import ParameterPart, flat_tensors, optimizer_steps, parts_of, persistent_buffers
 from pdfx.config.run_files import CHECKPOINTS, CONFIG
 from pdfx.distributed.world import CONTROL_TIMEOUT, World
 from pdfx.errors import UserError
@@ -246,7 +246,7 @@ def make_partial(run: Path, partial: Path) -> None:
         raise UserError(told_failure(partial, error)) from error
 
 
-def write_parts(path: Path, parts: list[Part], flats: Flats) -> FileRecord:
+def write_parts(path: Path, parts: list[ParameterPart], flats: Flats) -> FileRecord:
     """This rank's parts of parameters and states as one safetensors file, kind by kind."""
     entries = [
         (Entry(f"{kind}/{part.name}", tensors[part.flat].dtype, (part.count,)), on_host(part, tensors))
@@ -260,7 +260,7 @@ def write_parts(path: Path, parts: list[Part], flats: Flats) -> FileRecord:
     )
 
 
-def on_host(part: Part, tensors: list[Tensor]) -> Iterator[Tensor]:
+def on_host(part: ParameterPart, tensors: list[Tensor]) -> Iterator[Tensor]:
     """The part as one piece, taken from its device when it is asked for."""
     yield part.of(tensors).cpu()
 

@@ -24,7 +24,7 @@ STEP = "step"
 
 
 @dataclass(frozen=True)
-class Part:
+class ParameterPart:
     """A rank's part of one trained parameter.
 
     Attributes:
@@ -48,7 +48,7 @@ class Part:
         return flats[self.flat].narrow(0, self.offset, self.count)
 
 
-def parts_of(engine: deepspeed.DeepSpeedEngine) -> list[Part]:
+def parts_of(engine: deepspeed.DeepSpeedEngine) -> list[ParameterPart]:
     """This rank's parts in the order of the module's parameters; without the padding that makes parts of ranks equally
     long."""
     parts = (
@@ -59,28 +59,28 @@ def parts_of(engine: deepspeed.DeepSpeedEngine) -> list[Part]:
     return [part for part in parts if part is not None]
 
 
-def part_of(engine: deepspeed.DeepSpeedEngine, name: str, parameter: torch.nn.Parameter) -> Part | None:
+def part_of(engine: deepspeed.DeepSpeedEngine, name: str, parameter: torch.nn.Parameter) -> ParameterPart | None:
     """This rank's part of one parameter; None if it lies on other ranks only."""
     find = sharded_part if engine.zero_optimization_stage() == 3 else partitioned_part
     part = find(name, parameter, engine.optimizer)
     return part if part is not None and part.count > 0 else None
 
 
-def sharded_part(name: str, parameter: torch.nn.Parameter, optimizer) -> Part:
+def sharded_part(name: str, parameter: torch.nn.Parameter, optimizer) -> ParameterPart:
     """Under ZeRO-3."""
     flat, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = dist.get_rank(parameter.ds_process_group) * length
     count = max(0, min(length, parameter.ds_numel - start))
-    return Part(name, tuple(parameter.ds_shape), start, count, flat, offset)
+    return ParameterPart(name, tuple(parameter.ds_shape), start, count, flat, offset)
 
 
-def partitioned_part(name: str, parameter: torch.nn.Parameter, optimizer) -> Part | None:
+def partitioned_part(name: str, parameter: torch.nn.Parameter, optimizer) -> ParameterPart | None:
     """This rank's part of one parameter under ZeRO 1 and 2; None if the parameter lies on other ranks only."""
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
     own, place = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
-    return Part(name, tuple(parameter.shape), own.start, own.numel, mapping.param_group_index, place.start)
+    return ParameterPart(name, tuple(parameter.shape), own.start, own.numel, mapping.param_group_index, place.start)
 
 
 def masters(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:

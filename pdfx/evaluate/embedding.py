@@ -25,6 +25,7 @@ from pdfx.data import (
 from pdfx.errors import UserError
 from pdfx.host.console import ShowProgress
 from pdfx.model import EmbedderOutput
+from pdfx.objective.gather import all_gather
 
 MAXSIM = "maxsim"
 NAMED = 10
@@ -94,7 +95,7 @@ def embed_shards(
         # Shares are consecutive, so all fillers stand at the end.
         embedded.append(
             [
-                _gather(torch.cat([output[key] for output in outputs]).float(), world_size)[: len(side.samples)]
+                all_gather([torch.cat([output[key] for output in outputs]).float()])[0][: len(side.samples)]
                 for key in ("paths", "fused")
             ]
         )
@@ -179,15 +180,6 @@ def _rows(
         items.samples[rows],
         candidates,
     )
-
-
-def _gather(tensor: Tensor, world_size: int) -> Tensor:
-    """Every rank's rows [n, ...], in the order of ranks: [W * n, ...]."""
-    if world_size == 1:
-        return tensor
-    gathered = [torch.empty_like(tensor) for _ in range(world_size)]
-    distributed.all_gather(gathered, tensor.contiguous())
-    return torch.cat(gathered)
 
 
 def _gather_objects(value: Any, world_size: int) -> list[Any]:

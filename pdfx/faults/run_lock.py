@@ -145,16 +145,11 @@ class RunLock:
             holder = read_holder(self.path)
             if holder is None or holder.token == self.own.token:
                 # One that was removed by hand stays removed.
-                self._touch()
+                with suppress(OSError):
+                    os.utime(self.path)
             elif not self._released.is_set():
                 self._taken_by = describe(holder)
                 return
-
-    def _touch(self) -> None:
-        try:
-            os.utime(self.path)
-        except OSError:
-            return
 
 
 @contextmanager

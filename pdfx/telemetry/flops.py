@@ -23,7 +23,7 @@ from pdfx.model.packing import Packing
 
 
 @dataclass(frozen=True)
-class Part:
+class ModuleGroup:
     """Modules that see the same rows.
 
     Attributes:
@@ -135,10 +135,12 @@ def padding_share(batch: Batch, embedder: ParallelEmbedder, device: torch.device
     )
 
 
-def part_of(module: nn.Module, attention: int, reached: bool, without: set[nn.Module] = frozenset()) -> Part:
+def part_of(module: nn.Module, attention: int, reached: bool, without: set[nn.Module] = frozenset()) -> ModuleGroup:
     """Count a module's linear and convolution weights, sharded ones by their whole size, except in the modules
     ``without``."""
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     weights = [child.weight for child in module.modules() if isinstance(child, kinds) and child not in without]
     sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in weights]
-    return Part(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained), attention, reached)
+    return ModuleGroup(
+        sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained), attention, reached
+    )

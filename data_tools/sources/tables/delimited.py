@@ -28,7 +28,7 @@ _NO_ROW, _STRAY = "it is no valid row", "a quotation mark in it takes in"
 
 
 class DelimitedRows:
-    """Implements ``rows.Rows``. The first row of each file names its columns.
+    """Implements ``values.Rows``. The first row of each file names its columns.
 
     A cell in quotation marks may have several lines. A mark that is never closed, or whose cell takes in lines that are
     rows themselves, costs the row that it stands in; the lines after it are read.

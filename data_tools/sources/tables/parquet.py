@@ -19,7 +19,7 @@ megabyte, or more), and no row group."""
 
 
 class ParquetRows:
-    """Implements ``rows.Rows``.
+    """Implements ``values.Rows``.
 
     Raises:
         UserError: a file is no sound parquet file.

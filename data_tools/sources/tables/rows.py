@@ -107,7 +107,7 @@ def others(files: list[Path]) -> str:
 
 
 class JsonlRows:
-    """Implements ``rows.Rows``. ``columns`` are the keys of the first thousand lines."""
+    """Implements ``values.Rows``. ``columns`` are the keys of the first thousand lines."""
 
     remarks: list[str] = []
 

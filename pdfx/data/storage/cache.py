@@ -91,7 +91,7 @@ class SpanCache:
             span = fetch() if span is None else span
         return span[int(bounds[row] - bounds[0]) : int(bounds[row + 1] - bounds[0])]
 
-    def _add(self, part: _Part, path: Path, bounds: np.ndarray, span: bytes) -> None:
+    def _add(self, part: _Draft, path: Path, bounds: np.ndarray, span: bytes) -> None:
         starts = (bounds - bounds[0]).tolist()
         view = memoryview(span)
         checks = [zlib.crc32(view[start:stop]) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
@@ -167,7 +167,7 @@ def _read_entry(path: Path, bounds: np.ndarray, row: int) -> bytes | None:
     return None
 
 
-class _Part:
+class _Draft:
     """An entry in the making, whose lock this process holds."""
 
     def __init__(self, path: Path, descriptor: int):
@@ -185,13 +185,13 @@ class _Part:
 
 
 @contextmanager
-def _sole_writer(path: Path) -> Iterator[_Part]:
+def _sole_writer(path: Path) -> Iterator[_Draft]:
     """Waits until this process alone may write ``path``; removes it in the end unless it was renamed."""
     descriptor = _lock(path)
     while not _is_still(path, descriptor):  # who held the lock renamed or removed it
         os.close(descriptor)
         descriptor = _lock(path)
-    part = _Part(path, descriptor)
+    part = _Draft(path, descriptor)
     try:
         yield part
     finally:
