@@ -14,7 +14,7 @@ from pdfx import __version__
 from pdfx.cli.checkpoints import checkpoints, convert
 from pdfx.cli.shards import shards_app
 from pdfx.cli.shared import SHARDS_HELP, JsonOption, ProgressBar, example, fail, give_json, prints_json
-from pdfx.config import ConfigError
+from pdfx.config import ConfigError, EvaluateSection, load_config
 from pdfx.errors import UserError
 from pdfx.host.console import console, open_streams, outlive_stdout
 from pdfx.host.system_errors import sentence_of
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(shards_app, name="shards")
 
 INTERRUPTED = 130
+DEFAULTS = EvaluateSection()
 MODEL_HELP = "Directory that 'pdfx convert' wrote."
 TRUST_HELP = (
     "Run the model code inside MODEL; needed where its backbone brings classes of its own. Only for models "
@@ -80,8 +81,6 @@ def train(
     from pdfx.faults.stopping import StopRequest
 
     stop = StopRequest(attended=False)
-    from pdfx.config import load_config
-
     config = load_config(recipe, overrides or ())
     if dry_run:
         from pdfx.train.dry_run import dry_run as show_plan
@@ -175,9 +174,9 @@ def evaluate(
         ),
     ],
     json_file: JsonOption = None,
-    batch_size: BatchOption = 32,
+    batch_size: BatchOption = DEFAULTS.batch_size,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
-    max_corrupt_share: CorruptOption = 0.01,
+    max_corrupt_share: CorruptOption = DEFAULTS.max_corrupt_share,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure retrieval: per path, fused and best-of-paths, beside chance; of several data sets also averages, those of
@@ -186,7 +185,6 @@ def evaluate(
     Each distinct query searches in all distinct targets of its data set, or in its own candidates; all targets with its
     target_id are right. Samples that cannot be used are named, counted and left out.
     """
-    from pdfx.config import EvaluateSection
     from pdfx.evaluate.data_sets import evaluate_export, report_of
     from pdfx.evaluate.tables import LEGEND, notes, print_tables, result_tables
 
@@ -208,14 +206,13 @@ def report(
     model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
     shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
     out: Annotated[Path, typer.Option(help="HTML file to write; it holds everything it shows.")],
-    batch_size: BatchOption = 32,
+    batch_size: BatchOption = DEFAULTS.batch_size,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
-    max_corrupt_share: CorruptOption = 0.01,
+    max_corrupt_share: CorruptOption = DEFAULTS.max_corrupt_share,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Write one HTML page about a run: metrics, loss curves, similarity of the paths, and examples with their
     pictures."""
-    from pdfx.config import EvaluateSection
     from pdfx.evaluate.report import write_report
 
     with ProgressBar() as bar:

@@ -3,39 +3,38 @@ paths, and examples."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from pdfx import __version__
+from pdfx.checkpoint.settings import DECISIVE, FREE, changes
 from pdfx.config import Config, EvaluateSection, dump_config, load_config
 from pdfx.config.run_files import CONFIG, METRICS
 from pdfx.data import SampleError, ShardedDataset
 from pdfx.distributed.world import pick_device
-from pdfx.embedder.exports import opened_export
+from pdfx.embedder.exports import RECORD, opened_export
 from pdfx.errors import UserError
 from pdfx.evaluate import figures
 from pdfx.evaluate.data_sets import ALL, embed_on
 from pdfx.evaluate.embedding import EmbeddedItems, Say, embed_shards
 from pdfx.evaluate.figures import Example, Picture, Points, find_examples
 from pdfx.evaluate.metrics import PRECISION, path_similarity
-from pdfx.evaluate.origin import origin_of
-from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, retrieval_metrics
+from pdfx.evaluate.retrieval import DIRECTIONS, retrieval_metrics
 from pdfx.evaluate.tables import (
     DIRECTION_LABELS,
     LEGEND,
     measured_directions,
-    metric_rows,
+    metric_table,
     remarks,
-    score_label,
-    sizes_label,
 )
 from pdfx.host.console import ShowProgress
 from pdfx.host.files import require_folder, write_atomically
 from pdfx.host.html import render_page
-from pdfx.host.reading import parse_json, read_bounded
-from pdfx.host.urls import without_secrets
+from pdfx.host.reading import parse_json, read_bounded, read_json
+from pdfx.host.urls import scrubbed, without_secrets
 
 _LARGEST_METRICS = 1 << 30
+_CONVERTED = {"model.cache_vision", "model.gradient_checkpointing", "model.trust_remote_code"}
+"""What the converter sets itself; the last says what its own command allowed."""
 
 
 def write_report(
@@ -214,37 +213,6 @@ def diversity_words(config: Config) -> str:
     return f"{objective.diversity.replace('_', ' ')} with weight {objective.diversity_weight:g}"
 
 
-@dataclass(frozen=True)
-class MetricTable:
-    """One direction's metrics as the page shows them."""
-
-    label: str
-    sizes: str
-    names: list[str]
-    rows: list[tuple[str, str, list[float]]]
-    """(score, reader's name of it, values in the order of ``names``)"""
-    headline: str
-    best: float
-    """Fused value of the headline's metric."""
-    factor: float
-    """How many times chance it is."""
-
-
-def metric_table(metrics: dict[str, float], direction: str) -> MetricTable:
-    rows = metric_rows(metrics, direction)
-    names = list(rows[CHANCE])
-    headline = next((name for name in (PRECISION, "recall@10") if name in names), names[0])
-    return MetricTable(
-        label=DIRECTION_LABELS[direction],
-        sizes=sizes_label(metrics, direction),
-        names=names,
-        rows=[(score, score_label(score), [values[name] for name in names]) for score, values in rows.items()],
-        headline=headline,
-        best=rows["fused"][headline],
-        factor=rows["fused"][headline] / rows[CHANCE][headline],
-    )
-
-
 def render(
     title: str,
     config: Config,
@@ -269,3 +237,39 @@ def render(
         examples=[(DIRECTION_LABELS[direction], found) for direction, found in examples.items()],
         recipe=dump_config(config),
     )
+
+
+def origin_of(model: Path, run: Path, config: Config, last_step: int) -> tuple[str, list[str]]:
+    """Where an export comes from, in words, and what there is to say about it.
+
+    Raises:
+        UserError: it was made from another run, or its record is damaged.
+    """
+    if not (model / RECORD).is_file():
+        return str(model), [f"{model} has no {RECORD}, so it cannot be told whether it was made from {run}."]
+    try:
+        record = read_json(model / RECORD)
+        step = int(record["step"])
+        found = list(changes(scrubbed(record["config"]), scrubbed(config.model_dump(mode="json"))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{model / RECORD} is damaged; convert the run again.") from None
+    changed = {name: (there, own) for name, there, own in found if name not in _CONVERTED}
+    moved = "train.output_dir" in changed and len(changed) > 1
+    foreign = {
+        name: values for name, values in changed.items() if moved or (name.startswith(DECISIVE) and name not in FREE)
+    }
+    cure = f"Give the model that 'pdfx convert {run}' writes."
+    if foreign:
+        raise UserError(f"{model} was made from another run than {run}: {_difference(foreign)}. {cure}")
+    if step > last_step:
+        raise UserError(
+            f"{model} was made from step {step}, and {run} has only reached step {last_step}, so it is another "
+            f"run. {cure}"
+        )
+    notes = [f"The run's settings have changed since {model} was made: {_difference(changed)}."] if changed else []
+    return f"{model}, step {step}", notes
+
+
+def _difference(changed: dict[str, tuple[object, object]]) -> str:
+    words = [f"{name} is {there!r} there and {own!r} in the run" for name, (there, own) in sorted(changed.items())[:3]]
+    return "; ".join(words) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")

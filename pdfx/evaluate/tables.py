@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.console import Console
 from rich.table import Table
 
@@ -97,7 +99,7 @@ def result_tables(results: Results) -> list[Table]:
         return console_tables(next(iter(results.values())))
     found, order = averages(results), _table_order(results)
     return [
-        _metric_table(results, found, order, direction, metric)
+        _table_of_sets(results, found, order, direction, metric)
         for direction in DIRECTIONS
         for metric in _metric_names(results, direction)
     ]
@@ -143,7 +145,7 @@ def _metric_names(results: Results, direction: str) -> list[str]:
     return list(names)
 
 
-def _metric_table(results: Results, found: list[Average], order: list[str], direction: str, metric: str) -> Table:
+def _table_of_sets(results: Results, found: list[Average], order: list[str], direction: str, metric: str) -> Table:
     rows = {name: _scores(results[name], direction, metric) for name in order}
     rows = {name: scores for name, scores in rows.items() if scores}
     table = Table(title=f"{metric}, {DIRECTION_LABELS[direction]}", title_justify="left")
@@ -163,3 +165,34 @@ def _metric_table(results: Results, found: list[Average], order: list[str], dire
 def _scores(metrics: dict[str, float], direction: str, metric: str) -> dict[str, float]:
     """One metric of every score that has it."""
     return {score: values[metric] for score, values in metric_rows(metrics, direction).items() if metric in values}
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """One direction's metrics as the page shows them."""
+
+    label: str
+    sizes: str
+    names: list[str]
+    rows: list[tuple[str, str, list[float]]]
+    """(score, reader's name of it, values in the order of ``names``)"""
+    headline: str
+    best: float
+    """Fused value of the headline's metric."""
+    factor: float
+    """How many times chance it is."""
+
+
+def metric_table(metrics: dict[str, float], direction: str) -> MetricTable:
+    rows = metric_rows(metrics, direction)
+    names = list(rows[CHANCE])
+    headline = next((name for name in (PRECISION, "recall@10") if name in names), names[0])
+    return MetricTable(
+        label=DIRECTION_LABELS[direction],
+        sizes=sizes_label(metrics, direction),
+        names=names,
+        rows=[(score, score_label(score), [values[name] for name in names]) for score, values in rows.items()],
+        headline=headline,
+        best=rows["fused"][headline],
+        factor=rows["fused"][headline] / rows[CHANCE][headline],
+    )

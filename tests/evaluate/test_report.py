@@ -17,8 +17,7 @@ from pdfx.config import EvaluateSection, ObjectiveSection, dump_config, load_con
 from pdfx.data import ShardedDataset
 from pdfx.embedder.exports import load_export
 from pdfx.errors import UserError
-from pdfx.evaluate.origin import origin_of
-from pdfx.evaluate.report import evaluation_curve, write_report
+from pdfx.evaluate.report import evaluation_curve, origin_of, write_report
 from pdfx.evaluate.retrieval import DIRECTIONS
 from pdfx.evaluate.tables import metric_rows
 from pdfx.objective import Objective
