@@ -31,9 +31,14 @@ class NumberTable:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def bounds(self, numbers: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the values of each number begin, and where they end."""
+        wanted = np.asarray(numbers, dtype=np.int64)
+        return np.searchsorted(self.numbers, wanted, "left"), np.searchsorted(self.numbers, wanted, "right")
+
     def find(self, number: int) -> np.ndarray:
         """The values of a number, in their order."""
-        start, stop = (np.searchsorted(self.numbers, np.int64(number), side) for side in ("left", "right"))
+        start, stop = self.bounds(number)
         return self.values[start:stop]
 
     def repeated(self) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from pdfx.data.batch import Processor, filler, process_usable
+from pdfx.data.numbers import NumberTable
 from pdfx.data.schema import Side, content_identity, identity_number
 from pdfx.data.shards import SampleError, ShardedDataset
 from pdfx.data.workers import run_ahead
@@ -154,9 +155,7 @@ def _find_candidates(
     Args:
         lenient: leave out candidates that are not there, since their records may be damaged.
     """
-    order = np.argsort(target_ids, kind="stable")
-    ordered = target_ids[order]
-    rows = []
+    table, rows = NumberTable(target_ids), []
     for key, own_id, ids in zip(keys, own_ids, listed, strict=True):
         if ids is None:
             rows.append(np.arange(len(target_ids), dtype=np.int64))
@@ -165,13 +164,13 @@ def _find_candidates(
             raise _refusal(
                 dataset, f"The candidates of sample '{key}' lack its own target, so it could never be found."
             )
-        first, stop = (np.searchsorted(ordered, ids, side) for side in ("left", "right"))
+        first, stop = table.bounds(ids)
         absent = int((first == stop).sum())
         if absent and not lenient:
             raise _refusal(
                 dataset, f"Of the {len(ids)} candidates of sample '{key}' {absent} are the target of no sample."
             )
-        rows.append(np.unique(order[_ranges(first, stop)]))
+        rows.append(np.unique(table.values[_ranges(first, stop)]))
     return Candidates(np.concatenate(rows), np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
 
