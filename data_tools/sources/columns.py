@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
-from data_tools.sources.base import Paths, SourceRecord, file_identity
-from data_tools.sources.tables.rows import listed, notes_on, open_rows, require_columns
+from data_tools.sources.base import Paths
+from data_tools.sources.tables.rows import RowsSource, listed, open_rows, require_columns
 from data_tools.sources.tables.values import (
     FieldError,
     Pictures,
     Rows,
-    as_record,
     is_missing,
     require_label,
     shown,
@@ -26,7 +24,7 @@ LABEL_COLUMNS = ("label", "labels", "score", "scores")
 _NEGATIVE = re.compile(r"(hard_)?negatives?([_ -]?\d+)?", re.IGNORECASE)
 
 
-class ColumnsSource:
+class ColumnsSource(RowsSource):
     """Records from tables in the layout of sentence-transformers, where the order of columns decides: anchor, positive,
     negatives.
 
@@ -47,6 +45,8 @@ class ColumnsSource:
     Raises:
         UserError: a file cannot be read, or the columns' part cannot be told.
     """
+
+    format = "columns"
 
     def __init__(
         self,
@@ -81,20 +81,8 @@ class ColumnsSource:
                     "leave it out."
                 )
 
-    def identity(self) -> dict:
-        return {"format": "columns", "files": file_identity(self.rows.files), **self.settings}
-
-    def total(self) -> int | None:
-        return self.rows.total()
-
-    def notes(self) -> list[str]:
-        return notes_on(self.rows, self._wanted)
-
-    def records(self, start: int = 0) -> Iterator[SourceRecord]:
-        return (as_record(row, self._fields) for row in self.rows.read(start, self._wanted))
-
     @property
-    def _wanted(self) -> list[str]:
+    def used(self) -> list[str]:
         return [self.anchor, self.positive, *self.negatives, *([self.label] if self.label else [])]
 
     def _given(self, columns: str) -> list[str]:

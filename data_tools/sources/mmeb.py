@@ -11,9 +11,9 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from data_tools.sources.base import Paths, SourceRecord, file_identity, has_ending, input_files
+from data_tools.sources.base import Paths, SourceRecord, has_ending, input_files
 from data_tools.sources.image_markers import has_marker, without_markers
-from data_tools.sources.tables.rows import TABLE_ENDINGS, listed, notes_on, open_rows
+from data_tools.sources.tables.rows import TABLE_ENDINGS, RowsSource, listed, open_rows
 from data_tools.sources.tables.values import (
     FieldError,
     Pictures,
@@ -37,7 +37,7 @@ bits."""
 _PART_OF_SPLIT = re.compile(r"-[0-9]+-of-[0-9]+$")
 
 
-class MmebSource:
+class MmebSource(RowsSource):
     """Records of one data set of MMEB; which of the two layouts it has is told from its columns.
 
     Training: a query, its target, and a hard negative where there is one. Evaluation: a query and the list of its
@@ -55,8 +55,10 @@ class MmebSource:
         UserError: a file cannot be read, the split is missing or not said, or the columns are of neither layout.
     """
 
+    format = "mmeb"
+
     def __init__(self, paths: Paths, split: str | None = None):
-        self.split = split
+        self.settings = {"split": split}
         self.rows = open_rows(_files_of_split(paths, split))
         present = set(self.rows.columns)
         if present.issuperset(("qry", "pos_text")):
@@ -69,26 +71,21 @@ class MmebSource:
                 "neither 'qry' and 'pos_text', as for "
                 "training, nor 'qry_text' and 'tgt_text', as for evaluation."
             )
-        self.columns = [name for name in columns if name in present]
-
-    def identity(self) -> dict:
-        return {"format": "mmeb", "files": file_identity(self.rows.files), "split": self.split}
+        self.used = [name for name in columns if name in present]
 
     def total(self) -> int | None:
-        return None if self.is_evaluation else self.rows.total()
-
-    def notes(self) -> list[str]:
-        return notes_on(self.rows, self.columns)
+        return None if self.is_evaluation else super().total()
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
-        if self.is_evaluation:
-            return islice(self._queries_and_candidates(), start, None)
-        return (as_record(row, _training_fields) for row in self.rows.read(start, self.columns))
+        return islice(self._queries_and_candidates(), start, None) if self.is_evaluation else super().records(start)
+
+    def _fields(self, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+        return _training_fields(values, pictures)
 
     def _queries_and_candidates(self) -> Iterator[SourceRecord]:
         asked: set[str] = set()
         wanted: set[str] = set()
-        for row in self.rows.read(0, self.columns):
+        for row in self.rows.read(0, self.used):
             source = as_record(row, _query_fields)
             if source.record is not None:
                 asked.add(source.record.target_id)
@@ -100,7 +97,7 @@ class MmebSource:
 
     def _candidates(self, wanted: set[str]) -> Iterator[SourceRecord]:
         """Each candidate of these identities, as it first comes."""
-        for row in self.rows.read(0, self.columns):
+        for row in self.rows.read(0, self.used):
             try:
                 candidates = _candidates_of(row.values or {})
             except FieldError:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from data_tools.sources.base import Paths, SourceRecord, file_identity
+from data_tools.sources.base import Paths, SourceRecord
 from data_tools.sources.image_markers import without_markers
-from data_tools.sources.tables.rows import notes_on, open_rows, read_positives
+from data_tools.sources.tables.rows import RowsSource, open_rows, read_positives
 from data_tools.sources.tables.values import (
     FieldError,
     Pictures,
@@ -29,7 +29,7 @@ _LABEL = "label"
 _FIELDS = (_LABEL, *(f"{side}{name}" for side in ("", "positive_", "negative_") for name in ("messages", "images")))
 
 
-class SwiftSource:
+class SwiftSource(RowsSource):
     """Records from ``messages``, ``positive_messages`` and ``negative_messages``, with ``images``, ``positive_images``
     and ``negative_images``.
 
@@ -47,17 +47,16 @@ class SwiftSource:
         UserError: a file cannot be read.
     """
 
+    format = "swift"
+
     def __init__(self, paths: Paths, positives: str = "first", negatives: int | None = None, min_label: float = 0.5):
-        self.rows = open_rows(paths)
+        self.rows, self.used = open_rows(paths), list(_FIELDS)
+        self.settings = {"positives": positives, "negatives": negatives, "min_label": min_label}
         self.positives, self.negatives = positives, negatives
         self.min_label = min_label
 
-    def identity(self) -> dict:
-        settings = {"positives": self.positives, "negatives": self.negatives, "min_label": self.min_label}
-        return {"format": "swift", "files": file_identity(self.rows.files), **settings}
-
     def total(self) -> int | None:
-        return self.rows.total() if self.positives == "first" else None
+        return super().total() if self.positives == "first" else None
 
     def notes(self) -> list[str]:
         hint = (
@@ -65,7 +64,7 @@ class SwiftSource:
             "conversations."
         )
         return [
-            *notes_on(self.rows, _FIELDS),
+            *super().notes(),
             *([hint] if any(name.startswith("rejected_") for name in self.rows.all_columns) else []),
         ]
 

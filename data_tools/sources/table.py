@@ -3,16 +3,14 @@ hold it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
-from data_tools.sources.base import Paths, SourceRecord, file_identity
-from data_tools.sources.tables.rows import listed, notes_on, open_rows, others, require_columns
+from data_tools.sources.base import Paths
+from data_tools.sources.tables.rows import RowsSource, listed, open_rows, others, require_columns
 from data_tools.sources.tables.values import (
     FieldError,
     Pictures,
-    as_record,
     identity_of,
     is_missing,
     list_of,
@@ -35,7 +33,7 @@ PARTS = (
 _SINGLE = ("key", "target_id", "candidates")
 
 
-class TableSource:
+class TableSource(RowsSource):
     """Records from the columns of tables.
 
     A part of a record takes one column, or several that are separated by commas: texts are joined by a line break,
@@ -52,6 +50,8 @@ class TableSource:
         UserError: a file cannot be read, or a column is missing.
     """
 
+    format = "table"
+
     def __init__(self, paths: Paths, delimiter: str | None = None, quotes: bool = True, **columns: str):
         self.rows = open_rows(paths, delimiter, quotes)
         self.settings = {"delimiter": delimiter, "quotes": quotes, **columns}
@@ -66,20 +66,8 @@ class TableSource:
                     f"{side}.images=COLUMN. There are: {listed(self.rows.columns)}."
                 )
 
-    def identity(self) -> dict:
-        return {"format": "table", "files": file_identity(self.rows.files), **self.settings}
-
-    def total(self) -> int | None:
-        return self.rows.total()
-
-    def notes(self) -> list[str]:
-        return notes_on(self.rows, self._wanted)
-
-    def records(self, start: int = 0) -> Iterator[SourceRecord]:
-        return (as_record(row, self._fields) for row in self.rows.read(start, self._wanted))
-
     @property
-    def _wanted(self) -> list[str]:
+    def used(self) -> list[str]:
         return list(dict.fromkeys(name for names in self.columns.values() for name in names))
 
     def _columns_of(self, part: str, given: str | None) -> list[str]:

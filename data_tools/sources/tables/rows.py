@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pydantic_core import from_json
 
-from data_tools.sources.base import Paths, has_ending, input_files, left_in_folders
+from data_tools.sources.base import Paths, SourceRecord, file_identity, has_ending, input_files, left_in_folders
 from data_tools.sources.lines import JSONL_ENDINGS, RAW_CHARACTERS, Line, is_cheap_to_read, read_lines
-from data_tools.sources.tables.values import Row, Rows
+from data_tools.sources.tables.delimited import DelimitedRows
+from data_tools.sources.tables.values import Pictures, Row, Rows, as_record
 from pdfx.data.schema import json_problem
 from pdfx.errors import UserError, nearest, shortened
 from pdfx.host.files import file_stamp
@@ -42,18 +44,14 @@ def open_rows(paths: Paths, delimiter: str | None = None, quotes: bool = True) -
     kind = next(iter(kinds))
     if kind in ("JSONL", "parquet") and (delimiter is not None or not quotes):
         raise UserError(f"delimiter and quotes are for CSV and TSV, and {files[0]} is {kind}; leave them out.")
-    # Each kind's reader is imported where it is needed, since pyarrow is slow to import.
     if kind == "JSONL":
-        from data_tools.sources.tables.rows import JsonlRows
-
         rows = JsonlRows(files)
     elif kind == "parquet":
+        # Imported where it is needed, since pyarrow is slow to import.
         from data_tools.sources.tables.parquet import ParquetRows
 
         rows = ParquetRows(files)
     else:
-        from data_tools.sources.tables.delimited import DelimitedRows
-
         rows = DelimitedRows(files, delimiter, quotes)
     rows.left = left_in_folders(paths, files)
     return rows
@@ -84,6 +82,35 @@ def notes_on(rows: Rows, used: Iterable[str]) -> list[str]:
         f"Columns of {rows.files[0]}{others(rows.files)} that are not used: {shortened(listed(names), RAW_CHARACTERS)}."
     )
     return [*rows.remarks, *([unused] if names else []), *rows.left]
+
+
+class RowsSource:
+    """What the sources have in common whose records are the rows of a table. Implements ``base.Source``.
+
+    Attributes:
+        settings: what decides the records beside the rows, for ``identity``.
+        used: the columns that are read.
+    """
+
+    format: str
+    rows: Rows
+    settings: dict[str, Any]
+    used: list[str]
+
+    def identity(self) -> dict:
+        return {"format": self.format, "files": file_identity(self.rows.files), **self.settings}
+
+    def total(self) -> int | None:
+        return self.rows.total()
+
+    def notes(self) -> list[str]:
+        return notes_on(self.rows, self.used)
+
+    def records(self, start: int = 0) -> Iterator[SourceRecord]:
+        return (as_record(row, self._fields) for row in self.rows.read(start, self.used))
+
+    def _fields(self, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+        raise NotImplementedError
 
 
 def read_positives(
