@@ -112,10 +112,9 @@ class BadShare:
         if too_many(bad, of, self.share):
             raise TooManyBadRecords(
                 f"{bad} of the {read} records read cannot be used, and the share that may is {self.share:g}. "
-                f"{self.overview()} {first_reasons(self.path)} "
-                f"{self.path} lists them all. Allow more with --max-bad-share (max_bad_share), and the same command "
-                "goes on where it stopped; or correct them "
-                "and start over."
+                f"{self.overview()} {first_reasons(self.path)} {self.path} lists them all. Allow more with "
+                "--max-bad-share (max_bad_share), and the same command goes on where it stopped; or correct them and "
+                "start over."
             )
 
 

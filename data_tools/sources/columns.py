@@ -107,9 +107,8 @@ class ColumnsSource(RowsSource):
             require_columns(self.rows, [name], f"label={name}")
             if min_label is None:
                 raise UserError(
-                    f"{self.rows.files[0]} has the labels '{name}', so not every row need be a positive pair; say "
-                    "from which label on a row is one, as in "
-                    "min_label=0.75, or take every row for one with label=none."
+                    f"{self.rows.files[0]} has the labels '{name}', so not every row need be a positive pair; say from "
+                    "which label on a row is one, as in min_label=0.75, or take every row for one with label=none."
                 )
         return name
 
@@ -147,9 +146,8 @@ def _told_apart(rows: Rows, label: str | None) -> list[str]:
     unclear = [name for name in names[2:] if not _NEGATIVE.fullmatch(name)]
     if len(names) < 2 or unclear:
         raise UserError(
-            f"The columns of {rows.files[0]} are {listed(rows.columns)}, and which are anchor, positive and "
-            "negatives cannot be told; "
-            "name them in this order, as in columns=question,answer,negative_1."
+            f"The columns of {rows.files[0]} are {listed(rows.columns)}, and which are anchor, positive and negatives "
+            "cannot be told; name them in this order, as in columns=question,answer,negative_1."
         )
     return names
 

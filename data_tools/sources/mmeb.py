@@ -68,8 +68,7 @@ class MmebSource(RowsSource):
         else:
             raise UserError(
                 f"{self.rows.files[0]} is no data set of MMEB: it has the columns {listed(self.rows.columns)}, and "
-                "neither 'qry' and 'pos_text', as for "
-                "training, nor 'qry_text' and 'tgt_text', as for evaluation."
+                "neither 'qry' and 'pos_text', as for training, nor 'qry_text' and 'tgt_text', as for evaluation."
             )
         self.used = [name for name in columns if name in present]
 

@@ -61,9 +61,8 @@ class TableSource(RowsSource):
         for side in ("query", "target"):
             if not self.columns[f"{side}.text"] and not self.columns[f"{side}.images"]:
                 raise UserError(
-                    f"Which columns of {self.rows.files[0]}{others(self.rows.files)} hold the {side} is not said; "
-                    f"say it as in {side}.text=COLUMN or "
-                    f"{side}.images=COLUMN. There are: {listed(self.rows.columns)}."
+                    f"Which columns of {self.rows.files[0]}{others(self.rows.files)} hold the {side} is not said; say "
+                    f"it as in {side}.text=COLUMN or {side}.images=COLUMN. There are: {listed(self.rows.columns)}."
                 )
 
     @property

@@ -23,9 +23,8 @@ def check_share(corrupt: int, read: int, max_share: float, names: list[str], sam
     if too_many(corrupt, read, max_share):
         known = " The latest of them: " + " ".join(names[-_NAMED:]) if names else ""
         raise UserError(
-            f"{corrupt} of the {read} {samples} could not be used, and {setting} is {max_share:g}.{known} "
-            "Find them all with 'pdfx shards check --full --processor MODEL' and rebuild the shards, or raise "
-            f"{setting}."
+            f"{corrupt} of the {read} {samples} could not be used, and {setting} is {max_share:g}.{known} Find them "
+            f"all with 'pdfx shards check --full --processor MODEL' and rebuild the shards, or raise {setting}."
         )
 
 

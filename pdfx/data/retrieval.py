@@ -270,7 +270,6 @@ class SideReader:
 
 def _refusal(dataset: ShardedDataset, sentence: str) -> UserError:
     return UserError(
-        f"The evaluation data {dataset.path} cannot be ranked. {sentence} "
-        "Build the shards again, from records whose candidates hold the query's target_id and the target_id of other "
-        "records alone."
+        f"The evaluation data {dataset.path} cannot be ranked. {sentence} Build the shards again, from records whose "
+        "candidates hold the query's target_id and the target_id of other records alone."
     )

@@ -38,8 +38,7 @@ def open_training_sets(data: DataSection) -> list[TrainingSet]:
         if dataset.index.targets_only:
             raise UserError(
                 f"Of the {len(dataset)} samples in {section.path}, {dataset.index.targets_only} have no query, so "
-                "these shards are for evaluation; "
-                "train on shards that were built without such records."
+                "these shards are for evaluation; train on shards that were built without such records."
             )
         sets.append(TrainingSet(section.name, dataset))
     _require_room(sets, data)
@@ -59,9 +58,8 @@ def _require_room(sets: list[TrainingSet], data: DataSection) -> None:
     if needed > data.cache_gigabytes:
         raise UserError(
             f"data.cache_gigabytes is {data.cache_gigabytes:g}, and windows of {data.window_spans} x "
-            f"{data.span_samples} samples (data.window_spans, "
-            f"data.span_samples) need about {needed:.2g}, so that spans would leave the cache before they are read; "
-            "raise it, or lower one of the two."
+            f"{data.span_samples} samples (data.window_spans, data.span_samples) need about {needed:.2g}, so that "
+            "spans would leave the cache before they are read; raise it, or lower one of the two."
         )
 
 
@@ -122,16 +120,14 @@ class Sequence:
         if names != saved:
             raise UserError(
                 f"data.train lists the data sets {', '.join(names)} and the checkpoint was made with "
-                f"{', '.join(saved)}; "
-                "list the same, or start a new run in another train.output_dir."
+                f"{', '.join(saved)}; list the same, or start a new run in another train.output_dir."
             )
         for own, quota, entry in zip(self.sets, self.quotas, state["data_sets"], strict=True):
             if entry["fingerprint"] != own.dataset.fingerprint:
                 raise UserError(
                     f"The data folder {own.dataset.path} changed since the checkpoint: its fingerprint is "
-                    f"{own.dataset.fingerprint[:16]} and the "
-                    f"checkpoint's is {entry['fingerprint'][:16]}; restore the old shards, or start a new run in "
-                    "another train.output_dir."
+                    f"{own.dataset.fingerprint[:16]} and the checkpoint's is {entry['fingerprint'][:16]}; restore the "
+                    "old shards, or start a new run in another train.output_dir."
                 )
             if entry["quota"] != quota:
                 raise UserError(

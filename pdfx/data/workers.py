@@ -185,9 +185,8 @@ class _Results:
                 raise
             raise UserError(
                 "A data worker was killed, most often because memory or /dev/shm ran out; lower data.num_workers or "
-                "data.prefetch_batches. "
-                "(It also happens where a worker cannot import the processor's class; data.num_workers=0 shows such "
-                "an error in full.)"
+                "data.prefetch_batches. (It also happens where a worker cannot import the processor's class; "
+                "data.num_workers=0 shows such an error in full.)"
             ) from error
         if isinstance(result, Caught):
             raise UserError(result.message)

@@ -39,8 +39,7 @@ SAMPLED = 16
 turn."""
 CURE = (
     "Start all ranks from the same code, recipe and files, and resume from the last checkpoint; if it is the same "
-    "machine again and again, its memory or "
-    "accelerator may be faulty."
+    "machine again and again, its memory or accelerator may be faulty."
 )
 
 

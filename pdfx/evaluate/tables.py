@@ -15,9 +15,8 @@ from pdfx.evaluate.retrieval import CHANCE, DIRECTIONS, RELEVANT
 from pdfx.host.console import console as plain_console
 
 LEGEND = (
-    "Searched are all distinct targets (by target_id, text and pictures' bytes), or all distinct queries in the "
-    "other direction; right are those of the same "
-    "target_id. chance: the expected value of a random order."
+    "Searched are all distinct targets (by target_id, text and pictures' bytes), or all distinct queries in the other "
+    "direction; right are those of the same target_id. chance: the expected value of a random order."
 )
 DIRECTION_LABELS = {"query_to_target": "query → target", "target_to_query": "target → query"}
 _WIDTH = 240
