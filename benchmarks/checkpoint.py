@@ -22,7 +22,7 @@ from pdfx.convert.conversion import read_run_config
 from pdfx.convert.weights import WeightSource
 from pdfx.distributed.world import join_world
 from pdfx.embedder.build import build_on_meta
-from pdfx.telemetry.metrics import StepTimer
+from pdfx.train.hooks.saving import Saving
 from pdfx.train.trainer import Trainer
 
 STEPS = 6
@@ -92,17 +92,18 @@ def measure_hold(folder: Path, size: str, count: int) -> dict:
     """Seconds of ``STEPS`` steps without a checkpoint, with one in the background and with one that training waits for;
     and of the calls that save."""
     trainer = Trainer(recipe(folder, size, "full", "timed"), join_world())
+    saving = saving_of(trainer)
     held: dict[bool, list[float]] = {True: [], False: []}
     numbers = iter(range(1, 10**6))
 
     def steps(background: bool | None) -> None:
         saved = 0.0
         for number in range(STEPS):
-            trainer._train_step(StepTimer())
+            trainer.train_step()
             begun = time.perf_counter()
             if background is not None and number == 0:
                 trainer.step, trainer.saver.background = next(numbers), background
-                trainer.save()
+                saving.save(trainer)
             trainer.saver.advance()
             saved += time.perf_counter() - begun
         begun = time.perf_counter()
@@ -120,11 +121,15 @@ def measure_hold(folder: Path, size: str, count: int) -> dict:
     return {"wall": seconds.wall, "calls": calls, "medians": medians(seconds), "checkpoint_gib": files / 2**30}
 
 
+def saving_of(trainer: Trainer) -> Saving:
+    return next(hook for hook in trainer.hooks if isinstance(hook, Saving))
+
+
 def train_and_save(folder: Path, size: str, kind: str) -> dict:
     """One step of a run, and its checkpoint."""
     trainer = Trainer(recipe(folder, size, kind, kind, save_in_background=False), join_world())
-    trainer._train_step(StepTimer())
-    trainer.save()
+    trainer.train_step()
+    saving_of(trainer).save(trainer)
     trainer.close()
     parameters = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in trainer.engine.module.parameters()]
     return {"parameters": sum(parameters), "checkpoint_gib": newest_whole(folder / kind)[0].manifest.bytes / 2**30}

@@ -19,11 +19,10 @@ def engine_parameters(config: Config) -> tuple[Parameters, list[dict[str, float]
     import deepspeed
 
     from pdfx.distributed.world import join_world
-    from pdfx.telemetry.metrics import StepTimer
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())
-    metrics = [trainer._train_step(StepTimer()) for _ in range(config.train.max_steps)]
+    metrics = [trainer.train_step() for _ in range(config.train.max_steps)]
     parameters = {}
     for name, parameter in trainer.engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):

@@ -73,6 +73,11 @@ def tiny_tree(directory: Path, family: str = "qwen2_vl", stage: str = "zero2", *
     return tree
 
 
+def hook_of(trainer, name: str):
+    """The trainer's hook of the class of that name."""
+    return next(hook for hook in trainer.hooks if type(hook).__name__ == name)
+
+
 def tiny_config(directory: Path, family: str = "qwen2_vl", stage: str = "zero2", **sections: dict) -> Config:
     """The same, validated."""
     return parse_config(tiny_tree(directory, family, stage, **sections))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
 
 from pdfx.config import Config, EvaluateSection
 from pdfx.data import ShardedDataset
@@ -12,9 +15,9 @@ from pdfx.data.mmeb import GROUPS, present_sets
 from pdfx.data.storage.base import Reading
 from pdfx.distributed.world import launched_ranks
 from pdfx.embedder.exports import opened_export
-from pdfx.errors import UserError
-from pdfx.evaluate.embedding import EmbedInputs, Say
-from pdfx.evaluate.retrieval import evaluate_shards
+from pdfx.errors import UserError, nearest
+from pdfx.evaluate.embedding import EmbeddedItems, EmbedInputs, Say
+from pdfx.evaluate.retrieval import evaluate_shards, retrieval_metrics
 from pdfx.host.console import ShowProgress
 from pdfx.host.urls import without_secrets
 from pdfx.model import ParallelEmbedder
@@ -61,8 +64,12 @@ def open_data_sets(
 
 
 def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
-    """The shards to evaluate on by name, where the recipe names any. Raises UserError if it asks for evaluations
-    without."""
+    """The shards to evaluate on by name, if the recipe names any.
+
+    Raises:
+        UserError: it asks for evaluations without, or ``train.metric_for_best_model`` is not a figure of an evaluation
+            on them; the nearest is named.
+    """
     if config.data.evaluation is None:
         if config.train.eval_steps is None:
             return None
@@ -71,9 +78,28 @@ def open_evaluation(config: Config) -> dict[str, ShardedDataset] | None:
             "train.eval_steps."
         )
     named = config.data.evaluation
-    return open_data_sets(
+    data_sets = open_data_sets(
         [named] if isinstance(named, str) else named, config.data.max_image_pixels, Reading.of(config.data)
     )
+    _check_metric_name(config, data_sets)
+    return data_sets
+
+
+def _check_metric_name(config: Config, data_sets: Iterable[str]) -> None:
+    name, paths = config.train.metric_for_best_model, config.model.paths
+    if name is None:
+        return
+    # The names follow from the number of paths and evaluate.recall_at, whatever is embedded.
+    embeddings = torch.eye(2).repeat_interleave(paths, 0).view(2, paths, 2)
+    items = EmbeddedItems(embeddings, torch.eye(2), torch.arange(2), np.arange(2))
+    known = flattened(dict.fromkeys(data_sets, retrieval_metrics(items, items, config.evaluate.recall_at)))
+    if name not in known:
+        raise UserError(unknown_metric(name, known))
+
+
+def unknown_metric(name: str, known: Iterable[str]) -> str:
+    """The sentence about a ``train.metric_for_best_model`` that is not among the ``known`` figures."""
+    return f"train.metric_for_best_model is '{name}', which no evaluation gives; did you mean '{nearest(name, known)}'?"
 
 
 def _distinct_names(paths: list[str]) -> list[str]:

@@ -15,7 +15,6 @@ from pdfx.evaluate.data_sets import open_evaluation
 from pdfx.host.console import console
 from pdfx.model import ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
-from pdfx.train.best import check_metric_name
 from pdfx.train.ineffective import tell_settings
 from pdfx.train.schedule import count_steps, settle_warm_ups
 
@@ -34,7 +33,7 @@ def dry_run(config: Config) -> None:
     settings = load_deepspeed_config(config.train.deepspeed, config.train, ranks, partial(backbone_width, config))
     embedder = build_on_meta(config)
     sequence = Sequence(open_training_sets(config.data), config.data, config.train.seed)
-    check_metric_name(config, open_evaluation(config))
+    open_evaluation(config)
     steps, plan = count_steps(config.train, sequence.mixture.epoch_samples, ranks)
     told = tell_settings(config, sequence.sets, steps, ranks)
     told = [

@@ -13,7 +13,8 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from pdfx.checkpoint.zero_shards import masters, part_of
 from pdfx.config import TEMPERATURE_BOUNDS, Config, TrainSection
-from pdfx.model import ParallelEmbedder
+from pdfx.distributed.world import World
+from pdfx.model import EmbedderOutput, ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
 
 LOG_TEMPERATURE = "log_temperature_offset"
@@ -126,6 +127,19 @@ def bound_temperature(engine: deepspeed.DeepSpeedEngine) -> None:
     part = None if parameter is None else part_of(engine, LOG_TEMPERATURE, parameter)
     if part is not None:
         part.of(masters(engine)).clamp_(*engine.module.offset_bounds)
+
+
+def embed_inputs(engine: deepspeed.DeepSpeedEngine, inputs: dict[str, torch.Tensor], world: World) -> EmbedderOutput:
+    """Embed without gradient and without dropout. Under ZeRO-3 all ranks must call this together, each with inputs of
+    its own."""
+    training = engine.module.training
+    engine.eval()
+    try:
+        with torch.no_grad():
+            paths, fused, *_ = engine({name: tensor.to(world.device) for name, tensor in inputs.items()})
+    finally:
+        engine.train(training)
+    return EmbedderOutput(paths=paths, fused=fused)
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, factor: float) -> None:

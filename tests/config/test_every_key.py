@@ -124,7 +124,7 @@ def read_settings(trees: list[dict]) -> set[tuple[str, str]]:
     from pdfx.distributed.world import join_world
     from pdfx.faults.shutdown import watched
     from pdfx.faults.stopping import StopRequest
-    from pdfx.train.step_guards import StepGuards
+    from pdfx.train.hooks.guards import StepGuards
     from pdfx.train.trainer import Trainer
 
     read = set()

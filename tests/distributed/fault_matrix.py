@@ -102,14 +102,15 @@ def prepare() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     from pdfx.checkpoint.saver import CheckpointSaver
-    from pdfx.train import trainer
+    from pdfx.train import run, trainer
+    from pdfx.train.hooks import evaluation
     from pdfx.train.step import Stepper
 
     at(trainer, "tell_environment", "start", False)
-    at(trainer, "build_embedder", "load", True)
+    at(run, "build_embedder", "load", True)
     at(Stepper, "embed", "first", True)
     at(Stepper, "embed", "step", True, 2)
-    at(trainer, "embed_inputs", "evaluation", True, 2)
+    at(evaluation, "embed_inputs", "evaluation", True, 2)
     at(CheckpointSaver, "save", "save", False)
     at(trainer.Trainer, "close", "end", False)
 

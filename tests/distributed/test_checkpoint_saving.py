@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from checkpoint.made import flip
-from tiny_runs import tiny_config, tiny_shards
+from tiny_runs import hook_of, tiny_config, tiny_shards
 
 from pdfx.checkpoint.directory import PARAMETERS, newest_whole, open_checkpoint
 from pdfx.checkpoint.parameters import SavedParameters
@@ -150,7 +150,6 @@ def save_while_training(config: Config, harm: bool) -> tuple[list[bool], str]:
     from pdfx.checkpoint import saver
     from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.telemetry.metrics import StepTimer
     from pdfx.train.trainer import Trainer
 
     trainer, released, write_parts = Trainer(config, join_world()), threading.Event(), saver.write_parts
@@ -161,9 +160,9 @@ def save_while_training(config: Config, harm: bool) -> tuple[list[bool], str]:
 
     saver.write_parts = held_up
     try:
-        trainer._train_step(StepTimer())
-        trainer.save()
-        trainer._train_step(StepTimer())
+        trainer.train_step()
+        hook_of(trainer, "Saving").save(trainer)
+        trainer.train_step()
         running = [trainer.saver.current.job.running, trainer.saver.advance() == [], trainer.saver.current.job.running]
         dist.barrier()
         if harm and dist.get_rank() == 1:
@@ -222,18 +221,17 @@ def fail_while_saving(config: Config, alone: bool) -> None:
     from pdfx.checkpoint import saver
     from pdfx.distributed.world import join_world
     from pdfx.errors import UserError
-    from pdfx.telemetry.metrics import StepTimer
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())
-    trainer._train_step(StepTimer())
-    trainer.save()
+    trainer.train_step()
+    hook_of(trainer, "Saving").save(trainer)
     with torch.no_grad():
         next(parameter for name, parameter in trainer.engine.module.named_parameters() if "prefix" in name).fill_(
             float("nan")
         )
     with contextlib.suppress(UserError, SystemExit):
-        trainer._train_step(StepTimer())
+        trainer.train_step()
     saver.PATIENCE = timedelta(seconds=2 if alone else 60)
     if not alone or dist.get_rank() == 1:
         trainer.saver.rescue()

@@ -17,7 +17,6 @@ class BrokenMemory(Exception):
 def step_that_breaks(config: Config) -> None:
     """In a rank: rank 1 fails in the backward pass of its second chunk."""
     from pdfx.distributed.world import join_world
-    from pdfx.telemetry.metrics import StepTimer
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())
@@ -30,7 +29,7 @@ def step_that_breaks(config: Config) -> None:
 
     if dist.get_rank() == 1:
         trainer.engine.module.embedder.decoder.norm.register_full_backward_hook(fail)
-    trainer._train_step(StepTimer())
+    trainer.train_step()
 
 
 def test_a_rank_that_fails_between_two_chunks_does_not_wait_for_the_reduction_of_the_others(tmp_path):

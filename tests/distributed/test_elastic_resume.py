@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.ranks import Ranks
-from tiny_runs import tiny_config
+from tiny_runs import hook_of, tiny_config
 
 from pdfx.checkpoint.directory import OBJECTIVE, newest_whole
 from pdfx.checkpoint.parameters import MASTER, SavedParameters
@@ -67,20 +67,19 @@ def train_until(config: Config, step: int) -> tuple[list[list[str]], dict[str, t
     import deepspeed
 
     from pdfx.distributed.world import join_world
+    from pdfx.train.hooks import Hook
     from pdfx.train.trainer import Trainer
 
     class StopAt:
         asked = property(lambda self: trainer.step >= step)
 
     trainer, keys = Trainer(config, join_world()), []
-    following = trainer.feed.next
 
-    def noting(*arguments):
-        batch = following(*arguments)
-        keys.append(batch.keys)
-        return batch
+    class NoteKeys(Hook):
+        def batch_ready(self, run, batch):
+            keys.append(batch.keys)
 
-    trainer.feed.next = noting
+    trainer.hooks.append(NoteKeys())
     trainer.run(StopAt())
     parameters = {}
     for name, parameter in trainer.engine.module.named_parameters():
@@ -132,8 +131,8 @@ def save_again(config: Config) -> list[str]:
     from pdfx.train.trainer import Trainer
 
     trainer = Trainer(config, join_world())
-    trainer.save()
-    trainer._say(*trainer.saver.finish())
+    hook_of(trainer, "Saving").save(trainer)
+    trainer.say(*trainer.saver.finish())
     trainer.close()
     trainer.engine.destroy()
     return trainer.notes

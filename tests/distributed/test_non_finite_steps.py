@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_runs import tiny_config
+from tiny_runs import hook_of, tiny_config
 
 from pdfx.config import Config
 
@@ -126,15 +126,16 @@ def train_spoiled(config: Config, spoiled_steps: list[set[int]]) -> str:
     trainer = Trainer(config, join_world())
     steps = set(spoiled_steps[0])
     spoil(trainer, "loss", steps)
-    take_back = trainer.guards.take_back
+    guards = hook_of(trainer, "StepGuards")
+    take_back = guards.take_back
 
     def next_spoils(step: int) -> bool:
         repeat = take_back(step)
         steps.clear()
-        steps.update(spoiled_steps[trainer.guards.roll_backs])
+        steps.update(spoiled_steps[guards.roll_backs])
         return repeat
 
-    trainer.guards.take_back = next_spoils
+    guards.take_back = next_spoils
     try:
         return "finished" if trainer.run(StopRequest()) else "stopped"
     except UserError as error:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_backbone
 from tiny_runs import tiny_config
 
+from pdfx.checkpoint.frozen import FROZEN
 from pdfx.config import Config, dump_config
 from pdfx.convert import convert
 from pdfx.distributed.world import join_world
@@ -53,7 +54,7 @@ def frozen_of(config: Config) -> str:
     trainer = Trainer(config, join_world())
     trainer.close()
     trainer.engine.destroy()
-    return trainer.frozen
+    return trainer.constants[FROZEN]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pdfx.config import ObjectiveSection
 from pdfx.config.guard_sections import GuardsSection
 from pdfx.errors import UserError
 from pdfx.objective import Objective
-from pdfx.train.step_guards import RollBack, StepGuards
+from pdfx.train.hooks.guards import RollBack, StepGuards
 
 NAN = math.nan
 SOUND = {"loss": 2.0, "loss_path_0": 0.5, "loss_path_1": 0.5, "loss_fused": 1.0, "grad_norm": 1.0}
@@ -21,7 +21,8 @@ ZERO = SOUND | {"loss_path_0": 0.0, "loss_path_1": 0.0, "loss_fused": 0.0}
 def guards_of(state: dict | None = None, objective: dict | None = None, **sections) -> StepGuards:
     told = []
     settings = ObjectiveSection(mutual_information={"hidden": 4, "warmup_steps": 10}, **(objective or {}))
-    guards = StepGuards(GuardsSection.model_validate(sections), Objective(settings, 2, 6, 0, []), told.append, state)
+    guards = StepGuards(GuardsSection.model_validate(sections), Objective(settings, 2, 6, 0, []), told.append)
+    guards.load_state_dict(state or {})
     guards.told = told
     return guards
 

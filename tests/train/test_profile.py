@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from pdfx.train.profile import SKIPPED, profiled
+from pdfx.train.hooks.profiling import SKIPPED, profiled
 
 
 def steps(advance, count: int) -> None:

@@ -8,9 +8,22 @@ from pathlib import Path
 
 from torch import profiler
 
+from pdfx.train.run import Hook, Run
+
 TRACE = "profile.json"
 SKIPPED = 2
 """First steps of a run that are left out: they allocate, compile and warm up."""
+
+
+class Profiling(Hook):
+    """Profiles ``train.profile_steps`` steps of rank 0."""
+
+    def start(self, run: Run) -> None:
+        steps = run.config.train.profile_steps if run.world.rank == 0 else None
+        self.advance = run.resources.enter_context(profiled(run.path / TRACE, steps))
+
+    def step_done(self, run: Run, metrics: dict[str, float]) -> None:
+        self.advance()
 
 
 @contextmanager

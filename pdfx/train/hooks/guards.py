@@ -1,15 +1,20 @@
-"""What a run watches itself for after every step. All of it follows from metrics that are alike on every rank, so all
-ranks decide alike."""
+"""What a run watches itself for after every step, and how it goes back to an earlier checkpoint. All of it follows from
+metrics that are alike on every rank, so all ranks decide alike."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, remove_checkpoint, step_of
+from pdfx.checkpoint.resume import open_together
 from pdfx.config.guard_sections import GuardsSection
+from pdfx.distributed.world import World
 from pdfx.errors import UserError
 from pdfx.objective import Objective
+from pdfx.train.run import Hook, Run
 from pdfx.train.step import was_skipped
 
 CURE = (
@@ -27,30 +32,42 @@ class RollBack:
     reason: str
 
 
-class StepGuards:
-    """Counts, warns, resets and stops as the recipe's section ``guards`` says.
+class StepGuards(Hook):
+    """Counts, warns, resets, goes back and stops as the recipe's section ``guards`` says.
 
     Args:
         settings: that section.
         objective: the owner of the variational networks, which may be reset.
-        say: tells the run's owner a sentence.
-        state: what ``state_dict`` of an earlier one gave.
+        say: logs a sentence.
     """
 
-    def __init__(
-        self, settings: GuardsSection, objective: Objective, say: Callable[[str], None], state: dict | None = None
-    ):
+    key = "guards"
+
+    def __init__(self, settings: GuardsSection, objective: Objective, say: Callable[[str], None]):
         self.settings, self.objective, self.say = settings, objective, say
         self.skipped, self.roll_backs, self.resets, self.collapsed, self.returned_to = 0, 0, 0, 0, -1
         self.recent: list[int] = []
         """Skipped steps of the window."""
         self.told_zero, self.told_collapsed = False, False
-        for name in COUNTERS & (state or {}).keys():
-            setattr(self, name, state[name])
+
+    def step_done(self, run: Run, metrics: dict[str, float]) -> None:
+        """Raises UserError if the run must stop."""
+        with run.world.together():
+            trouble = self.check(run.step, metrics)
+        if trouble:
+            self._go_back(run, trouble)
+        else:
+            metrics |= self.figures()
+
+    def went_back(self, run: Run, state: dict, repeat: bool) -> None:
+        """The counters stay: they are what ends a run that goes back again and again."""
 
     def state_dict(self) -> dict:
-        """Plain counters, the same on every rank."""
         return {name: getattr(self, name) for name in sorted(COUNTERS)}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in COUNTERS & state.keys():
+            setattr(self, name, state[name])
 
     def figures(self) -> dict[str, int]:
         """For the record of a step."""
@@ -78,12 +95,29 @@ class StepGuards:
 
         Returns:
             Whether to repeat the samples since then: the first time, which is all it takes after a fault of the
-                hardware. Where the same stretch fails
-            again, it is its samples that lead there, and the run goes on without them.
+            hardware. If the same stretch fails again, its samples are the reason, and the run continues without them.
         """
         repeat = checkpoint_step != self.returned_to
         self.roll_backs, self.returned_to, self.recent = self.roll_backs + 1, checkpoint_step, []
         return repeat
+
+    def _go_back(self, run: Run, trouble: RollBack) -> None:
+        """Continue from the newest checkpoint from before the trouble."""
+        run.progress.mark("go back to a checkpoint", "pause")
+        run.say(*run.saver.finish())
+        checkpoint = checkpoint_before(run.path, trouble, run.world)
+        state, repeat = checkpoint.state(), self.take_back(checkpoint.step)
+        run.load(checkpoint)
+        if repeat:
+            with run.world.together():
+                run.open_loader(state["loader"])
+        if run.world.rank == 0:
+            remove_later_checkpoints(run.path, checkpoint.step)
+        for hook in run.hooks:
+            hook.went_back(run, state, repeat)
+        run.timer.reset()
+        samples = "with the same samples" if repeat else "without the samples that led there twice"
+        run.say(f"Going back to {checkpoint.path} {samples}: {trouble.reason}. Roll-back {self.roll_backs}.")
 
     def _check_zero_loss(self, step: int, metrics: dict[str, float]) -> None:
         # The contrastive terms that count; the diversity term would hide that they are all 0.
@@ -193,3 +227,29 @@ class StepGuards:
                 f"(guards.non_finite.roll_backs); {CURE}"
             )
         return RollBack(first, reason)
+
+
+def checkpoint_before(run: Path, request: RollBack, world: World) -> Checkpoint:
+    """The newest whole checkpoint from before ``request.step``; all ranks look at its files together.
+
+    Raises:
+        UserError: there is none.
+        SystemExit: the same, on ranks whose peer reports it.
+    """
+    for path in world.from_first([path for path in checkpoint_paths(run) if step_of(path) < request.step]):
+        checkpoint, problem = open_together(path, world)
+        if problem is None:
+            return checkpoint
+    with world.together():
+        raise UserError(
+            f"{request.reason[0].upper()}{request.reason[1:]}, and {run} holds no whole checkpoint from before step "
+            f"{request.step} to go back to; "
+            f"lower train.save_steps or raise train.save_total_limit, and {CURE}"
+        )
+
+
+def remove_later_checkpoints(run: Path, step: int) -> None:
+    """Remove what was saved after ``step``, so that a resume does not continue from what was taken back."""
+    for path in checkpoint_paths(run):
+        if step_of(path) > step:
+            remove_checkpoint(path)

@@ -1,0 +1,38 @@
+"""Evaluation between steps, on the shards that ``data.evaluation`` names."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pdfx.evaluate.data_sets import evaluate_data_sets
+from pdfx.model import EmbedderOutput
+from pdfx.train.engine import embed_inputs
+from pdfx.train.run import Hook, Run
+
+
+class Evaluation(Hook):
+    """Evaluates every ``train.eval_steps`` steps and after the last one."""
+
+    def step_done(self, run: Run, metrics: dict[str, float]) -> None:
+        every = run.config.train.eval_steps
+        if run.evaluation is None or not (run.is_last or (every is not None and run.step % every == 0)):
+            return
+
+        def embed(inputs: dict[str, Tensor]) -> EmbedderOutput:
+            run.progress.mark("embed a batch of the evaluation")
+            output = embed_inputs(run.engine, inputs, run.world)
+            run.progress.mark("read a batch of the evaluation", "data")
+            return output
+
+        def advance(done: int, total: int) -> None:
+            if done == total:
+                run.progress.mark("score the evaluation", "pause")
+
+        run.progress.mark("list the items of the evaluation", "pause")
+        settings, ranks, workers = run.config.evaluate, (run.world.rank, run.world.size), run.config.data.num_workers
+        results = evaluate_data_sets(
+            embed, run.evaluation, run.processor, settings, *ranks, workers, lambda name: advance, run.say
+        )
+        for hook in run.hooks:
+            hook.evaluated(run, results)
+        run.timer.reset()
