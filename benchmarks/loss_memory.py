@@ -10,7 +10,7 @@ from common import answer, at_most, held_bytes, in_fresh_process, in_turns, medi
 from torch.nn.functional import cross_entropy, normalize
 
 from pdfx.config import ObjectiveSection
-from pdfx.objective import Objective
+from pdfx.objective import Objective, PairEmbeddings, PairIdentities
 
 DIMENSION = 256
 LOG_TEMPERATURE = torch.tensor(0.02).log()
@@ -31,15 +31,16 @@ def tiled(inputs: list[torch.Tensor]) -> torch.Tensor:
     query, query_fused, target, target_fused = inputs
     pairs = len(query)
     objective = Objective(SECTION, 1, DIMENSION, seed=0, matryoshka_dims=[])
-    ids = (
+    identities = PairIdentities(
         torch.arange(pairs),
         torch.empty(pairs, 0, dtype=torch.long),
         torch.ones(pairs, dtype=torch.bool),
         torch.empty(pairs, 0, dtype=torch.bool),
     )
     none = query.new_empty(pairs, 0, DIMENSION)
-    paths = query[:, None], target[:, None], none[:, :, None]
-    loss, _ = objective(*paths, query_fused, target_fused, none, *ids, LOG_TEMPERATURE, 0)
+    paths = PairEmbeddings(query[:, None], target[:, None], none[:, :, None])
+    fused = PairEmbeddings(query_fused, target_fused, none)
+    loss, _ = objective(paths, fused, identities, LOG_TEMPERATURE, 0)
     loss.backward()
     return loss.detach()
 

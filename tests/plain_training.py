@@ -6,7 +6,7 @@ import torch
 from pdfx.config import Config
 from pdfx.data import Batch, TrainLoader
 from pdfx.embedder.build import build_embedder
-from pdfx.objective import Objective
+from pdfx.objective import Objective, PairEmbeddings, PairIdentities
 from pdfx.train.engine import TrainingModule, make_optimizer, parameter_groups
 from pdfx.train.schedule import derived_seed, learning_rate_factor
 from pdfx.train.step import chunk_tokens_per_path, group_paths, split_slots
@@ -77,15 +77,16 @@ class PlainPyTorch:
         self.batches.append(batches)
         embeddings, log_temperature = self.embed(batches, step)
         parts = [split_slots(own, batch.pairs, batch.negatives) for own, batch in zip(embeddings, batches, strict=True)]
-        paths = [torch.cat(part) for part in zip(*parts, strict=True)]
+        kinds = ("query", "target", "negatives")
+        paths = PairEmbeddings(*(torch.cat([getattr(part, kind) for part in parts]) for kind in kinds))
         every = torch.arange(self.config.model.paths)
-        fused = [
-            self.module.embedder.fusion(part.flatten(0, -3), every)[0].unflatten(0, part.shape[:-2]) for part in paths
-        ]
+        fused = paths.map(
+            lambda part: self.module.embedder.fusion(part.flatten(0, -3), every)[0].unflatten(0, part.shape[:-2])
+        )
         names = ("target_ids", "negative_ids", "valid", "negative_valid")
-        ids = [torch.cat([getattr(batch, name) for batch in batches]) for name in names]
-        loss, _ = self.objective(*paths, *fused, *ids, log_temperature, step - 1)
-        loss = loss + self.mean_of_rank_terms(paths[0], paths[1], ids[2])
+        identities = PairIdentities(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
+        loss, _ = self.objective(paths, fused, identities, log_temperature, step - 1)
+        loss = loss + self.mean_of_rank_terms(paths.query, paths.target, identities.valid)
         self.optimizer.zero_grad()
         loss.backward()
         for parameter in self.module.parameters():
@@ -116,7 +117,7 @@ class PlainPyTorch:
                     torch.manual_seed(
                         derived_seed(self.config.train.seed, "dropout", step, rank, place * len(groups) + number)
                     )
-                output, _, log_temperature, _ = self.module(chunk.inputs, paths)
+                output, log_temperature, _ = self.module(chunk.inputs, paths)
                 results[rank].append((number, chunk.slots, output))
         return [self.join(parts, len(groups)) for parts in results], log_temperature
 

@@ -48,18 +48,19 @@ class Fusion(nn.Module):
         if kind == "softmax":
             self.logits = nn.Parameter(torch.zeros(paths))
 
-    def forward(self, embeddings: torch.Tensor, paths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, embeddings: torch.Tensor, paths: torch.Tensor, wanted: bool = True
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Fuse the embeddings of the chosen ``paths`` (int64 ``[k]``); with one path every kind returns that path.
 
         Returns:
-            ``[B, F]``, and the logits ``[K]`` of all paths, with which ``fuse`` does the same elsewhere; None if the
-            weights are not learned.
+            ``[B, F]``, None if not ``wanted``; and the logits ``[K]`` of all paths, with which ``fuse`` does the same
+            elsewhere, None if the weights are not learned.
         """
-        if self.kind != "softmax":
-            return fuse(self.kind, embeddings), None
         # A copy: under ZeRO-3 the parameter itself is released when this returns.
-        logits = at_least_float32(self.logits.clone())
-        return fuse(self.kind, embeddings, logits.index_select(0, paths)), logits
+        logits = at_least_float32(self.logits.clone()) if self.kind == "softmax" else None
+        chosen = None if logits is None else logits.index_select(0, paths)
+        return fuse(self.kind, embeddings, chosen) if wanted else None, logits
 
 
 def fuse(kind: str, embeddings: torch.Tensor, logits: torch.Tensor | None = None) -> torch.Tensor:

@@ -198,12 +198,15 @@ class ParallelEmbedder(PreTrainedModel):
             vision.eval()
         return self
 
-    def forward(self, inputs: dict[str, torch.Tensor], paths: list[int] | None = None) -> EmbedderOutput:
+    def forward(
+        self, inputs: dict[str, torch.Tensor], paths: list[int] | None = None, fused: bool = True
+    ) -> EmbedderOutput:
         """Embed a padded batch of n inputs.
 
         Args:
             inputs: what ``InputProcessor`` returns; padding may be on either side.
             paths: numbers of the paths to run, all by default.
+            fused: whether to fuse them; a trainer that runs some of the paths at a time does so itself.
 
         Raises:
             ValueError: a path that does not exist, or an input without a token.
@@ -221,8 +224,8 @@ class ParallelEmbedder(PreTrainedModel):
         if missing_images:
             # Times zero: the dummy must take part in the backward pass, whose collectives the other ranks run too.
             embeddings = embeddings[:count] + 0 * embeddings[count:].sum()
-        fused, logits = self.fusion(embeddings, chosen)
-        return EmbedderOutput(paths=embeddings, fused=fused, fusion_logits=logits)
+        together, logits = self.fusion(embeddings, chosen, fused)
+        return EmbedderOutput(paths=embeddings, fused=together, fusion_logits=logits)
 
     def _decode(self, inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> tuple[torch.Tensor, Packing]:
         """Final normed states ``[1, K*N, D]`` and the packing that explains them."""

@@ -1,5 +1,5 @@
 """The training objective on embeddings: contrast over all ranks, and terms that keep the K paths apart."""
 
-from pdfx.objective.objective import Objective
+from pdfx.objective.objective import Objective, PairEmbeddings, PairIdentities
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "PairEmbeddings", "PairIdentities"]

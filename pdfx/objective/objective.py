@@ -11,7 +11,8 @@ Legend: B pairs on this rank, K paths, M hard negatives per pair, D dimension of
 world size, C candidates.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,13 +28,38 @@ from pdfx.objective.mutual_information import VariationalNetworks, fit
 
 
 @dataclass(frozen=True)
-class Local:
-    """One rank's embeddings of one kind, the paths' [.., K, D] or the fused [.., 1, F], zero if they count
-    nowhere."""
+class PairEmbeddings:
+    """Unit embeddings of one rank's pairs and hard negatives, of one kind: those per path or the fused ones.
 
-    query: Tensor  # [B, K, D]
-    target: Tensor  # [B, K, D]
-    negatives: Tensor  # [B * M, K, D]
+    Attributes:
+        query: [B, K, D] per path, [B, F] fused.
+        target: as ``query``.
+        negatives: [B, M, K, D] per path, [B, M, F] fused.
+    """
+
+    query: Tensor
+    target: Tensor
+    negatives: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "PairEmbeddings":
+        return PairEmbeddings(function(self.query), function(self.target), function(self.negatives))
+
+
+@dataclass(frozen=True)
+class PairIdentities:
+    """What the targets and hard negatives of one rank's pairs are.
+
+    Attributes:
+        target_ids: int64 [B]; equal ones are the same thing.
+        negative_ids: int64 [B, M], comparable with ``target_ids``.
+        valid: bool [B]; a pair that is not counts nowhere, whatever its embeddings hold.
+        negative_valid: bool [B, M], the same for hard negatives.
+    """
+
+    target_ids: Tensor
+    negative_ids: Tensor
+    valid: Tensor
+    negative_valid: Tensor
 
 
 @dataclass(frozen=True)
@@ -166,55 +192,45 @@ class Objective:
 
     def __call__(
         self,
-        query: Tensor,
-        target: Tensor,
-        negatives: Tensor,
-        query_fused: Tensor,
-        target_fused: Tensor,
-        negatives_fused: Tensor,
-        target_ids: Tensor,
-        negative_ids: Tensor,
-        valid: Tensor,
-        negative_valid: Tensor,
+        paths: PairEmbeddings,
+        fused: PairEmbeddings,
+        identities: PairIdentities,
         log_temperature: Tensor,
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of this rank and metrics of all ranks. A collective: every rank calls it with the same B and M.
 
         Args:
-            query, target, negatives: unit embeddings per path, [B, K, D], [B, K, D] and [B, M, K, D].
-            query_fused, target_fused, negatives_fused: [B, F], [B, F] and [B, M, F].
-            target_ids, negative_ids: int64 [B] and [B, M]; equal ones are the same thing.
-            valid, negative_valid: bool [B] and [B, M]; what is False counts nowhere, whatever its embedding holds.
+            paths: embeddings per path.
+            fused: embeddings fused of all paths.
+            identities: what is not a negative of which query, and what counts nowhere.
             log_temperature: scalar; a rank's gradient of it is that of its own loss, so the mean over ranks is that of
                 the global loss.
             step: optimiser step, for the warm-up.
 
         Returns:
             The scalar loss (float32, or float64 if the embeddings are), differentiable in every embedding and
-            ``log_temperature``, and detached
-            scalars that are alike on every rank: ``loss`` and its parts ``loss_path_k``, ``loss_fused``,
-                ``mutual_information`` (nats, and per side),
-            ``orthogonality``; ``mi_r2`` and ``mi_log_likelihood_gap`` (nats per pair of paths), the quality of q;
-            ``diversity_weight``; ``path_cosine``, the mean over pairs of paths and both sides, and ``path_cosine_max``,
-            that of the two paths that are most alike; ``accuracy``, how often the fused target beats all the query's
-            negatives strictly; ``temperature``.
+            ``log_temperature``, and detached scalars that are alike on every rank: ``loss`` and its parts
+            ``loss_path_k``, ``loss_fused``, ``mutual_information`` (nats, and per side), ``orthogonality``; ``mi_r2``
+            and ``mi_log_likelihood_gap`` (nats per pair of paths), the quality of q; ``diversity_weight``;
+            ``path_cosine``, the mean over pairs of paths and both sides, and ``path_cosine_max``, that of the two paths
+            that are most alike; ``accuracy``, how often the fused target beats all the query's negatives strictly;
+            ``temperature``.
 
         Raises:
             UserError: no pair of any rank is valid.
         """
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        negative_valid = negative_valid & valid[:, None]
-        with torch.autocast(query.device.type, enabled=False):
-            path = _local(query, target, negatives, valid, negative_valid, dtype)
-            fused = _local(
-                query_fused[:, None], target_fused[:, None], negatives_fused[:, :, None], valid, negative_valid, dtype
-            )
-            pairs = self._pairs(target_ids, negative_ids, valid, negative_valid)
-            terms, metrics = self._contrast(path, fused, pairs, log_temperature.to(dtype))
-            pooled, cosines = {}, path.query.new_zeros(0)
+        dtype = torch.promote_types(paths.query.dtype, torch.float32)
+        counting = identities.negative_valid & identities.valid[:, None]
+        identities = replace(identities, negative_valid=counting)
+        with torch.autocast(paths.query.device.type, enabled=False):
+            paths = _local(paths, identities, dtype)
+            fused = _local(fused, identities, dtype).map(lambda embeddings: embeddings.unsqueeze(-2))
+            pairs = self._pairs(identities)
+            terms, metrics = self._contrast(paths, fused, pairs, log_temperature.to(dtype))
+            pooled, cosines = {}, paths.query.new_zeros(0)
             if self.paths > 1:
-                both = torch.stack([path.query, path.target])
+                both = torch.stack([paths.query, paths.target])
                 cosines = _average(pair_cosines(both.detach().flatten(0, 1)).unflatten(0, (2, -1)).mean(0), pairs)
             if self.diversity != "none":
                 weight = self.diversity_weight(step)
@@ -227,30 +243,31 @@ class Objective:
             )
         return loss, metrics
 
-    def _pairs(self, target_ids: Tensor, negative_ids: Tensor, valid: Tensor, negative_valid: Tensor) -> Pairs:
+    def _pairs(self, own: PairIdentities) -> Pairs:
         """Gather identities and validity of all ranks: those of the B targets of each rank, then those of its B * M
         negatives."""
         rank, world_size = rank_and_world_size()
-        everything = all_gather([target_ids, valid.long(), negative_ids.flatten(), negative_valid.long().flatten()])
+        negatives = own.negative_ids.flatten(), own.negative_valid.long().flatten()
+        everything = all_gather([own.target_ids, own.valid.long(), *negatives])
         all_targets, all_valid, all_negatives, all_negative_valid = everything
         pool_ids = torch.cat([all_targets, all_negatives])
         pool_valid = torch.cat([all_valid, all_negative_valid]).bool()
         count = _require_valid(int(all_valid.sum()))
-        start, masks = rank * len(valid), self.settings.mask_same_target
+        start, masks = rank * len(own.valid), self.settings.mask_same_target
         return Pairs(
-            valid,
+            own.valid,
             world_size / count,
-            Exclusion(start, pool_valid, *((target_ids, pool_ids) if masks else ())),
-            Exclusion(start, all_valid.bool(), *((target_ids, all_targets) if masks else ())),
+            Exclusion(start, pool_valid, *((own.target_ids, pool_ids) if masks else ())),
+            Exclusion(start, all_valid.bool(), *((own.target_ids, all_targets) if masks else ())),
         )
 
     def _contrast(
-        self, path: Local, fused: Local, pairs: Pairs, log_temperature: Tensor
+        self, paths: PairEmbeddings, fused: PairEmbeddings, pairs: Pairs, log_temperature: Tensor
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The weighted contrastive terms of the loss, and the metrics of all of them, in one gather of embeddings."""
         symmetric = self.settings.symmetric
         weights = {"path": self.settings.path_weight, "fused": self.settings.fused_weight}
-        kinds = {"path": path, "fused": fused}
+        kinds = {"path": paths, "fused": fused}
         pools = iter(
             all_gather(
                 [
@@ -279,7 +296,7 @@ class Objective:
         return terms, metrics
 
     def _info_nce(
-        self, local: Local, candidates: Tensor, queries: Tensor | None, pairs: Pairs, log_temperature: Tensor
+        self, local: PairEmbeddings, candidates: Tensor, queries: Tensor | None, pairs: Pairs, log_temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Losses [K] averaged as by ``_average`` and over directions and leading dimensions, and hits [B, K] of the
         full embeddings from queries to targets."""
@@ -325,14 +342,11 @@ class Objective:
         return torch.stack([{"query": query, "target": target}[side] for side in self.sides])
 
 
-def _local(
-    query: Tensor, target: Tensor, negatives: Tensor, valid: Tensor, negative_valid: Tensor, dtype: torch.dtype
-) -> Local:
-    return Local(
-        _keep(query.to(dtype), valid),
-        _keep(target.to(dtype), valid),
-        _keep(negatives.to(dtype), negative_valid).flatten(0, 1),
-    )
+def _local(embeddings: PairEmbeddings, identities: PairIdentities, dtype: torch.dtype) -> PairEmbeddings:
+    """Zero if they count nowhere, and the negatives in rows, [B * M, ...]."""
+    own = embeddings.map(lambda tensor: tensor.to(dtype))
+    query, target = (_keep(side, identities.valid) for side in (own.query, own.target))
+    return PairEmbeddings(query, target, _keep(own.negatives, identities.negative_valid).flatten(0, 1))
 
 
 def _keep(embeddings: Tensor, valid: Tensor) -> Tensor:

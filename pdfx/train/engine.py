@@ -15,6 +15,7 @@ from pdfx.checkpoint.zero_shards import masters, part_of
 from pdfx.config import TEMPERATURE_BOUNDS, Config, TrainSection
 from pdfx.distributed.world import World
 from pdfx.model import EmbedderOutput, ParallelEmbedder
+from pdfx.model.fusion import fuse
 from pdfx.model.prefixes import PREFIX_NAME
 
 LOG_TEMPERATURE = "log_temperature_offset"
@@ -43,21 +44,21 @@ class TrainingModule(nn.Module):
 
     def forward(
         self, inputs: dict[str, torch.Tensor], paths: list[int] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embed n inputs by the k given paths, all K by default.
 
         Returns:
-            paths ``[n, k, D]``, the fusion ``[n, F]`` of these k, the logarithm of the temperature, a float32 scalar,
-            and the fusion's logits, float32 ``[K]`` (``[0]`` where the fusion is not learned).
+            paths ``[n, k, D]``, the logarithm of the temperature, a float32 scalar, and the fusion's logits, float32
+            ``[K]`` (``[0]`` if the fusion is not learned). Whoever has all paths fuses them.
         """
-        output = self.embedder(inputs, paths)
+        output = self.embedder(inputs, paths, fused=False)
         log_temperature = torch.tensor(self.initial_log_temperature, device=output.paths.device)
         if self.log_temperature_offset is not None:
             offset = self.log_temperature_offset.float().sum()
             # The value is bounded and its gradient is not, which could not lead back otherwise.
             log_temperature = log_temperature + offset.detach().clamp(*self.offset_bounds) + (offset - offset.detach())
         logits = output.paths.new_zeros(0) if output.fusion_logits is None else output.fusion_logits
-        return output.paths, output.fused, log_temperature, logits
+        return output.paths, log_temperature, logits
 
 
 def parameter_groups(module: TrainingModule, config: Config) -> list[dict]:
@@ -136,7 +137,8 @@ def embed_inputs(engine: deepspeed.DeepSpeedEngine, inputs: dict[str, torch.Tens
     engine.eval()
     try:
         with torch.no_grad():
-            paths, fused, *_ = engine({name: tensor.to(world.device) for name, tensor in inputs.items()})
+            paths, _, logits = engine({name: tensor.to(world.device) for name, tensor in inputs.items()})
+            fused = fuse(engine.module.embedder.config.fusion, paths, logits)
     finally:
         engine.train(training)
     return EmbedderOutput(paths=paths, fused=fused)

@@ -21,7 +21,7 @@ from pdfx.config import TrainSection
 from pdfx.data.batch import Batch, Chunk
 from pdfx.distributed.world import World
 from pdfx.model.fusion import fuse
-from pdfx.objective import Objective
+from pdfx.objective import Objective, PairEmbeddings, PairIdentities
 from pdfx.telemetry.phases import Phases
 from pdfx.train.engine import bound_temperature
 from pdfx.train.reduction import backward_all
@@ -141,8 +141,7 @@ class Stepper:
         inputs = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in part.chunk.inputs.items()}
         torch.manual_seed(derived_seed(self.seed, "dropout", step, self.world.rank, part.number))
         with torch.set_grad_enabled(with_graph), self.phases("embed"):
-            paths, _, log_temperature, fusion_logits = self.engine(inputs, part.paths)
-        return Embeddings(paths, log_temperature, fusion_logits)
+            return Embeddings(*self.engine(inputs, part.paths))
 
     def assemble(self, batch: Batch, passes: list[Pass], outputs: Iterator[Embeddings]) -> Embeddings:
         """Leaves that hold every pass's embeddings in their places."""
@@ -162,11 +161,13 @@ class Stepper:
         the loss is not finite on some rank; and the objective's metrics."""
         for leaf in embeddings.tensors():
             leaf.requires_grad_(True)
-        paths = split_slots(embeddings.paths, batch.pairs, batch.negatives)
-        fused = split_slots(fuse(self.fusion, embeddings.paths, embeddings.fusion_logits), batch.pairs, batch.negatives)
-        fit = self.objective.fit_variational(paths[0], paths[1], batch.valid)
-        ids = (batch.target_ids, batch.negative_ids, batch.valid, batch.negative_valid)
-        loss, metrics = self.objective(*paths, *fused, *ids, embeddings.log_temperature, step - 1)
+        paths, fused = (
+            split_slots(kind, batch.pairs, batch.negatives)
+            for kind in (embeddings.paths, fuse(self.fusion, embeddings.paths, embeddings.fusion_logits))
+        )
+        identities = PairIdentities(batch.target_ids, batch.negative_ids, batch.valid, batch.negative_valid)
+        fit = self.objective.fit_variational(paths.query, paths.target, batch.valid)
+        loss, metrics = self.objective(paths, fused, identities, embeddings.log_temperature, step - 1)
         metrics = {name: float(value) for name, value in {**metrics, **fit}.items()}
         # A sum over all ranks, so they decide alike.
         if not math.isfinite(metrics["loss"]):
@@ -201,10 +202,10 @@ def chunk_tokens_per_path(train: TrainSection, paths: int) -> int | None:
     return train.chunk_tokens and max(1, train.chunk_tokens // min(train.chunk_paths or paths, paths))
 
 
-def split_slots(embeddings: Tensor, pairs: int, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_slots(embeddings: Tensor, pairs: int, negatives: int) -> PairEmbeddings:
     """``[(2 + M) B, ...]`` as queries ``[B, ...]``, targets ``[B, ...]`` and negatives ``[B, M, ...]``."""
     query, target, rest = embeddings.split([pairs, pairs, pairs * negatives])
-    return query, target, rest.unflatten(0, (pairs, negatives))
+    return PairEmbeddings(query, target, rest.unflatten(0, (pairs, negatives)))
 
 
 def surrogate(output: Embeddings, part: Pass, gradients: Embeddings, passes: int) -> Tensor:

@@ -7,6 +7,7 @@ factor, missing row or detached one.
 import pytest
 import torch
 from distributed.ranks import Ranks
+from objective.arguments import arguments
 from torch.nn.functional import normalize
 
 from pdfx.config import MutualInformationSection, ObjectiveSection
@@ -78,7 +79,7 @@ def evaluate(settings: dict, part: dict) -> dict:
     objective = objective_of(settings)
     for _ in range(FITS):
         fitted = objective.fit_variational(part["query"], part["target"], part["valid"])
-    loss, metrics = objective(**part, step=1)
+    loss, metrics = objective(*arguments(part, 1))
     inputs = [part[name] for name in (*EMBEDDINGS, "log_temperature")]
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
     state = objective.state_dict()
@@ -188,7 +189,7 @@ def test_information_term_is_the_mean_of_the_ranks_own_terms(ranks, valid):
     objective = objective_of(INFORMATION)
     objective.variational.load_state_dict(found[0]["networks"])
     batch = share(whole_batch(valid), 0, 1)
-    contrast, _ = objective_of({"diversity": "none"})(**batch, step=1)
+    contrast, _ = objective_of({"diversity": "none"})(*arguments(batch, 1))
     shares = zip(*(batch[name].chunk(len(ranks)) for name in ("query", "target", "valid")), strict=True)
     terms = [
         objective.variational.estimate(torch.stack([query, target]), kept).per_side.mean()

@@ -22,7 +22,7 @@ def temperatures(config) -> list[float]:
     engine = start_engine(TrainingModule(embedder, config.objective.temperature, learned=True), config, settings)
     seen = []
     for step in range(40):
-        paths, _, log_temperature, _ = engine(inputs)
+        paths, log_temperature, _ = engine(inputs)
         seen.append(log_temperature.exp().item())
         engine.backward(log_temperature * (1 if step < 12 else -1) + 0 * paths.sum())
         engine.step()

@@ -20,7 +20,7 @@ from pdfx.errors import UserError
 from pdfx.evaluate.report import evaluation_curve, origin_of, write_report
 from pdfx.evaluate.retrieval import DIRECTIONS
 from pdfx.evaluate.tables import metric_rows
-from pdfx.objective import Objective
+from pdfx.objective import Objective, PairEmbeddings, PairIdentities
 from pdfx.telemetry.metrics import write_record
 
 SETTINGS = EvaluateSection(batch_size=4)
@@ -75,9 +75,9 @@ def run(tmp_path_factory) -> Path:
             fused = torch.nn.functional.normalize(paths.mean(2), dim=-1)
             objective.fit_variational(*paths, yes)
             none, none_fused = torch.zeros(6, 0, PATHS, 8), torch.zeros(6, 0, 8)
-            _, metrics = objective(
-                *paths, none, *fused, none_fused, ids, nothing, yes, nothing.bool(), torch.tensor(-3.0), step
-            )
+            embeddings = PairEmbeddings(*paths, none), PairEmbeddings(*fused, none_fused)
+            identities = PairIdentities(ids, nothing, yes, nothing.bool())
+            _, metrics = objective(*embeddings, identities, torch.tensor(-3.0), step)
             write_record(stream, {"step": step, **{name: float(value) for name, value in metrics.items()}})
         stream.write('{"step": 5, "lo')
     return folder

@@ -9,7 +9,7 @@ from torch.nn.functional import gelu, normalize
 
 from pdfx.config import MutualInformationSection, ObjectiveSection
 from pdfx.errors import UserError
-from pdfx.objective import Objective
+from pdfx.objective import Objective, PairEmbeddings, PairIdentities
 from pdfx.objective.mutual_information import VariationalNetworks, fit
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}  # float64 rounds at 1.1e-16; sums of a few hundred terms of size 100
@@ -222,19 +222,8 @@ def call(objective, query, target, step=0):
     nothing = torch.zeros(rows, 0, 3, 6, dtype=torch.float64)
     valid = torch.ones(rows, dtype=torch.bool)
     temperature = torch.tensor(0.0, dtype=torch.float64)
-    return objective(
-        query,
-        target,
-        nothing,
-        *fused,
-        nothing[:, :, 0],
-        torch.arange(rows),
-        empty,
-        valid,
-        empty.bool(),
-        temperature,
-        step,
-    )
+    embeddings = PairEmbeddings(query, target, nothing), PairEmbeddings(*fused, nothing[:, :, 0])
+    return objective(*embeddings, PairIdentities(torch.arange(rows), empty, valid, empty.bool()), temperature, step)
 
 
 @pytest.mark.parametrize("side", ["query", "target", "both"])

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from objective.arguments import arguments
 from torch.nn.functional import normalize
 
 from pdfx.config import ObjectiveSection
@@ -117,7 +118,7 @@ def test_contrast_and_orthogonality_equal_the_dense_formula_in_value_and_gradien
     weights = {"path_weight": 0.7, "fused_weight": 1.3, "diversity": "orthogonality", "diversity_weight": 0.5}
     objective = objective_of(dims=dims, symmetric=symmetric, mask_same_target=mask, **weights)
     objective.block_rows = 4
-    loss, metrics = objective(**data)
+    loss, metrics = objective(*arguments(data))
     paths, fused = (reference_info_nce(data, kind, objective.settings, dims) for kind in ("path", "fused"))
     expected = 0.7 * paths.sum() + 1.3 * fused[0] + 0.5 * reference_orthogonality(data)
     torch.testing.assert_close(loss, expected, **TOLERANCE)
@@ -133,7 +134,7 @@ def test_contrast_and_orthogonality_equal_the_dense_formula_in_value_and_gradien
 @pytest.mark.parametrize(("path_weight", "fused_weight"), [(0.0, 1.0), (1.0, 0.0)])
 def test_a_weight_of_zero_takes_a_part_out_of_the_gradient_but_not_out_of_the_metrics(path_weight, fused_weight):
     data = batch()
-    loss, metrics = objective_of(path_weight=path_weight, fused_weight=fused_weight, diversity="none")(**data)
+    loss, metrics = objective_of(path_weight=path_weight, fused_weight=fused_weight, diversity="none")(*arguments(data))
     paths, fused = (reference_info_nce(data, kind, ObjectiveSection(), ()) for kind in ("path", "fused"))
     expected = path_weight * paths.sum() + fused_weight * fused[0]
     torch.testing.assert_close(loss, expected, **TOLERANCE)
@@ -145,7 +146,7 @@ def test_a_weight_of_zero_takes_a_part_out_of_the_gradient_but_not_out_of_the_me
 
 def test_concatenated_fused_embeddings_may_be_wider_than_a_path():
     data = batch(fused=PATHS * DIMENSION)
-    _, metrics = objective_of(dims=(4,), diversity="none")(**data)
+    _, metrics = objective_of(dims=(4,), diversity="none")(*arguments(data))
     torch.testing.assert_close(
         metrics["loss_fused"], reference_info_nce(data, "fused", ObjectiveSection(), (4,))[0].detach(), **TOLERANCE
     )
@@ -162,14 +163,14 @@ def test_what_a_filler_holds_counts_nowhere_even_if_it_is_not_finite():
     for data in (clean, spoilt):
         objective = objective_of(**settings)
         objective.fit_variational(data["query"], data["target"], data["valid"])
-        losses.append(objective(**data))
+        losses.append(objective(*arguments(data)))
     assert torch.equal(losses[0][0], losses[1][0])
     assert losses[0][1] == losses[1][1]
     for mine, other in zip(
         torch.autograd.grad(losses[0][0], leaves(clean)), torch.autograd.grad(losses[1][0], leaves(spoilt)), strict=True
     ):
         assert torch.equal(mine, other)
-    gradient = torch.autograd.grad(objective_of(**settings)(**spoilt)[0], spoilt["target"])[0]
+    gradient = torch.autograd.grad(objective_of(**settings)(*arguments(spoilt))[0], spoilt["target"])[0]
     assert gradient[~spoilt["valid"]].abs().max() == 0 and gradient[spoilt["valid"]].abs().min() > 0
 
 
@@ -178,7 +179,7 @@ def test_no_valid_pair_at_all_is_an_error_that_says_so():
     data["valid"][:] = False
     objective = objective_of()
     with pytest.raises(UserError, match="Not one pair of this step is valid"):
-        objective(**data)
+        objective(*arguments(data))
     with pytest.raises(UserError, match="Not one pair of this step is valid"):
         objective.fit_variational(data["query"], data["target"], data["valid"])
 
@@ -189,7 +190,7 @@ def test_accuracy_and_path_cosine_are_counted_over_valid_rows():
         data["target_fused"].copy_(data["query_fused"])
         data["target_fused"][0] = -data["query_fused"][0]
         data["target"][:, 1] = data["target"][:, 0]
-    _, metrics = objective_of(mask_same_target=False)(**data)
+    _, metrics = objective_of(mask_same_target=False)(*arguments(data))
     valid = data["valid"]
     assert metrics["accuracy"] == pytest.approx((valid.sum().item() - 1) / valid.sum().item(), rel=1e-12)
     cosines = [
@@ -209,16 +210,16 @@ def test_half_precision_embeddings_are_contrasted_in_float32():
         name: value.detach().float().requires_grad_() if name in EMBEDDINGS or name == "log_temperature" else value
         for name, value in data.items()
     }
-    loss, _ = objective_of(diversity="orthogonality")(**data)
-    expected, _ = objective_of(diversity="orthogonality")(**wide)
+    loss, _ = objective_of(diversity="orthogonality")(*arguments(data))
+    expected, _ = objective_of(diversity="orthogonality")(*arguments(wide))
     assert loss.dtype == torch.float32 and torch.equal(loss, expected)
     assert torch.autograd.grad(loss, data["query"])[0].dtype == torch.bfloat16
 
 
 def test_one_path_has_no_diversity_term():
     data = batch(paths=1)
-    loss, metrics = objective_of(paths=1)(**data)
-    plain, _ = objective_of(paths=1, diversity="none")(**data)
+    loss, metrics = objective_of(paths=1)(*arguments(data))
+    plain, _ = objective_of(paths=1, diversity="none")(*arguments(data))
     assert torch.equal(loss, plain)
     assert objective_of(paths=1).variational is None and objective_of(paths=1).state_dict() == {}
     assert not {"mutual_information", "path_cosine", "path_cosine_max", "diversity_weight"} & set(metrics)
@@ -231,7 +232,7 @@ def test_matryoshka_dimension_beyond_the_embedding_is_refused():
 
 
 def test_metrics_are_detached_scalars():
-    _, metrics = objective_of()(**batch())
+    _, metrics = objective_of()(*arguments(batch()))
     assert all(value.dim() == 0 and not value.requires_grad for value in metrics.values())
     expected = {
         "loss",
