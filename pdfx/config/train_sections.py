@@ -81,6 +81,9 @@ class TrainSection(SavingSection):
     """What one device can do at most, in 10^12 FLOPs per second (989 for bf16 on an H100 SXM), for the share of it that
     training uses (MFU); ``measure``: that of a large matrix product at the start of the run on GPUs. On CPUs MFU is
     shown only if a number is given."""
+    hooks: list[LocalPath] = []
+    """Hooks of your own, each ``FILE.py:CLASS`` (``docs/hooks.md``): Python code, so only with
+    ``model.trust_remote_code``."""
     profile_steps: int | None = Field(None, ge=1)
     """Write a torch profiler trace of that many steps on rank 0 into output_dir (``profile.json``)."""
 

@@ -34,6 +34,11 @@ def dry_run(config: Config) -> None:
     embedder = build_on_meta(config)
     sequence = Sequence(open_training_sets(config.data), config.data, config.train.seed)
     open_evaluation(config)
+    if config.train.hooks:
+        # It imports what trains, DeepSpeed among it.
+        from pdfx.train.hooks.registry import load_hooks
+
+        load_hooks(config)
     steps, plan = count_steps(config.train, sequence.mixture.epoch_samples, ranks)
     told = tell_settings(config, sequence.sets, steps, ranks)
     told = [

@@ -16,7 +16,7 @@ from pdfx.faults.stopping import EXIT_STOPPED, StopRequest
 from pdfx.faults.watchdog import END, Progress
 from pdfx.host.memory import keep_large_blocks
 from pdfx.train.engine import set_learning_rate
-from pdfx.train.hooks.order import hooks_in_order
+from pdfx.train.hooks.registry import hooks_in_order, load_hooks
 from pdfx.train.run import Run
 from pdfx.train.schedule import learning_rate_factor
 
@@ -61,8 +61,10 @@ class Trainer(Run):
     """A run with its hooks, and the loop that makes its steps. Arguments and errors as of ``Run``."""
 
     def __init__(self, config: Config, world: World, progress: Progress | None = None):
+        with world.together():
+            own = load_hooks(config)
         super().__init__(config, world, progress)
-        self.hooks = hooks_in_order(self)
+        self.hooks = hooks_in_order(self, own)
         for hook in self.hooks:
             hook.restore(self.saved)
         self.announce()

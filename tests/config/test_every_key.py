@@ -43,6 +43,7 @@ GIVEN = {
     "model.matryoshka_dims": "[8]",
     "model.lora.targets": "[q_proj]",
     "model.modules": "[a.py]",
+    "train.hooks": "[a.py:Hook]",
     "model.lora": "null",
     "model.prefix.layers": "1",
     "model.prefix.length": "7",

@@ -92,8 +92,17 @@ class Saving(Hook):
         return Metric(name, self.metrics[name])
 
     def _state(self, run: Run) -> dict[str, Any]:
-        own = {hook.key: hook.state_dict() for hook in run.hooks if hook.key}
-        return {"step": run.step, "loader": run.loader.state_dict(), **run.constants, **own}
+        """What ``Checkpoint.state`` gives. Raises UserError if JSON cannot hold the state of a hook."""
+        state = {"step": run.step, "loader": run.loader.state_dict(), **run.constants}
+        for hook in run.hooks:
+            if hook.key is not None and (own := hook.state_dict()) is not None:
+                try:
+                    state[hook.key] = json.loads(json.dumps(own))
+                except (TypeError, ValueError) as error:
+                    raise UserError(
+                        f"The state of the {hook.key} cannot be saved: {error}; return plain values from state_dict."
+                    ) from error
+        return state
 
 
 class Probe:
