@@ -31,11 +31,10 @@ from pdfx.faults.watchdog import Progress
 from pdfx.model import ParallelEmbedder
 from pdfx.objective import Objective
 from pdfx.telemetry.metrics import StepTimer, Telemetry
-from pdfx.train.elastic import SHARDING, sharding, take_over
 from pdfx.train.engine import TrainingModule, sharded_loading, start_engine
 from pdfx.train.ineffective import tell_settings
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
-from pdfx.train.schedule import count_steps, derived_seed, settle_warm_ups
+from pdfx.train.schedule import SHARDING, count_steps, derived_seed, settle_warm_ups, sharding, take_over
 from pdfx.train.step import Stepper, chunk_tokens_per_path
 
 

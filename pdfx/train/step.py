@@ -212,9 +212,7 @@ def surrogate(output: Embeddings, part: Pass, gradients: Embeddings, passes: int
     """See ``Stepper.surrogates``. What stands beside the embeddings gets an equal part of its gradient from every pass,
     and a filler takes part times zero, so that every pass's graph reaches every parameter and ZeRO reduces alike for
     each."""
-    items = len(part.chunk.slots)
-    loss = (output.paths[:items] * gradients.paths[part.place(output.paths.device)]).sum() + 0 * output.paths[
-        items:
-    ].sum()
+    own, fillers = output.paths.tensor_split([len(part.chunk.slots)])
+    loss = (own * gradients.paths[part.place(output.paths.device)]).sum() + 0 * fillers.sum()
     beside = output.log_temperature * gradients.log_temperature + (output.fusion_logits * gradients.fusion_logits).sum()
     return loss + beside / passes

@@ -6,7 +6,7 @@ import pytest
 
 from pdfx.config import parse_config
 from pdfx.errors import UserError
-from pdfx.train.elastic import sharding, take_over
+from pdfx.train.schedule import sharding, take_over
 
 PATH = Path("run/checkpoints/step-00000100")
 
