@@ -150,9 +150,8 @@ class Objective:
         if shapes != saved:
             raise UserError(
                 f"The checkpoint's variational networks have the shapes {saved or 'of none at all'}, but these "
-                f"settings need {shapes or 'none'}; "
-                "resume with the objective.diversity, objective.mutual_information, model.paths and backbone of the "
-                "checkpoint, or start a new run."
+                f"settings need {shapes or 'none'}; resume with the objective.diversity, objective.mutual_information, "
+                "model.paths and backbone of the checkpoint, or start a new run."
             )
         if self.variational is not None:
             self.variational.load_state_dict(state["variational"])
@@ -368,8 +367,7 @@ def _require_valid(count: int) -> int:
     if count == 0:
         raise UserError(
             "Not one pair of this step is valid on any rank, so there is nothing to learn from: every sample was "
-            "unusable or a filler; "
-            "check the shards in data.train, or make the batch larger."
+            "unusable or a filler; check the shards in data.train, or make the batch larger."
         )
     return count
 

@@ -52,8 +52,7 @@ def settle_warm_ups(config: Config, total_steps: int) -> list[str]:
     if way < SHORT_WAY:
         told.append(
             f"Warning: all {total_steps} steps together move a weight by about {way:.1g} at most, so this run will "
-            "hardly learn anything; "
-            "raise train.learning_rate, or train longer."
+            "hardly learn anything; raise train.learning_rate, or train longer."
         )
     return told
 

@@ -156,10 +156,9 @@ class StepGuards(Hook):
         self.told_collapsed = True
         sentence = (
             f"Two paths are nearly the same function: their mean cosine was above {settings.cosine:g} "
-            f"(guards.collapsed_paths.cosine) in the {self.collapsed} "
-            f"steps up to step {step} and is {cosine:.4f} now; raise objective.diversity_weight or "
-            "model.prefix.learning_rate, or start the prefixes further "
-            "apart (model.prefix.init: normal with a larger model.prefix.init_std)."
+            f"(guards.collapsed_paths.cosine) in the {self.collapsed} steps up to step {step} and is {cosine:.4f} now; "
+            "raise objective.diversity_weight or model.prefix.learning_rate, or start the prefixes further apart "
+            "(model.prefix.init: normal with a larger model.prefix.init_std)."
         )
         if settings.action == "stop":
             raise UserError(sentence)
@@ -243,8 +242,7 @@ def checkpoint_before(run: Path, request: RollBack, world: World) -> Checkpoint:
     with world.together():
         raise UserError(
             f"{request.reason[0].upper()}{request.reason[1:]}, and {run} holds no whole checkpoint from before step "
-            f"{request.step} to go back to; "
-            f"lower train.save_steps or raise train.save_total_limit, and {CURE}"
+            f"{request.step} to go back to; lower train.save_steps or raise train.save_total_limit, and {CURE}"
         )
 
 
