@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 install: .venv/installed
 
-.venv/installed: setup.py constraints.txt
+.venv/installed: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,quickstart]'
 	touch $@

