@@ -1,4 +1,4 @@
-"""The configuration of a run: one YAML file, strict, one nested section per component.
+"""The configuration of a run: a YAML file, which may extend another one, strict, one nested section per component.
 
 An unknown key is an error that names the nearest known one; a value of the wrong kind is an error that names the file,
 the key and what was expected. Values can be overridden on the command line as ``section.key=value``.
@@ -14,12 +14,12 @@ import yaml
 from pydantic import Field, ValidationError
 
 from pdfx.config.data_sections import DataSection
+from pdfx.config.extending import read_extended
 from pdfx.config.guard_sections import GuardsSection
 from pdfx.config.model_sections import InputsSection, ModelSection
 from pdfx.config.objective_sections import ObjectiveSection
 from pdfx.config.overrides import apply_overrides
-from pdfx.config.recipe_file import ConfigError, read_recipe
-from pdfx.config.run_files import CHECKPOINTS, MANIFEST
+from pdfx.config.recipe_file import ConfigError
 from pdfx.config.section import Section, annotation_of, section_of
 from pdfx.config.train_sections import TrainSection
 from pdfx.errors import nearest
@@ -45,7 +45,8 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a recipe and apply ``section.key=value`` overrides, whose values are read as ``overrides.value_of`` says.
+    """Read a recipe and what it extends, and apply ``section.key=value`` overrides, whose values are read as
+    ``overrides.value_of`` says.
 
     In a run's or a checkpoint's own ``config.yaml``, ``model.trust_remote_code`` does not count; as an override it
     does.
@@ -54,14 +55,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         ConfigError: the file is missing or no mapping, a key is unknown (the nearest is named) or given twice, or a
             value does not fit.
     """
-    tree = read_recipe(path := Path(path))
-    if isinstance(tree.get("model"), dict) and (
-        (path.parent / CHECKPOINTS).is_dir() or (path.parent / MANIFEST).is_file()
-    ):
-        # What a run left is data, which gives no consent; the user's command does.
-        tree["model"]["trust_remote_code"] = False
+    tree, source = read_extended(Path(path))
     apply_overrides(tree, overrides, Config)
-    return parse_config(tree, source=str(path))
+    return parse_config(tree, source)
 
 
 def parse_config(tree: dict, source: str = "the configuration") -> Config:

@@ -11,6 +11,7 @@ from deepspeed.runtime.config_utils import dict_raise_error_on_duplicate_keys
 
 from pdfx.config import TrainSection
 from pdfx.config.recipe_file import read_small
+from pdfx.config.shipped import DEEPSPEED, shipped_files
 from pdfx.errors import UserError
 
 READ = {
@@ -213,12 +214,20 @@ def fill_bucket_sizes(zero: dict, hidden_size: Callable[[], int] | None) -> None
 
 
 def read_json(path: str | Path) -> dict:
-    """A JSON object in which no key is given twice. Raises UserError otherwise, or if the file does not exist."""
+    """A JSON object in which no key is given twice. ``path`` may be the name of a shipped file, such as ``zero3``.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    shipped = shipped_files(DEEPSPEED)
     try:
-        settings = json.loads(read_small(Path(path)), object_pairs_hook=dict_raise_error_on_duplicate_keys)
+        settings = json.loads(
+            read_small(shipped.get(str(path), Path(path))), object_pairs_hook=dict_raise_error_on_duplicate_keys
+        )
     except OSError as error:
         raise UserError(
-            f"train.deepspeed names {path}, which is not a file that can be read ({error.strerror})."
+            f"train.deepspeed names {path}, which is not a file that can be read ({error.strerror}), nor one of "
+            f"pdfx's own ({', '.join(shipped)})."
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None

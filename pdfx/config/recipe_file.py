@@ -101,8 +101,11 @@ def read_small(path: Path) -> str:
     return content.decode("utf-8")
 
 
-def read_recipe(path: Path) -> dict:
-    """The sections of a recipe's file.
+def read_recipe(path: Path, why: str = "") -> dict:
+    """The sections of one recipe's file.
+
+    Args:
+        why: it is read, for the message if it is missing.
 
     Raises:
         ConfigError: it is missing, is not a regular file of at most ``MAX_BYTES``, is not YAML, repeats a key, or holds
@@ -111,7 +114,7 @@ def read_recipe(path: Path) -> dict:
     try:
         tree = parse_yaml(read_small(path))
     except FileNotFoundError:
-        raise ConfigError(f"There is no recipe at {path}.") from None
+        raise ConfigError(f"There is no recipe at {path}{why and f', {why}'}.") from None
     except OSError as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

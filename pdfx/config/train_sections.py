@@ -44,7 +44,8 @@ class SavingSection(Section):
 class TrainSection(SavingSection):
     output_dir: LocalPath
     deepspeed: LocalPath
-    """A DeepSpeed JSON, for example ``ds_configs/zero3.json``."""
+    """A DeepSpeed JSON, or the name of a shipped one: ``zero1``, ``zero2``, ``zero2_offload``, ``zero3`` or
+    ``zero3_offload``."""
     max_steps: int | None = Field(None, ge=1)
     num_train_epochs: float | None = Field(None, gt=0)
     per_device_train_batch_size: int = Field(ge=1)

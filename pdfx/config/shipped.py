@@ -1,0 +1,16 @@
+"""The files that come with pdfx beside its code: recipes, DeepSpeed files, job scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SHIPPED = Path(__file__).parents[1] / "shipped"
+"""In a checkout, links to ``launch`` and ``ds_configs``; in an installed package, the files themselves."""
+RECIPES = SHIPPED / "launch" / "recipes"
+DEEPSPEED = SHIPPED / "ds_configs"
+
+
+def shipped_files(folder: Path) -> dict[str, Path]:
+    """The files of ``RECIPES`` or ``DEEPSPEED`` by the names that recipes use for them, such as ``zero3``."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".json"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
