@@ -17,7 +17,7 @@ from tiny_runs import tiny_config, tiny_shards
 from pdfx import __version__
 from pdfx.config import dump_config
 
-COMMANDS = ["train", "convert", "checkpoints", "embed", "evaluate", "report"]
+COMMANDS = ["init", "train", "convert", "checkpoints", "embed", "evaluate", "report"]
 COMMANDS += ["shards build", "shards check", "shards describe", "shards split", "shards merge"]
 
 
@@ -259,3 +259,20 @@ def test_the_installed_module_ends_with_2_on_a_mistake(tmp_path):
     assert result.returncode == 2
     assert result.stdout == ""
     assert "no index.json" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_shell_completes_commands_and_the_recipes_of_init():
+    for words, expected in (("pdfx con", ["convert"]), ("pdfx init folder --recipe qwen2-vl-2", ["qwen2-vl-2b"])):
+        variables = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_PDFX_COMPLETE": "complete_bash"}
+        command = [sys.executable, "-m", "pdfx"]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == expected, done.stderr
+
+
+def test_init_fills_an_empty_folder_only_and_names_the_recipes_that_there_are(pdfx, tmp_path):
+    (tmp_path / "folder").mkdir()
+    code, out, _ = pdfx("init", tmp_path / "folder")
+    assert code == 0 and "launch/slurm/srun.sbatch" in out and "pdfx train recipe.yaml --dry-run" in out
+    assert "is not empty" in told(pdfx("init", tmp_path / "folder"))
+    assert "one of llava-1.6-7b-hr, llava-1.6-7b-lr, qwen2-vl-2b" in told(pdfx("init", tmp_path / "x", "--recipe", "y"))
+    assert not (tmp_path / "x").exists()

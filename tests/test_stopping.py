@@ -60,7 +60,11 @@ def test_a_hang_up_that_the_process_was_started_to_ignore_stays_ignored():
     assert process.wait(timeout=20) == EXIT_STOPPED
 
 
-@pytest.mark.parametrize("command", [["launch/train.py"], ["-m", "pdfx", "train"]], ids=["launch", "pdfx train"])
+@pytest.mark.parametrize(
+    "command",
+    [["launch/train.py"], ["-m", "pdfx.train"], ["-m", "pdfx", "train"]],
+    ids=["launch", "pdfx.train", "pdfx train"],
+)
 def test_a_run_that_is_only_about_to_start_ends_with_the_code_for_stopped(command):
     # It imports for seconds before it looks for the recipe's data, which is not there.
     process = subprocess.Popen(

@@ -22,7 +22,7 @@ pass_on() {
 
 # shellcheck disable=SC2086  # the wrapper may be several words
 (trap '' USR1 TERM && exec ${PDFX_WRAPPER:-} "$PDFX_PYTHON" -m deepspeed.launcher.runner --hostfile "$HOSTFILE" --no_ssh --node_rank "$SLURM_NODEID" \
-    --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" launch/train.py "$@") &
+    --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" --module pdfx.train "$@") &
 launcher=$!
 trap pass_on USR1 TERM
 wait_through_signals $launcher

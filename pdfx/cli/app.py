@@ -12,6 +12,8 @@ import typer
 
 from pdfx import __version__
 from pdfx.cli.checkpoints import checkpoints, convert
+from pdfx.cli.init import EXAMPLES as INIT_EXAMPLES
+from pdfx.cli.init import init
 from pdfx.cli.shards import shards_app
 from pdfx.cli.shared import SHARDS_HELP, JsonOption, ProgressBar, example, fail, give_json, prints_json
 from pdfx.config import ConfigError, EvaluateSection, load_config
@@ -24,7 +26,6 @@ app = typer.Typer(
     help="Parallel multimodal embeddings: K learnable prefixes on one multimodal language model give K embeddings "
     "per input.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -63,10 +64,13 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+app.command(epilog=example(*INIT_EXAMPLES))(init)
+
+
 @app.command(
     epilog=example(
-        "pdfx train launch/recipes/quickstart.yaml train.max_steps=20",
-        "deepspeed launch/train.py launch/recipes/quickstart.yaml",
+        "pdfx train recipe.yaml train.max_steps=20",
+        "deepspeed --module pdfx.train recipe.yaml",
     )
 )
 def train(
@@ -76,21 +80,15 @@ def train(
         bool, typer.Option("--dry-run", help="Print the resolved settings, the parameters and the steps, then stop.")
     ] = False,
 ) -> None:
-    """Train in this one process. For several GPUs or machines start [bold]deepspeed launch/train.py RECIPE[/bold]
-    instead (torchrun and srun work too)."""
+    """Train in this one process. For several GPUs or machines, start [bold]deepspeed --module pdfx.train RECIPE[/bold]
+    or [bold]torchrun -m pdfx.train RECIPE[/bold] instead (srun works too)."""
     from pdfx.faults.stopping import StopRequest
 
     stop = StopRequest(attended=False)
-    config = load_config(recipe, overrides or ())
-    if dry_run:
-        from pdfx.train.dry_run import dry_run as show_plan
-
-        show_plan(config)
-        return
-    from pdfx.train.trainer import train as run_training
+    from pdfx.train import train as run
 
     outlive_stdout()
-    run_training(config, stop)
+    run(load_config(recipe, overrides or ()), stop, dry_run)
 
 
 app.command(
@@ -239,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     open_streams()
     try:
         try:
-            app([with_home(word) for word in (sys.argv[1:] if arguments is None else arguments)])
+            app([with_home(word) for word in (sys.argv[1:] if arguments is None else arguments)], prog_name="pdfx")
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

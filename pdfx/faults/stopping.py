@@ -1,10 +1,13 @@
 """Stopping a run in order: a signal asks for it, a checkpoint is saved, and the exit code says that the same command
 resumes from there."""
 
+from __future__ import annotations
+
 import os
 import signal
 import socket
 import threading
+from typing import Any
 
 EXIT_STOPPED = 75
 """Exit code of a run that saved a checkpoint and stopped on request (see ``STOP_SIGNALS``), or that had
@@ -20,7 +23,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 class StopRequest:
     """Remembers that this process was asked to stop; made outside of the main thread, which alone gets signals, it
-    never is.
+    never is. As a context manager, it gives the signals back to the handlers that they had.
 
     Attributes:
         asked: whether it was.
@@ -31,18 +34,31 @@ class StopRequest:
 
     def __init__(self, attended: bool = True):
         self.asked, self.urgent, self.attended = False, False, attended
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
             return
         # Python calls handlers between two of its own instructions, which a main thread that hangs in C code never
         # reaches.
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             # Launchers that ignore the others themselves hand that on.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, lambda number, _: self._ask(number))
+                self._before[number] = signal.signal(number, lambda number, _: self._ask(number))
         threading.Thread(target=self._listen, name="pdfx signals", daemon=True).start()
+
+    def __enter__(self) -> StopRequest:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if not self._before:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        # Ends the thread that listens.
+        self._writer.close()
 
     def _listen(self) -> None:
         while numbers := self._reader.recv(64):
