@@ -14,47 +14,16 @@ from pdfx.config.recipe_file import read_small
 from pdfx.config.shipped import DEEPSPEED, shipped_files
 from pdfx.errors import UserError
 
-READ = {
-    *(
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "zero_optimization",
-        "bf16",
-        "fp16",
-        "amp",
-    ),
-    *(
-        "torch_autocast",
-        "data_types",
-        "communication_data_type",
-        "prescale_gradients",
-        "gradient_predivide_factor",
-        "gradient_allreduce_op",
-    ),
-    *(
-        "optimizer",
-        "scheduler",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "disable_allgather",
-        "disable_python_gc",
-        "aio",
-        "compile",
-    ),
-    *(
-        "steps_per_print",
-        "wall_clock_breakdown",
-        "memory_breakdown",
-        "dump_state",
-        "log_level",
-        "timers",
-        "flops_profiler",
-        "comms_logger",
-    ),
-    *("tensorboard", "wandb", "csv_monitor", "comet"),
-}
+READ = set(
+    """
+    train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping
+    zero_optimization bf16 fp16 amp torch_autocast data_types communication_data_type prescale_gradients
+    gradient_predivide_factor gradient_allreduce_op optimizer scheduler zero_allow_untested_optimizer
+    zero_force_ds_cpu_optimizer disable_allgather disable_python_gc aio compile steps_per_print
+    wall_clock_breakdown memory_breakdown dump_state log_level timers flops_profiler comms_logger tensorboard
+    wandb csv_monitor comet
+    """.split()
+)
 """Keys of the file that have an effect here, or that the recipe decides."""
 
 UNUSED = {
