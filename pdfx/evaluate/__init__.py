@@ -36,8 +36,7 @@ def evaluate(
         UserError: the model or the shards cannot be used.
     """
     from pdfx.config import EvaluateSection
-    from pdfx.evaluate.data_sets import report_of
-    from pdfx.evaluate.exported import evaluate_export
+    from pdfx.evaluate.data_sets import evaluate_export, report_of
 
     paths = [shards] if isinstance(shards, (str, Path)) else shards
     results = evaluate_export(Path(model), paths, settings or EvaluateSection(), num_workers, trust_remote_code)
