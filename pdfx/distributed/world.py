@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -143,9 +144,12 @@ def join_deepspeed() -> None:
 
 
 def leave_world() -> None:
-    """End the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """End the process group, if there is one. This process can then join another."""
+    if not dist.is_initialized():
+        return
+    comm = sys.modules.get("deepspeed.comm")
+    # DeepSpeed forgets the groups that it made of this one only if it ends the group itself.
+    (comm if comm and comm.is_initialized() else dist).destroy_process_group()
 
 
 def launch_variables(environment: MutableMapping[str, str]) -> dict[str, str]:

@@ -46,7 +46,8 @@ class StopRequest:
             # Launchers that ignore the others themselves hand that on.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, lambda number, _: self._ask(number))
-        threading.Thread(target=self._listen, name="pdfx signals", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="pdfx signals", daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> StopRequest:
         return self
@@ -57,8 +58,9 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
-        # Ends the thread that listens.
-        self._writer.close()
+        # Workers that were forked hold copies of the sockets, so closing them would not end the thread.
+        self._writer.shutdown(socket.SHUT_RDWR)
+        self._listener.join()
 
     def _listen(self) -> None:
         while numbers := self._reader.recv(64):
