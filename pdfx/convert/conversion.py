@@ -87,14 +87,19 @@ def convert(
         else:
             say("Not checked: whether the export embeds as the trainer did was not looked at, as was asked for.")
         source.require_unchanged()
-        # A rename may reach the disk before what it names.
-        for path in (*draft.rglob("*"), draft):
-            sync(path)
-        if out.exists():
-            out.rmdir()
-        draft.rename(out)
-        sync(out.parent)
+        _put_in_place(draft, out)
     return out
+
+
+def _put_in_place(draft: Path, out: Path) -> None:
+    """Give a whole export its name."""
+    # A rename may reach the disk before what it names.
+    for path in (*draft.rglob("*"), draft):
+        sync(path)
+    if out.exists():
+        out.rmdir()
+    draft.rename(out)
+    sync(out.parent)
 
 
 def check_probe(source: Checkpoint) -> None:
