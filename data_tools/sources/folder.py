@@ -121,7 +121,7 @@ class MetadataCaptions:
 
     def notes(self) -> list[str]:
         counts = Counter(is_picture(name) - is_caption(name) for _, names in listings(self.folder) for name in names)
-        rows = sum(sum(1 for _ in rows.read(0, [text])) for _, rows, text in self.files)
+        rows = sum(rows.total() or sum(1 for _ in rows.read(0, [text])) for _, rows, text in self.files)
         more = (
             [f"There are {counts[1]} pictures in {self.folder}, and its metadata files have {rows} rows."]
             if counts[1] > rows
