@@ -31,4 +31,4 @@ def in_short(error: Exception) -> str:
 
 def nearest(name: str, known: Iterable[str], least: float = 0.0) -> str | None:
     """The known name that is most like a given one, for "did you mean"; None if none is by ``least``, from 0 to 1."""
-    return next(iter(difflib.get_close_matches(name[:80], [other[:80] for other in known], n=1, cutoff=least)), None)
+    return next(iter(difflib.get_close_matches(name[:200], list(known), n=1, cutoff=least)), None)

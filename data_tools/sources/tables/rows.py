@@ -68,7 +68,8 @@ def require_columns(rows: Rows, wanted: Iterable[str], why: str) -> None:
     """Raises UserError if the files lack one of the columns; ``why`` says who wants them."""
     for name in wanted:
         if name not in rows.columns:
-            hint = f" Did you mean '{close}'?" if (close := nearest(name, rows.columns, least=0.5)) else ""
+            close = nearest(name, [column[:80] for column in rows.columns], least=0.5)
+            hint = f" Did you mean '{close}'?" if close else ""
             raise UserError(
                 f"There is no column '{name}' in {rows.files[0]}{others(rows.files)}, which {why} names.{hint} There "
                 f"are: {listed(rows.columns)}."
