@@ -31,7 +31,7 @@ def main() -> None:
         print(json.dumps(measure_memory(int(options.part), options)))
         return
     small, large = (in_fresh_process(str(count), options) for count in (SMALL, LARGE))
-    # Gradients of this size are reduced once per step where the choice is left to the program.
+    # Gradients of this size are reduced once per step if the choice is left to the program.
     workload = Workload("tiny" if options.tiny else "quarter", 4, True, gradient_reduction="step")
     embedder = workload.embedder()
     samples = pairs(16)

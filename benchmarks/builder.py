@@ -54,7 +54,7 @@ def start_command(records: Path, workers: int, *options: str) -> subprocess.Pope
 
 
 def build_with(workers: int, records: Path) -> None:
-    """The whole command, with its start and that of its workers; pictures are shrunk and encoded anew."""
+    """The whole command, with its start and that of its workers; pictures are shrunk and encoded again."""
     assert start_command(records, workers, "--resize", "512", "--image-format", "jpeg", "--quality", "90").wait() == 0
 
 

@@ -26,7 +26,7 @@ from pdfx.train.hooks.saving import Saving
 from pdfx.train.trainer import Trainer
 
 STEPS = 6
-"""Steps between two checkpoints where they are timed; in practice there are hundreds."""
+"""Steps between two checkpoints if they are timed; in practice there are hundreds."""
 KINDS = {"full": None, "lora": {"r": 16, "alpha": 32, "dropout": 0.0}}
 SHARD = "500MB"
 

@@ -225,7 +225,7 @@ class Workload:
 
 
 def batch_of(samples: list[tuple[dict, dict]], embedder: ParallelEmbedder, chunk_pairs: int | None = None) -> Batch:
-    """The samples as the loader would hand them to the step, in chunks of ``chunk_pairs`` (one chunk where None)."""
+    """The samples as the loader would hand them to the step, in chunks of ``chunk_pairs`` (one chunk if None)."""
     count = len(samples)
     chunk_pairs = chunk_pairs or count
     chunks = []

@@ -1,4 +1,4 @@
-"""Writing checkpoints, in the background where memory allows: training continues as soon as the state is copied to host
+"""Writing checkpoints, in the background if memory allows: training continues as soon as the state is copied to host
 memory.
 
 Each rank writes its own file in a thread. When all ranks are done, which they find out after a later step, rank
@@ -211,8 +211,8 @@ class CheckpointSaver:
         return lambda: {name: write_parts(partial / name, parts, flats)}
 
     def _seal(self, content: Content, records: Records) -> list[str]:
-        """On rank 0: write the manifest, make the checkpoint current, and remove what need not stay. Returns what there
-        is to tell."""
+        """On rank 0: write the manifest, make the checkpoint current, and remove what need not stay. Returns what to
+        log."""
         if self.world.rank != 0:
             return []
         partial, final = self.partial(content.step), self.final(content.step)

@@ -144,10 +144,10 @@ class Sequence:
                 )
 
 
-def tell_hard_negatives(sets: list[TrainingSet], data: DataSection) -> list[str]:
+def hard_negatives_notes(sets: list[TrainingSet], data: DataSection) -> list[str]:
     """Sentences about data sets that hold hard negatives which ``data.hard_negatives`` leaves out unasked, or fewer
     than it asks for."""
-    unused, wanted, told = [], data.hard_negatives, []
+    unused, wanted, notes = [], data.hard_negatives, []
     for own in sets:
         negatives, samples = count_hard_negatives(own.dataset)
         mean = negatives / samples if samples else 0
@@ -155,16 +155,16 @@ def tell_hard_negatives(sets: list[TrainingSet], data: DataSection) -> list[str]
             unused.append(f"{own.name} ({mean:.2g} per sample)")
         if wanted and samples and mean < wanted:
             share = f"{1 - mean / wanted:.0%} of their places are masked fillers"
-            told.append(
+            notes.append(
                 f"Warning: data.hard_negatives is {wanted}, but {own.name} holds {mean:.2g} per sample, so {share}."
             )
     if unused:
         shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more data sets" if len(unused) > 5 else "")
-        told.append(
+        notes.append(
             f"Warning: hard negatives are not used, though there are some in {shown}; set data.hard_negatives to the "
             "number to use per pair, or to 0."
         )
-    return told
+    return notes
 
 
 def count_hard_negatives(dataset: ShardedDataset) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def versions() -> list[str]:
     return found
 
 
-def tell_environment(world: World) -> None:
+def log_environment(world: World) -> None:
     """Print ``describe_environment`` on rank 0. Every rank calls this together."""
     lines = describe_environment(world)
     if world.rank == 0:

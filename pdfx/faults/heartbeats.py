@@ -125,7 +125,7 @@ class Lifeline:
         except psutil.NoSuchProcess:
             return False
 
-    def tell_lost(self, ranks: list[int]) -> str:
+    def describe_lost(self, ranks: list[int]) -> str:
         """What there is to say about ranks that vanished."""
         names = ", ".join(self.name(rank) for rank in ranks[:3]) + (
             f" and {len(ranks) - 3} more" if len(ranks) > 3 else ""

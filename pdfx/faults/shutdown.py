@@ -137,7 +137,7 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
     if mistake:
         leave_note(str(error), failed)
         return None
-    text = lifeline.tell_lost(lost) if lost else story(error, lifeline.name(lifeline.rank), watchdog.progress)
+    text = lifeline.describe_lost(lost) if lost else story(error, lifeline.name(lifeline.rank), watchdog.progress)
     print(text, file=sys.stderr, flush=True)
     leave_note(text, failed)
     return EXIT_LOST if lost else EXIT_FAILED

@@ -261,12 +261,12 @@ class Watchdog:
             # Rank 0 may be ending in order, and this rank's main thread as well.
             self.first_silent += passed
             if self._decides and self.first_silent > DEPARTURE:
-                self._exit(EXIT_LOST, self.lifeline.tell_lost([0]) if self.reports_first_rank() else "")
+                self._exit(EXIT_LOST, self.lifeline.describe_lost([0]) if self.reports_first_rank() else "")
             return
         if failure:
             self._follow(failure)
         elif lost:
-            self._end(Failure(self.rank, "lost", EXIT_LOST, len(lost)), self.lifeline.tell_lost(lost))
+            self._end(Failure(self.rank, "lost", EXIT_LOST, len(lost)), self.lifeline.describe_lost(lost))
 
     def _end(self, failure: Failure, sentence: str = "") -> None:
         """End all ranks; this one reports why, unless another was first."""

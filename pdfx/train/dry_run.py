@@ -15,12 +15,12 @@ from pdfx.evaluate.data_sets import open_evaluation
 from pdfx.host.console import console
 from pdfx.model import ParallelEmbedder
 from pdfx.model.prefixes import PREFIX_NAME
-from pdfx.train.ineffective import tell_settings
+from pdfx.train.ineffective import settings_notes
 from pdfx.train.schedule import count_steps, settle_warm_ups
 
 
 def dry_run(config: Config) -> None:
-    """Print the resolved configuration, a table of parameters and the number of steps; only on rank 0 where a launcher
+    """Print the resolved configuration, a table of parameters and the number of steps; only on rank 0 if a launcher
     started several.
 
     Raises:
@@ -40,16 +40,16 @@ def dry_run(config: Config) -> None:
 
         load_hooks(config)
     steps, plan = count_steps(config.train, sequence.mixture.epoch_samples, ranks)
-    told = tell_settings(config, sequence.sets, steps, ranks)
-    told = [
+    notes = settings_notes(config, sequence.sets, steps, ranks)
+    notes = [
         f"ZeRO stage {settings['zero_optimization']['stage']} on {ranks} ranks. {plan}",
         *settle_warm_ups(config, steps),
-        *told,
+        *notes,
     ]
     out.print(dump_config(config), soft_wrap=True)
     out.print(parameter_table(embedder))
     out.print(mixture_table(sequence))
-    out.print("\n".join(told), soft_wrap=True)
+    out.print("\n".join(notes), soft_wrap=True)
 
 
 def mixture_table(sequence: Sequence) -> Table:

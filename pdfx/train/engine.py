@@ -25,7 +25,7 @@ class TrainingModule(nn.Module):
     """The embedder and the temperature in one module, so that ZeRO shards, gathers and updates both.
 
     What the objective needs beside the embeddings of paths (temperature, weights of a learned fusion) leaves the module
-    with them, as copies: the objective stage can then use it where no sharded parameter is gathered.
+    with them, as copies: the objective stage can then use it although no sharded parameter is gathered.
 
     Args:
         embedder: trained by its embeddings' gradients.
@@ -92,7 +92,7 @@ def group_of(name: str, parameter: nn.Parameter) -> str:
 
 
 def make_optimizer(groups: list[dict], settings: dict, train: TrainSection) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): torch's own, or DeepSpeed's for the CPU where the optimiser is
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): torch's own, or DeepSpeed's for the CPU if the optimiser is
     offloaded."""
     options = {
         "lr": train.learning_rate,

@@ -12,17 +12,17 @@ from pydantic_core import PydanticUndefined
 from pdfx.config import Config
 from pdfx.config.deepspeed_file import unused_keys
 from pdfx.config.section import Section
-from pdfx.data.training_sets import TrainingSet, tell_hard_negatives
+from pdfx.data.training_sets import TrainingSet, hard_negatives_notes
 from pdfx.host.urls import is_url
 
 
-def tell_settings(config: Config, sets: list[TrainingSet], steps: int, ranks: int) -> list[str]:
+def settings_notes(config: Config, sets: list[TrainingSet], steps: int, ranks: int) -> list[str]:
     """All there is to say at the start about settings that are not used, or not fully. Arguments as of
     ``settings_without_effect``."""
     return (
         settings_without_effect(config, steps, ranks)
         + unused_keys(config.train.deepspeed)
-        + tell_hard_negatives(sets, config.data)
+        + hard_negatives_notes(sets, config.data)
     )
 
 
@@ -58,7 +58,7 @@ def settings_without_effect(config: Config, steps: int, ranks: int) -> list[str]
 
 
 def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, default) of every setting; the default is ``PydanticUndefined`` where there is none, and what lies
+    """(key, value, default) of every setting; the default is ``PydanticUndefined`` if there is none, and what lies
     in a list is not walked."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -168,4 +168,4 @@ TOO_LATE = {
     "guards.non_finite.in_window": "that guard never acts",
     "guards.agreement_steps": "the ranks are compared at the start only",
 }
-"""Numbers of steps, and what follows where the run has fewer."""
+"""Numbers of steps, and what follows if the run has fewer."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from pdfx.telemetry.phases import Phases
 
 SHARE = 0.1
-"""Share of a rank's memory that whole gradients may take where the choice is left to the program. The value is ours:
+"""Share of a rank's memory that whole gradients may take if the choice is left to the program. The value is ours:
 the rest must hold weights, optimiser state and activations, which usually fill it."""
 
 
@@ -26,7 +26,7 @@ def backward_all(
         per_step: one reduction for all of them; gradients are added up on each rank until then, in float32. Otherwise
             each is reduced into the shards at once, so that a rank never holds more than one bucket of whole gradients.
             ZeRO 1 keeps whole gradients and always reduces once.
-        phases: takes the time; that of a reduction for itself where it is a step of its own, and not a part of the
+        phases: takes the time; that of a reduction for itself if it is a step of its own, and not a part of the
             backward pass.
     """
     if per_step and count > 1 and engine.zero_optimization_stage() > 1:
@@ -88,7 +88,7 @@ def trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def gradient_bytes(module: torch.nn.Module) -> int:
-    """What all gradients take on a rank that keeps them whole: the gradients and, where these are narrower, their
+    """What all gradients take on a rank that keeps them whole: the gradients and, if these are narrower, their
     float32 sums."""
     counts = [
         (getattr(parameter, "ds_numel", parameter.numel()), parameter.dtype.itemsize) for parameter in trainable(module)
@@ -97,7 +97,7 @@ def gradient_bytes(module: torch.nn.Module) -> int:
 
 
 def rank_memory(device: torch.device, ranks: int) -> int:
-    """Bytes of the device, or this rank's part of the machine's memory where it computes on the CPU."""
+    """Bytes of the device, or this rank's part of the machine's memory if it computes on the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks

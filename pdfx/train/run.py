@@ -32,7 +32,7 @@ from pdfx.model import ParallelEmbedder
 from pdfx.objective import Objective
 from pdfx.telemetry.metrics import StepTimer, Telemetry
 from pdfx.train.engine import TrainingModule, sharded_loading, start_engine
-from pdfx.train.ineffective import tell_settings
+from pdfx.train.ineffective import settings_notes
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory
 from pdfx.train.schedule import SHARDING, count_steps, derived_seed, settle_warm_ups, sharding, take_over
 from pdfx.train.step import Stepper, chunk_tokens_per_path
@@ -160,7 +160,7 @@ class Run:
         self.open_loader(self.saved["loader"])
         self.total_steps, plan = count_steps(config.train, self.loader.epoch_samples, world.size)
         if world.rank == 0:
-            notes += tell_settings(config, self.loader.sets, self.total_steps, world.size)
+            notes += settings_notes(config, self.loader.sets, self.total_steps, world.size)
         self.notes = [plan, *settle_warm_ups(config, self.total_steps), *notes]
         sizes = config.model.paths, embedder.config.hidden_size, config.train.seed, config.model.matryoshka_dims
         self.objective = Objective(config.objective, *sizes).to(world.device)

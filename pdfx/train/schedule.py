@@ -45,16 +45,16 @@ def settle_warm_ups(config: Config, total_steps: int) -> list[str]:
         information.warmup_steps = short
     own = config.model.prefix.learning_rate or train.learning_rate
     rates = f"{train.learning_rate:g}" + (f" and, for prefixes, {own:g}" if own != train.learning_rate else "")
-    told = [f"Learning rate {rates} after a warm-up of {train.warmup_steps} steps, then {train.lr_scheduler_type}."]
+    notes = [f"Learning rate {rates} after a warm-up of {train.warmup_steps} steps, then {train.lr_scheduler_type}."]
     way = train.learning_rate * sum(
         learning_rate_factor(step, train, total_steps) for step in range(1, total_steps + 1)
     )
     if way < SHORT_WAY:
-        told.append(
+        notes.append(
             f"Warning: all {total_steps} steps together move a weight by about {way:.1g} at most, so this run will "
             "hardly learn anything; raise train.learning_rate, or train longer."
         )
-    return told
+    return notes
 
 
 def count_steps(train: TrainSection, samples: int, world_size: int) -> tuple[int, str]:
@@ -97,11 +97,11 @@ def sharding(config: Config, stage: int, ranks: int) -> dict[str, int]:
 
 
 def take_over(config: Config, saved: dict[str, int], stage: int, ranks: int, path: Path) -> list[str]:
-    """Let the recipe go on from a checkpoint that was shared out as ``saved`` says, with its global batch; returns what
-    there is to tell.
+    """Let the recipe resume from a checkpoint that was sharded as ``saved`` says, with its global batch; returns what
+    to log.
 
     With ``train.resume_elastic``, ``train.gradient_accumulation_steps`` follows from the checkpoint's global batch:
-    also where ranks and stage are those of the checkpoint, which an earlier elastic resume may have written.
+    also if ranks and stage are those of the checkpoint, which an earlier elastic resume may have written.
 
     Raises:
         UserError: they differ and ``train.resume_elastic`` is not set, or the batch cannot be made of this run's ranks.
@@ -118,7 +118,7 @@ def take_over(config: Config, saved: dict[str, int], stage: int, ranks: int, pat
     )
     if not train.resume_elastic:
         raise UserError(
-            f"The checkpoint {change}; set train.resume_elastic=true to go on like this, or start the run as it was."
+            f"The checkpoint {change}; set train.resume_elastic=true to resume like this, or start the run as it was."
         )
     chunk = ranks * train.per_device_train_batch_size
     if pairs % chunk:
@@ -132,19 +132,19 @@ def take_over(config: Config, saved: dict[str, int], stage: int, ranks: int, pat
             f"The checkpoint {change}; its global batch of {pairs} pairs cannot be made of {count(ranks)} x "
             f"{train.per_device_train_batch_size} pairs: {cure}."
         )
-    told = [] if same else [f"The checkpoint {change}: its parameters and optimiser states are shared out anew."]
+    notes = [] if same else [f"The checkpoint {change}: its parameters and optimiser states are sharded again."]
     if train.gradient_accumulation_steps != pairs // chunk:
         before = train.gradient_accumulation_steps
-        told.append(
+        notes.append(
             f"train.gradient_accumulation_steps is {pairs // chunk} instead of {before}, so that the global batch "
             f"stays {pairs} pairs."
         )
         train.gradient_accumulation_steps = pairs // chunk
     if ranks != saved["ranks"] and config.objective.diversity == "mutual_information":
-        told.append(
+        notes.append(
             "Mutual information is estimated per rank, so with another number of ranks its values differ a little."
         )
-    return told
+    return notes
 
 
 def count(ranks: int) -> str:

@@ -49,7 +49,7 @@ class Embeddings:
     Attributes:
         paths: ``[n, k, D]`` for a pass, ``[(2 + M) B, K, D]`` in the order of slots for a batch.
         log_temperature: scalar.
-        fusion_logits: ``[K]``, or ``[0]`` where the fusion is not learned.
+        fusion_logits: ``[K]``, or ``[0]`` if the fusion is not learned.
     """
 
     paths: Tensor
@@ -71,7 +71,7 @@ class Stepper:
         objective: loss on embeddings.
         world: this run's ranks.
         train: the run's ``train`` section.
-        filler: the processor's output for one item, embedded to no effect where other ranks have more chunks.
+        filler: the processor's output for one item, embedded to no effect if other ranks have more chunks.
         reduce_once: see ``reduction.backward_all``.
     """
 
@@ -95,7 +95,7 @@ class Stepper:
         self.phases = Phases(world.device)
 
     def __call__(self, batch: Batch, step: int) -> dict[str, float]:
-        """Update the parameters by one batch, or leave all of them and the optimiser's state as they are where loss or
+        """Update the parameters by one batch, or leave all of them and the optimiser's state as they are if loss or
         gradient is not finite on some rank.
 
         Args:
@@ -104,7 +104,7 @@ class Stepper:
 
         Returns:
             The objective's metrics and ``grad_norm``, the norm before clipping; alike on every rank. ``was_skipped``
-            tells whether there was no update.
+            says whether there was no update.
         """
         passes = self.passes(batch)
         batch = replace(batch, chunks=[]).to(self.world.device, non_blocking=True)
@@ -191,7 +191,7 @@ def was_skipped(metrics: dict[str, float]) -> bool:
 
 
 def group_paths(paths: int, at_most: int | None) -> list[list[int]]:
-    """The numbers of the K paths in groups of ``at_most``, in one where that is None."""
+    """The numbers of the K paths in groups of ``at_most``, in one if that is None."""
     size = min(at_most or paths, paths)
     return [list(range(start, min(start + size, paths))) for start in range(0, paths, size)]
 

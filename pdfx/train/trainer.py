@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import transformers
 
 from pdfx.config import Config
-from pdfx.distributed.agreement import require_agreement, settings_of_start, tell_environment
+from pdfx.distributed.agreement import log_environment, require_agreement, settings_of_start
 from pdfx.distributed.world import PeerFailure, World, join_world, leave_world
 from pdfx.errors import UserError
 from pdfx.faults.shutdown import watched
@@ -40,7 +40,7 @@ def train(config: Config, stop: StopRequest | None = None) -> None:
         transformers.utils.logging.disable_progress_bar()
     stop = stop or StopRequest()
     with watched(config, world, stop) as progress:
-        tell_environment(world)
+        log_environment(world)
         with world.together():
             require_agreement(world, settings_of_start(config), "at the start")
         trainer = Trainer(config, world, progress)
@@ -89,7 +89,7 @@ class Trainer(Run):
         self.say(
             f"Finished after step {self.step}: {self.path}"
             if self.is_last
-            else f"Stopped by a signal after step {self.step}; the same command goes on from there."
+            else f"Stopped by a signal after step {self.step}; the same command resumes from there."
         )
         return self.is_last
 

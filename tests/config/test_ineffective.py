@@ -8,7 +8,7 @@ from tiny_recipes import recipe
 from tiny_runs import tiny_shards
 
 from pdfx.config import Config, dump_config, load_config
-from pdfx.data.training_sets import open_training_sets, tell_hard_negatives
+from pdfx.data.training_sets import hard_negatives_notes, open_training_sets
 from pdfx.train.ineffective import settings_without_effect
 from pdfx.train.schedule import learning_rate_factor, settle_warm_ups
 
@@ -160,7 +160,7 @@ def negatives_told(wanted: int | None, *shards: Path) -> list[str]:
             "train": {"output_dir": "x", "deepspeed": "x", "max_steps": 1, "per_device_train_batch_size": 1},
         }
     )
-    return tell_hard_negatives(open_training_sets(config.data), config.data)
+    return hard_negatives_notes(open_training_sets(config.data), config.data)
 
 
 def test_hard_negatives_that_are_there_are_used_or_said_to_be_left_out(tmp_path):

@@ -106,7 +106,7 @@ def prepare() -> None:
     from pdfx.train.hooks import evaluation
     from pdfx.train.step import Stepper
 
-    at(trainer, "tell_environment", "start", False)
+    at(trainer, "log_environment", "start", False)
     at(run, "build_embedder", "load", True)
     at(Stepper, "embed", "first", True)
     at(Stepper, "embed", "step", True, 2)

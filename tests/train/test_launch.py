@@ -87,5 +87,5 @@ def test_tasks_of_srun_train_together_and_on_sigusr1_to_one_both_save_and_exit_w
         for task in tasks:
             task.kill()
     assert [task.returncode for task in tasks] == [EXIT_STOPPED, EXIT_STOPPED], outputs
-    assert "the same command goes on from there" in outputs[0][0]
+    assert "the same command resumes from there" in outputs[0][0]
     assert len(list((recipe.parent / "run/checkpoints").glob("step-*/manifest.json"))) == 1

@@ -48,7 +48,7 @@ class Coverage(Hook):
             run.say(
                 f"step {step}: {oversized} inputs hold more tokens than train.chunk_tokens allows for all paths of a "
                 "pass, so each is a chunk of its own; "
-                "lower inputs.max_text_tokens or the images' bounds where memory runs out. This is said once."
+                "lower inputs.max_text_tokens or the images' bounds if memory runs out. This is said once."
             )
         with world.together():
             loader.guard.add(pairs, corrupt, sentences)

@@ -136,7 +136,7 @@ class StepGuards(Hook):
         self.told_zero = True
         sentence = (
             f"The contrastive loss of step {step} is exactly 0, so nothing would be learned: no pair has a negative "
-            "that counts, or all pairs are told apart "
+            "that counts, or all pairs are distinguished "
             "perfectly; check that the data has distinct targets and that the global batch holds more than one pair."
         )
         if self.settings.zero_loss == "stop":
@@ -183,7 +183,7 @@ class StepGuards(Hook):
         self.resets += 1
         self.objective.reset_variational(step)
         self.say(
-            f"Warning: {what}; they start anew, and so does the warm-up of their term (reset {self.resets} of at "
+            f"Warning: {what}; they are reset, and so is the warm-up of their term (reset {self.resets} of at "
             f"most {settings.resets})."
         )
         return True
@@ -204,7 +204,7 @@ class StepGuards(Hook):
         self.say(f"Warning: {what}; no rank updated anything ({self.skipped} steps skipped so far).")
 
     def _consider_roll_back(self, step: int) -> RollBack | None:
-        """Raises UserError where a roll-back is due and none is left."""
+        """Raises UserError if a roll-back is due and none is left."""
         settings = self.settings.non_finite
         row = 1
         while row < len(self.recent) and self.recent[-1 - row] == step - row:
