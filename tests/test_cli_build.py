@@ -44,7 +44,7 @@ def test_the_summary_counts_what_was_built_and_what_was_not(pdfx, tmp_path):
     assert code == 0
     assert re.fullmatch(rf"{out}: 2 samples in 1 shards, 10240 bytes, fingerprint [0-9a-f]{{12}}", first)
     counts = "4 records: 2 samples, 1 that cannot be used (1 missing image), 1 left out on purpose (1 duplicate)."
-    assert second == f"{counts} {out}/quarantine.jsonl lists those that are no samples."
+    assert second == f"{counts} {out}/quarantine.jsonl lists those that are not samples."
     assert third.startswith(
         f"1 records share something with an evaluation set (1 query); {out}/leakage.jsonl lists them; they are kept"
     )
@@ -110,7 +110,7 @@ def test_every_setting_reaches_the_build(pdfx, tmp_path):
     [
         (["--option", "corpus"], "The option 'corpus' has no value; write it as NAME=VALUE."),
         (["--option", "corpus=a", "--option", "corpus=b"], "The option 'corpus' is given twice, as 'a' and as 'b'"),
-        (["--drop-leaked"], "can only be left out where evaluation shards are given"),
+        (["--drop-leaked"], "can only be left out if evaluation shards are given"),
         (["--evaluation", "absent"], "There is no directory of shards at absent"),
         (["--format", "jsnl"], "did you mean 'jsonl'"),
         (["--quality", "50"], "quality has no effect, because no picture is re-encoded"),

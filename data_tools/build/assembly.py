@@ -20,7 +20,7 @@ Overview = Callable[[Mapping[str, int]], str]
 
 
 class Assembly:
-    """Takes the results of a source's records in order and goes on where the journal ends. What it writes is a function
+    """Takes the results of a source's records in order and resumes where the journal ends. What it writes is a function
     of that sequence alone.
 
     Args:
@@ -101,7 +101,7 @@ class Assembly:
             self._check_share(is_end=False)
 
     def finish(self) -> ShardIndex | None:
-        """Write the last shard and the index; None, and nothing, where there is no sample at all.
+        """Write the last shard and the index; None, and nothing, if there is no sample at all.
 
         Raises:
             TooManyBadRecords: more records than allowed cannot be used.

@@ -1,4 +1,4 @@
-"""Building a directory of tar shards from the records of any source. A build that is stopped at any moment goes on
+"""Building a directory of tar shards from the records of any source. A build that is stopped at any moment resumes
 where it stopped, to the same bytes."""
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def build(
     """Pack records and their images into shards. The same input gives the same bytes, whenever and by however many
     workers it is built.
 
-    The index is written last, so a directory without one is unfinished; the same call goes on with it. Records that
+    The index is written last, so a directory without one is unfinished; the same call resumes it. Records that
     cannot be used are written to a quarantine file.
 
     Args:
@@ -258,6 +258,6 @@ def _out_of_space_told(out: Path) -> Iterator[None]:
         if error.errno not in _OUT_OF_SPACE:
             raise
         raise UserError(
-            f"{error.filename or out} cannot be written ({error.strerror}); make room, and the same command goes on "
+            f"{error.filename or out} cannot be written ({error.strerror}); make room, and the same command resumes "
             "where it stopped."
         ) from None

@@ -21,8 +21,8 @@ LEAKAGE_NAME = "leakage.jsonl"
 
 
 class EarlierSamples:
-    """The keys, and where wished the contents, of the samples so far. Those of each finished shard are in a file of its
-    own, for a build that goes on.
+    """The keys, and if wished the contents, of the samples so far. Those of each finished shard are in a file of its
+    own, for a build that resumes.
 
     Args:
         folder: where those files are.
@@ -90,7 +90,7 @@ class EvaluationSet:
         progress: called with (samples read, samples in all).
 
     Raises:
-        UserError: it is no complete directory of shards, or a sample is damaged.
+        UserError: it is not a complete directory of shards, or a sample is damaged.
     """
 
     def __init__(self, path: str | Path, kinds: tuple[str, ...], progress: Callable[[int, int], None] | None = None):

@@ -1,4 +1,4 @@
-"""What is finished of a build, written down so that the same build goes on after it was stopped at any moment."""
+"""What is finished of a build, written down so that the same build resumes after it was stopped at any moment."""
 
 from __future__ import annotations
 
@@ -158,7 +158,8 @@ class Journal:
             )
             raise UserError(f"{self.out} {what}, or {START_OVER}.")
         raise UserError(
-            f"{self.out} holds a build that cannot go on like this ({reasons}); give the same again, or {START_OVER}."
+            f"{self.out} holds a build that cannot be resumed like this ({reasons}); give the same again, or "
+            f"{START_OVER}."
         )
 
     def _write(self, line: str) -> None:

@@ -27,7 +27,7 @@ _HELD = 3
 """Requests per worker that are read and whose results are not yet taken."""
 
 _SENT = 2
-"""Requests that a worker has: one that it works on, and one to go on with at once."""
+"""Requests that a worker has: one that it works on, and one to continue with at once."""
 UNIT_SAMPLES = 256
 
 
@@ -35,7 +35,7 @@ def run_in_order(job: Callable[[Any], Any], requests: Iterable[Any], workers: in
     """Yields (request, ``job(request)``) for each request, in order. At most three requests per worker are held at a
     time.
 
-    Close the iterator to end the workers; they also end with this process, where it is killed.
+    Close the iterator to end the workers; they also end with this process, if it is killed.
 
     Args:
         job: a picklable callable.
@@ -110,7 +110,7 @@ class _Pool:
         self._sent[to] += 1
 
     def _receive(self) -> dict[int, tuple[Any, Any]]:
-        """(result, error) by number: errors are raised in their turn, so that what is told does not depend on which
+        """(result, error) by number: errors are raised in their turn, so that what is reported does not depend on which
         worker is faster."""
         results = {}
         for ready in connection.wait([own for own, sent in self._sent.items() if sent]):
@@ -133,7 +133,7 @@ def _context(job: Callable[[Any], Any]) -> multiprocessing.context.BaseContext:
     """Workers are forked by a server that was started clean: a fork of this process would inherit the locks of threads
     (a progress bar's, say)."""
     context = multiprocessing.get_context("forkserver")
-    # Each worker runs the main module's imports again; it has them at once where the server has them.
+    # Each worker runs the main module's imports again; it has them at once if the server has them.
     of_main = {getattr(value, "__module__", None) for value in vars(sys.modules["__main__"]).values()}
     context.set_forkserver_preload(
         [__name__, type(job).__module__, *sorted(of_main & sys.modules.keys() - {"__main__"})]

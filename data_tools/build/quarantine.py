@@ -28,8 +28,8 @@ class TooManyBadRecords(UserError):
 
 
 class AppendedFile:
-    """A file of JSON lines that only grows, and begins anew at a length that was written down; there is none as long as
-    it would be empty.
+    """A file of JSON lines that only grows, and begins again at a length that was written down; there is none as long
+    as it would be empty.
 
     Args:
         length: bytes to keep of what is there.
@@ -107,13 +107,13 @@ class BadShare:
         self.share, self.total, self.path, self.overview = share, total, path, overview
 
     def check(self, bad: int, read: int, is_end: bool = False) -> None:
-        """Raises TooManyBadRecords where ``bad`` of ``read`` records are too many."""
+        """Raises TooManyBadRecords if ``bad`` of ``read`` records are too many."""
         of = read if is_end else max(read, _JUDGED_FROM if self.total is None else self.total)
         if too_many(bad, of, self.share):
             raise TooManyBadRecords(
                 f"{bad} of the {read} records read cannot be used, and the share that may is {self.share:g}. "
                 f"{self.overview()} {first_reasons(self.path)} {self.path} lists them all. Allow more with "
-                "--max-bad-share (max_bad_share), and the same command goes on where it stopped; or correct them and "
+                "--max-bad-share (max_bad_share), and the same command resumes where it stopped; or correct them and "
                 "start over."
             )
 

@@ -24,11 +24,11 @@ LEAKS = ("query", "target", "image")
 class Encoding:
     """How pictures are stored. By default their bytes stay as they are given.
 
-    What is encoded anew is upright (its EXIF orientation is applied), RGB and without metadata.
+    What is encoded again is upright (its EXIF orientation is applied), RGB and without metadata.
 
     Attributes:
         resize: pictures whose longer side has more pixels are shrunk to so many.
-        format: every picture is encoded anew in this one of ``EXTENSIONS``. None: only those that are shrunk are, JPEG
+        format: every picture is encoded again in this one of ``EXTENSIONS``. None: only those that are shrunk are, JPEG
             and WebP as such and all others as PNG.
         quality: of JPEG and WebP, 1 to 100, as Pillow counts it.
 
@@ -101,7 +101,7 @@ class BuildSettings:
         leaks: which of ``LEAKS`` are compared.
         drop_leaked: leave out the records that an evaluation set shares something with; otherwise they are only
             reported.
-        max_bad_share: the build stops where more than this share of the records cannot be used; a single one is
+        max_bad_share: the build stops if more than this share of the records cannot be used; a single one is
             forgiven unless the share is 0.
         workers: processes that read and pack; with 0 and 1 this process does. Each imports the main script, which must
             guard its entry with ``if __name__ == "__main__":``.
@@ -137,10 +137,10 @@ class BuildSettings:
         if set(self.leaks) != set(LEAKS) and not self.evaluation:
             raise UserError("What is compared (--leak, leaks) has no effect without evaluation shards to compare with.")
         if self.drop_leaked and not self.evaluation:
-            raise UserError("Leaked records can only be left out where evaluation shards are given to compare with.")
+            raise UserError("Leaked records can only be left out if evaluation shards are given to compare with.")
 
     def identity(self) -> dict:
-        """Plain values of what decides the bytes that are written; the evaluation sets themselves are told by their
+        """Plain values of what decides the bytes that are written; the evaluation sets themselves are known by their
         fingerprints elsewhere."""
         kept = {
             name: getattr(self, name)

@@ -127,7 +127,7 @@ class Written:
 @contextmanager
 def new_directories(paths: list[Path]) -> Iterator[None]:
     """Makes directories, each with a folder ``STAGING_NAME`` for unfinished files. At the end that folder is gone;
-    where the block fails, everything is.
+    if the block fails, everything is.
 
     Raises:
         UserError: a directory exists and is not empty, or two are the same, or one lies in another.
@@ -203,7 +203,7 @@ class ShardSeries:
         self._writer.add(data, count_sample(record, pictures))
 
     def end_shard(self) -> None:
-        """The next sample begins a new shard; where the last one did already, nothing happens."""
+        """The next sample begins a new shard; if the last one did already, nothing happens."""
         if self._writer is not None:
             self._targets_only += self._writer.counts["targets_only"]
             self.entries.append(self._writer.finish(self.path))

@@ -54,7 +54,7 @@ def read_stats(storage: Storage, entry: ShardEntry) -> dict[str, int]:
         raise UserError(f"The statistics {path} {state}; copy them again, or build the shard again.") from None
     except ValueError as error:
         raise UserError(
-            f"The statistics {path} are no valid JSON ({error}); copy them again, or build the shard again."
+            f"The statistics {path} are not valid JSON ({error}); copy them again, or build the shard again."
         ) from None
     counts = {name: stats.get(name) for name in ("bytes", *NAMES)} if isinstance(stats, dict) else {}
     if not counts or not all(type(count) is int for count in counts.values()):

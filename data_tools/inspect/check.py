@@ -34,7 +34,7 @@ def check_shards(
     workers: int = 1,
     processor: Processor | None = None,
 ) -> list[str]:
-    """All problems of a directory of shards, one sentence each; an empty list where it is sound.
+    """All problems of a directory of shards, one sentence each; an empty list if it is sound.
 
     Args:
         path: a local directory, or a URL that fsspec knows. What else lies behind a URL is not looked at.
@@ -87,7 +87,7 @@ def _require_place(storage: Storage) -> None:
 
 def _remains(directory: Path) -> Iterator[str]:
     if (directory / FOLDER_NAME).exists():
-        yield f"{directory} holds an unfinished build; give the same command again, and it goes on where it stopped."
+        yield f"{directory} holds an unfinished build; give the same command again, and it resumes where it stopped."
     if (directory / STAGING_NAME).exists():
         yield (
             f"{directory} holds what a split or a merge that was stopped left behind; delete the directory, and "
@@ -195,7 +195,7 @@ class _Content:
             yield f"The key '{key}' is there twice, in {names[0]} and in {names[1]}; keys must be unique."
 
     def absent_candidates(self) -> Iterator[str]:
-        """Judged only where every target is known."""
+        """Judged only if every target is known."""
         absent = self._candidates.difference(self._target_ids) if len(self._target_ids) == self.index.samples else ()
         if absent:
             yield (
@@ -204,7 +204,7 @@ class _Content:
             )
 
     def wrong_counts(self) -> Iterator[str]:
-        """Statistics that do not fit what was counted, where every sample of a shard was."""
+        """Statistics that do not fit what was counted, if every sample of a shard was."""
         complete = True
         for shard, counts in zip(self.shards, self._counts, strict=True):
             if counts["samples"] != shard.entry.samples:
@@ -227,5 +227,5 @@ class _Content:
         except UserError:
             # Told already.
             return []
-        # How many pictures a build encoded anew cannot be seen from them.
+        # How many pictures a build encoded again cannot be seen from them.
         return [name for name in NAMES if name != "images_reencoded" and stats[name] != counts[name]]

@@ -52,11 +52,11 @@ def describe_shards(
         target and negatives ``items``, ``text_only``, ``image_only``, ``text_and_image``, ``image_formats`` and
         ``languages`` (counts by name, the most frequent first), and the quantiles of ``text_characters`` and
         ``text_words`` (over items with text), ``images_per_item`` (over items with images), ``image_width``,
-        ``image_height`` in pixels and ``image_kilobytes``, all as stored. Quantiles are null where there is nothing to
+        ``image_height`` in pixels and ``image_kilobytes``, all as stored. Quantiles are null if there is nothing to
         count.
 
     Raises:
-        UserError: the directory is no complete directory of shards.
+        UserError: the directory is not a complete directory of shards.
     """
     dataset = ShardedDataset(path)
     drawn = frozenset(drawn_samples(len(dataset), language_samples))

@@ -28,7 +28,7 @@ CONTENTS = ("queries", "targets", "pairs", "pictures")
 
 
 def language_of(text: str) -> str:
-    """The ISO 639-1 code of a text's language, or ``UNDETERMINED`` where the text is too short to be judged or fits
+    """The ISO 639-1 code of a text's language, or ``UNDETERMINED`` if the text is too short to be judged or fits
     several languages."""
     text = " ".join(text[:_MAXIMUM_CHARACTERS].split())
     if len(text.encode()) < MINIMUM_BYTES:

@@ -40,7 +40,7 @@ def merge_shards(
         paths: local directories, or URLs that fsspec knows.
         link: make hard links instead of copies: it takes no time and no room, but the files are then the same ones, and
             a change of one is one of the other.
-        prefix_keys: write every sample anew with its directory's number and "-" before its key ("0-cat", "1-cat"), so
+        prefix_keys: write every sample again with its directory's number and "-" before its key ("0-cat", "1-cat"), so
             that keys of several directories may be equal.
         key_progress: called with (keys read, keys in all), before anything is written; not with ``prefix_keys``.
         progress: called with (samples written, samples in all).
@@ -51,7 +51,7 @@ def merge_shards(
     """
     if link and prefix_keys:
         raise UserError(
-            "Shards are written anew to prefix their keys, so they cannot be linked; choose one of --link and "
+            "Shards are written again to prefix their keys, so they cannot be linked; choose one of --link and "
             "--prefix-keys."
         )
     storages = [open_storage(path) for path in paths]

@@ -44,8 +44,8 @@ class Source(Protocol):
     """An importer. Its sequence is a function of its files and settings alone, so that a build that was stopped can go
     on by number.
 
-    A constructor raises UserError where the files as a whole cannot be read (missing file, missing column); what is
-    wrong with one record is told by ``SourceRecord.problem`` instead, so that it never stops or silently shrinks a
+    A constructor raises UserError if the files as a whole cannot be read (missing file, missing column); what is
+    wrong with one record is reported by ``SourceRecord.problem`` instead, so that it never stops or silently shrinks a
     build.
     """
 

@@ -38,12 +38,12 @@ class ColumnsSource(RowsSource):
         images: those columns whose texts are paths of pictures, separated by commas.
         label: the column that says which rows are positive pairs; ``none`` takes every row for one. By default a column
             of ``LABEL_COLUMNS``.
-        min_label: rows with a lower label are no positive pairs, and so not used. To be given where there is a label.
+        min_label: rows with a lower label are not positive pairs, and so not used. To be given if there is a label.
         negatives: so many negatives of each row are kept.
         delimiter, quotes: see ``rows.open_rows``.
 
     Raises:
-        UserError: a file cannot be read, or the columns' part cannot be told.
+        UserError: a file cannot be read, or the columns' part is not clear.
     """
 
     format = "columns"
@@ -146,8 +146,8 @@ def _told_apart(rows: Rows, label: str | None) -> list[str]:
     unclear = [name for name in names[2:] if not _NEGATIVE.fullmatch(name)]
     if len(names) < 2 or unclear:
         raise UserError(
-            f"The columns of {rows.files[0]} are {listed(rows.columns)}, and which are anchor, positive and negatives "
-            "cannot be told; name them in this order, as in columns=question,answer,negative_1."
+            f"The columns of {rows.files[0]} are {listed(rows.columns)}, and which are anchor, positive and "
+            "negatives is not clear; name them in this order, as in columns=question,answer,negative_1."
         )
     return names
 

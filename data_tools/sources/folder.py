@@ -26,7 +26,7 @@ class FolderSource:
     else the text files beside pictures do.
 
     A picture with several captions gives a record for each. Where the picture is the target, they have the same
-    identity by its bytes; where the caption is, captions that are given together have the picture's name as identity,
+    identity by its bytes; if the caption is, captions that are given together have the picture's name as identity,
     so that they are not negatives of one another.
 
     Args:
@@ -95,7 +95,7 @@ class MetadataCaptions:
         is_first_only: take only the first caption of a list.
 
     Raises:
-        UserError: a metadata file cannot be read, lacks ``file_name``, or its column of captions cannot be told.
+        UserError: a metadata file cannot be read, lacks ``file_name``, or its column of captions is not clear.
     """
 
     def __init__(self, folder: Path, text: str | None, is_first_only: bool = False):

@@ -138,7 +138,7 @@ class TextFileCaptions:
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise FieldError(f"the text file {path.name} is no valid UTF-8 (byte {error.start})") from None
+            raise FieldError(f"the text file {path.name} is not valid UTF-8 (byte {error.start})") from None
         captions = [text.strip()] if self.captions == "file" else [line.strip() for line in re.split(r"[\r\n]+", text)]
         captions = [caption for caption in captions if not is_blank(caption)][: 1 if self.captions == "first" else None]
         if not captions:

@@ -13,7 +13,7 @@ from pdfx.errors import UserError, shortened
 
 JSONL_ENDINGS = (".jsonl", ".jsonl.gz")
 LINE_LIMIT = 1 << 26
-"""Bytes of the longest line that is read; a longer one is most often a file that is no text at all."""
+"""Bytes of the longest line that is read; a longer one is most often a file that is not text at all."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 RAW_CHARACTERS = 2000
@@ -82,7 +82,7 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
 
 def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     """(line, True), or (the beginning of a line that is too long, False). Lines end with ``\\n``, ``\\r\\n`` or
-    ``\\r``, also where a file mixes these."""
+    ``\\r``, also if a file mixes these."""
     rest, is_skipped = b"", False
     while data := stream.readline(LINE_LIMIT):
         *lines, rest = (rest + data).splitlines(keepends=True)

@@ -38,17 +38,17 @@ _PART_OF_SPLIT = re.compile(r"-[0-9]+-of-[0-9]+$")
 
 
 class MmebSource(RowsSource):
-    """Records of one data set of MMEB; which of the two layouts it has is told from its columns.
+    """Records of one data set of MMEB; which of the two layouts it has follows from its columns.
 
-    Training: a query, its target, and a hard negative where there is one. Evaluation: a query and the list of its
+    Training: a query, its target, and a hard negative if there is one. Evaluation: a query and the list of its
     candidates, of which the first is right; each query gives a record with ``candidates``, and after these each
-    candidate that is no query's target gives one without a query. A candidate is known by its text and the path of its
-    image, so equal ones are one, whichever list they stand in. Markers such as ``<|image_1|>`` are taken out of all
-    texts.
+    candidate that is not the target of a query gives one without a query. A candidate is known by its text and the path
+    of its image, so equal ones are one, whichever list they stand in. Markers such as ``<|image_1|>`` are taken out of
+    all texts.
 
     Args:
         paths: parquet or JSONL: a file, several files, or the directory of one data set.
-        split: which files of a directory are read, by the beginning of their names; needed where they have several, as
+        split: which files of a directory are read, by the beginning of their names; needed if they have several, as
             MMEB's training data has ``original`` and ``diverse_instruction``.
 
     Raises:
@@ -67,7 +67,7 @@ class MmebSource(RowsSource):
             self.is_evaluation, columns = True, EVALUATION
         else:
             raise UserError(
-                f"{self.rows.files[0]} is no data set of MMEB: it has the columns {listed(self.rows.columns)}, and "
+                f"{self.rows.files[0]} is not a data set of MMEB: it has the columns {listed(self.rows.columns)}, and "
                 "neither 'qry' and 'pos_text', as for training, nor 'qry_text' and 'tgt_text', as for evaluation."
             )
         self.used = [name for name in columns if name in present]

@@ -86,7 +86,7 @@ _POSITIVES = Option(
     one_of("first", "each"),
 )
 _DELIMITER = Option("what separates the cells of CSV; a comma by default, a tab in .tsv files")
-_QUOTES = Option("'no' where quotation marks in CSV and TSV are part of the text", yes_or_no)
+_QUOTES = Option("'no' if quotation marks in CSV and TSV are part of the text", yes_or_no)
 
 FORMATS: dict[str, Format] = {
     "jsonl": Format("one record per line, with the project's own keys (.jsonl, .jsonl.gz)", "jsonl:JsonlSource"),
@@ -127,12 +127,12 @@ FORMATS: dict[str, Format] = {
         "columns:ColumnsSource",
         {
             "columns": Option(
-                "anchor, positive and negatives in this order, separated by commas, where the table's own columns "
+                "anchor, positive and negatives in this order, separated by commas, if the table's own columns "
                 "are others"
             ),
             "images": Option("those columns whose texts are paths of pictures, separated by commas"),
             "label": Option("column that says how similar a pair is; 'none': every row is a positive pair"),
-            "min_label": Option("lowest label of a positive pair; needed where there are labels", number),
+            "min_label": Option("lowest label of a positive pair; needed if there are labels", number),
             "negatives": _MOST_NEGATIVES,
             "delimiter": _DELIMITER,
             "quotes": _QUOTES,
@@ -179,7 +179,7 @@ def open_source(name: str, path: Path, options: Mapping[str, str] | None = None)
     """The source at ``path``.
 
     Args:
-        name: one of ``FORMATS``, or ``auto``: told from what the path holds.
+        name: one of ``FORMATS``, or ``auto``: detected from what the path holds.
         options: of the format, as given on a command line.
 
     Raises:
@@ -231,24 +231,24 @@ def guess_format(path: Path, formats: list[str]) -> str:
         formats: the names there are, for messages.
 
     Raises:
-        UserError: it cannot be told, or a file cannot be read.
+        UserError: it is not clear, or a file cannot be read.
     """
     if path.is_dir() and _is_folder_of_pictures(path):
         return "folder"
     if not path.is_dir() and not has_ending(path, TABLE_ENDINGS):
         raise UserError(
-            f"The format of {path} cannot be told from its name; give it with --format: {', '.join(formats)}."
+            f"The format of {path} is not clear from its name; give it with --format: {', '.join(formats)}."
         )
     rows = open_rows(path)
     columns = set(rows.columns)
     for name, alternatives in COLUMNS_OF_FORMATS.items():
         if any(alternative <= columns for alternative in alternatives):
             return name
-    # Lines of which not one can be read are told one by one by the project's own format.
+    # Lines of which not one can be read are reported one by one by the project's own format.
     if has_ending(rows.files[0], JSONL_ENDINGS) and ("target" in columns or not columns):
         return "jsonl"
     raise UserError(
-        f"The format of {path} cannot be told from its columns ({listed(rows.columns)}); name them, as in --format "
+        f"The format of {path} is not clear from its columns ({listed(rows.columns)}); name them, as in --format "
         "table --option query.text=COLUMN "
         f"--option target.text=COLUMN, or give another one of {', '.join(formats)} with --format."
     )

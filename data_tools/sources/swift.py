@@ -41,7 +41,7 @@ class SwiftSource(RowsSource):
         paths: JSONL (or parquet): a file, several files, or a directory of them.
         positives: ``first``: a line gives one record, with its first positive. ``each``: one record for each positive.
         negatives: so many negatives of each line are kept.
-        min_label: a line whose ``label`` is lower is no positive pair, and so not used.
+        min_label: a line whose ``label`` is lower is not a positive pair, and so not used.
 
     Raises:
         UserError: a file cannot be read.

@@ -51,7 +51,7 @@ class TevatronSource:
             target of none gives a record without a query, to be searched in.
 
     Raises:
-        UserError: a file cannot be read, a column is missing, or there is no corpus where queries name documents by id.
+        UserError: a file cannot be read, a column is missing, or there is no corpus if queries name documents by id.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ INTERRUPTED = 130
 DEFAULTS = EvaluateSection()
 MODEL_HELP = "Directory that 'pdfx convert' wrote."
 TRUST_HELP = (
-    "Run the model code inside MODEL; needed where its backbone brings classes of its own. Only for models "
+    "Run the model code inside MODEL; needed if its backbone brings classes of its own. Only for models "
     "whose source you trust."
 )
 BATCH_HELP = "Items of one forward pass."
@@ -135,7 +135,7 @@ def embed(
         int,
         typer.Option(
             min=1,
-            help="Processes to share the work; each takes a GPU where there are any. Under torchrun leave it at 1.",
+            help="Processes to share the work; each takes a GPU if there are any. Under torchrun leave it at 1.",
         ),
     ] = 1,
     images: Annotated[

@@ -68,12 +68,12 @@ def build(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(help="Directory to write; new, empty, or that of the same build, which then goes on.")
+        Path, typer.Option(help="Directory to write; new, empty, or that of the same build, which then resumes.")
     ],
     format: Annotated[
         str,
         typer.Option(
-            help="Format of SOURCE: jsonl (the project's own) or another one; 'auto' tells it from what SOURCE holds."
+            help="Format of SOURCE: jsonl (the project's own) or another one; 'auto' detects it from what SOURCE holds."
         ),
     ] = "auto",
     option: Annotated[
@@ -95,9 +95,11 @@ def build(
     ] = None,
     image_format: Annotated[
         Literal["jpeg", "webp", "png"] | None,
-        typer.Option(help="Encode every picture anew; by default only those that are shrunk are."),
+        typer.Option(help="Encode every picture again; by default only those that are shrunk are."),
     ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP pictures that are encoded anew.")] = 90,
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="Of JPEG and WebP pictures that are encoded again.")
+    ] = 90,
     deduplicate: Annotated[
         bool,
         typer.Option("--deduplicate", help="Leave out records whose query and target are those of an earlier one."),
@@ -110,7 +112,7 @@ def build(
         list[str] | None,
         typer.Option(
             metavar="[query|target|image]",
-            help="What is compared; all three by default. Leave 'target' out where targets are labels.",
+            help="What is compared; all three by default. Leave 'target' out if targets are labels.",
         ),
     ] = None,
     drop_leaked: Annotated[
@@ -118,7 +120,7 @@ def build(
     ] = False,
     max_bad_share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Stop where more of the records cannot be used; one is forgiven, unless 0."),
+        typer.Option(min=0, max=1, help="Stop if more of the records cannot be used; one is forgiven, unless 0."),
     ] = 0.01,
     max_image_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse pictures of more pixels; of more than 89 million by default.")
@@ -131,11 +133,11 @@ def build(
 ) -> None:
     """Pack records and their pictures into tar shards with an index and checksums.
 
-    Stopped at any moment, the same command goes on where it stopped, to the same bytes. Records that cannot be used go
+    Stopped at any moment, the same command resumes where it stopped, to the same bytes. Records that cannot be used go
     to quarantine.jsonl with the reason.
 
     Ends with 0 if the shards are built, 1 if too many records cannot be used, 2 on a mistake of the user, and 75
-    where it was interrupted.
+    if it was interrupted.
     """
     from data_tools.build.builder import build as build_shards
     from data_tools.build.quarantine import TooManyBadRecords
@@ -156,7 +158,7 @@ def build(
         workers=worker_count(workers),
         overwrite=overwrite,
     )
-    with one_sentence_when_interrupted("the same command goes on where it stopped"), ProgressBar() as bar:
+    with one_sentence_when_interrupted("the same command resumes where it stopped"), ProgressBar() as bar:
         records = open_source(format, source, parse_options(option or []))
         if images is not None and not images.exists():
             raise UserError(f"There is no image folder {images}; name it with --images.")
@@ -190,7 +192,7 @@ def _summary_lines(out: Path, summary, drop_leaked: bool) -> Iterator[str]:
     ]
     told = [f"{count} {what}" + (f" ({counts_by_kind(kinds)})" if kinds else "") for count, what, kinds in parts]
     yield f"{summary.records} records: {', '.join(told)}." + (
-        f" {out / 'quarantine.jsonl'} lists those that are no samples." if summary.rejected else ""
+        f" {out / 'quarantine.jsonl'} lists those that are not samples." if summary.rejected else ""
     )
     yield from summary.notes
     if summary.leaks:

@@ -30,7 +30,7 @@ def checkpoints(
     from pdfx.config.run_files import CONFIG
 
     alone = prints_json(json_file)
-    # Without a readable configuration there is no best checkpoint, but all else can be told.
+    # Without a readable configuration there is no best checkpoint, but all else can be shown.
     rule = retention_of(load_config(run / CONFIG).train) if (run / CONFIG).is_file() else Retention(1)
     with ProgressBar() as bar:
         rows = list_checkpoints(run, rule, verify, bar.counter("verifying") if verify else None)

@@ -171,7 +171,7 @@ def split(
     """Split shards into parts, for training and test say, that have no target in common. The same shards, shares and
     seed give the same parts.
 
-    Ends with 0 if the parts are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing
+    Ends with 0 if the parts are written, 2 on a mistake of the user, and 75 if it was interrupted; then, nothing
     is left behind.
     """
     from data_tools.rearrange.split import Share, SplitSettings, split_shards
@@ -210,14 +210,14 @@ def merge(
     prefix_keys: Annotated[
         bool,
         typer.Option(
-            "--prefix-keys", help="Write '0-', '1-', ... before the keys, by directory, where they are not unique."
+            "--prefix-keys", help="Write '0-', '1-', ... before the keys, by directory, if they are not unique."
         ),
     ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Make one directory of shards of several. Keys must be unique over all of them.
 
-    Ends with 0 if the shards are written, 2 on a mistake of the user, and 75 where it was interrupted; then, nothing
+    Ends with 0 if the shards are written, 2 on a mistake of the user, and 75 if it was interrupted; then, nothing
     is left behind.
     """
     from data_tools.rearrange.merge import merge_shards

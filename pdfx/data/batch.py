@@ -54,9 +54,9 @@ class Batch:
     negative_ids: Tensor
     """int64 [B, M]"""
     valid: Tensor
-    """bool [B]; False where a filler stands for a corrupt sample. It counts nowhere."""
+    """bool [B]; False if a filler stands for a corrupt sample. It counts nowhere."""
     negative_valid: Tensor
-    """bool [B, M]; False where a filler stands for a hard negative that the sample does not have."""
+    """bool [B, M]; False if a filler stands for a hard negative that the sample does not have."""
     keys: list[str] = field(default_factory=list)
     """[B], for messages; empty strings at fillers whose key could not be read."""
     problems: list[Problem] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Page-locked copies, from which copies to a GPU can overlap with work; torch's DataLoader calls this where it
+        """Page-locked copies, from which copies to a GPU can overlap with work; torch's DataLoader calls this if it
         is asked to pin."""
         return self.map(lambda tensor: tensor.pin_memory())
 
@@ -91,7 +91,7 @@ Processor = Callable[[list[dict], list[str]], tuple[dict[str, Tensor], int]]
 
 
 def filler() -> dict:
-    """The item that stands where there is nothing to embed."""
+    """The item that stands in if there is nothing to embed."""
     return {"text": "", "images": []}
 
 
@@ -104,7 +104,7 @@ def collate(samples: list[Sample | SampleError], processor: Processor, chunk_pai
 
     Raises:
         ValueError: the pairs do not divide into chunks.
-        Exception: what the processor raises where no single sample is to blame.
+        Exception: what the processor raises if no single sample is to blame.
     """
     pairs = len(samples)
     if pairs == 0 or pairs % chunk_pairs:
@@ -166,7 +166,7 @@ def process_usable(
         blame: the error of a part, from the words for the reason.
 
     Raises:
-        Exception: what ``process`` raises where no single part is to blame.
+        Exception: what ``process`` raises if no single part is to blame.
     """
     try:
         return parts, process(parts)

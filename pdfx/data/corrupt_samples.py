@@ -32,7 +32,7 @@ class CorruptSampleGuard:
     """Counts the samples that could not be used, over all ranks, and stops past a share (the rule is ours).
 
     The run stops as soon as ``corrupt > max(share * read, 1)``. A single corrupt sample is thus always forgiven,
-    however early it comes, unless the share is 0, where none is; nothing but whole counts enters, so every rank that is
+    however early it comes, unless the share is 0, if none is; nothing but whole counts enters, so every rank that is
     given the same counts decides alike.
 
     Args:
@@ -51,7 +51,7 @@ class CorruptSampleGuard:
 
         Args:
             names: sentences about the corrupt ones, as far as this rank knows them (``Batch.problems``); the latest are
-                told where the run stops.
+                reported if the run stops.
 
         Raises:
             UserError: more than the share could not be used.

@@ -71,14 +71,14 @@ class TrainLoader:
 
     Args:
         data: the run's ``data`` section.
-        processor: ``processor(items, sides) -> (inputs, truncated)``; must be picklable where ``data.num_workers`` > 0,
-            and have ``select_items`` where ``chunk_tokens`` is set.
+        processor: ``processor(items, sides) -> (inputs, truncated)``; must be picklable if ``data.num_workers`` > 0,
+            and have ``select_items`` if ``chunk_tokens`` is set.
         batch_pairs: pairs of a chunk on one rank (``train.per_device_train_batch_size``).
         chunks: chunks of a batch (``train.gradient_accumulation_steps``).
         seed: the run's seed.
         state: what ``state_dict`` gave, perhaps under another world size, batch size, size of sub-batches or number of
-            workers; the sequence goes on where it stopped.
-        chunk_tokens: tokens of one path that a chunk holds at most; chunks of ``batch_pairs`` pairs where None.
+            workers; the sequence continues where it stopped.
+        chunk_tokens: tokens of one path that a chunk holds at most; chunks of ``batch_pairs`` pairs if None.
 
     Raises:
         UserError: the shards are missing, incomplete or empty, or do not fit ``state``.

@@ -45,7 +45,7 @@ class CanonicalOrder:
         shard_sizes: samples per shard; empty shards are allowed.
         span_samples: length of a span; the last one of a shard may be shorter.
         window_spans: spans in a window.
-        stream: tells the orders of several data sets of one run apart.
+        stream: distinguishes the orders of several data sets of one run.
 
     Raises:
         ValueError: there is no sample at all.
@@ -97,7 +97,7 @@ class CanonicalOrder:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a sequence of sub-batches of one size begins: at the run's beginning, or where a run went on with another
+    """Where a sequence of sub-batches of one size begins: at the run's beginning, or where a run resumed with another
     size.
 
     Attributes:
@@ -125,8 +125,8 @@ class Mixture:
     Args:
         orders: of the data sets.
         quotas: samples of each data set per epoch of the mixture, each at least 1.
-        sub_batch: S. Of no consequence where there is one data set.
-        start: where this sequence begins; the run's beginning where None.
+        sub_batch: S. Of no consequence if there is one data set.
+        start: where this sequence begins; the run's beginning if None.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Mixture:
         return self._locate(position)[0]
 
     def restart(self, position: int) -> Start:
-        """A start at ``position``, from which sub-batches of another size go on with every data set where it is."""
+        """A start at ``position``, from which sub-batches of another size continue every data set where it is."""
         return Start(position, self.epoch_of(position), tuple(self.consumed(position)))
 
     def _rest_of_sub_batch(self, position: int, count: int) -> Iterator[tuple[int, int]]:
@@ -214,7 +214,7 @@ class Mixture:
 def quotas(sizes: list[int], weights: list[float | None], most: list[int | None], temperature: float) -> list[int]:
     """Samples of each data set per epoch.
 
-    All data sets together give as many as they hold, each at most ``most``; they share that by ``weights`` or, where
+    All data sets together give as many as they hold, each at most ``most``; they share that by ``weights`` or, if
     none are set, by their sizes to the power of ``1 / temperature`` (1: each gives all it holds once; larger: small
     data sets come more often than large ones).
 

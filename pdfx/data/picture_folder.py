@@ -51,7 +51,7 @@ class PictureFolder:
             raise PictureError("unreadable image", f"the image {path} cannot be read ({error.strerror})") from None
 
     def require(self, name: str) -> None:
-        """Raises PictureError if ``read`` would, for all that can be told without reading the picture."""
+        """Raises PictureError if ``read`` would, for all that can be found without reading the picture."""
         self._find(name)
 
     def stamp(self, name: str) -> str:
@@ -118,7 +118,7 @@ def _member(tar: str, name: str) -> tuple[int, int]:
     places = _members(tar)
     if isinstance(places, str):
         raise PictureError(
-            "unreadable image", f"the members of {tar} cannot be found: it is no sound uncompressed tar ({places})"
+            "unreadable image", f"the members of {tar} cannot be found: it is not a sound uncompressed tar ({places})"
         )
     if name not in places:
         raise PictureError("missing image", f"there is no image {name} in {tar}")
@@ -127,8 +127,8 @@ def _member(tar: str, name: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def _members(tar: str) -> dict[str, tuple[int, int]] | str:
-    """Place and size of each plain file in a tar by its name, or why they cannot be told. About 300 bytes of memory per
-    member."""
+    """Place and size of each plain file in a tar by its name, or why they cannot be found. About 300 bytes of memory
+    per member."""
     places: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(tar, mode="r:", tarinfo=PlainTarInfo) as archive:

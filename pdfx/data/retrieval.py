@@ -45,7 +45,7 @@ class Items(NamedTuple):
     target_ids: np.ndarray
     """int64 [n]: of a query, the identity of its targets; of a target, its own."""
     candidates: Candidates | None = None
-    """Of queries; None where each is ranked against all targets."""
+    """Of queries; None if each is ranked against all targets."""
 
 
 class RetrievalItems(NamedTuple):
@@ -133,7 +133,7 @@ class _Side:
 
     def _read_content(self, sample: int, found: tuple | SampleError) -> int:
         if isinstance(found, SampleError):
-            # Equal to nothing; it is told when it is to be embedded.
+            # Equal to nothing; it is reported when it is to be embedded.
             return identity_number(f"damaged\0{sample}")
         _, record, members = found
         side = getattr(record, self.name)

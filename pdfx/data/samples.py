@@ -22,7 +22,7 @@ _PLAIN_TYPES = (b"0", b"\0")
 _MAGIC = (b"ustar\x0000", b"ustar  \0")
 """POSIX and GNU."""
 KINDS = ("unreachable", "damaged", "picture", "processor")
-"""Why samples cannot be used: their bytes could not be fetched; tar or record are no sound ones; a picture is missing
+"""Why samples cannot be used: their bytes could not be fetched; tar or record are damaged; a picture is missing
 or cannot be decoded; the model's processor refuses them."""
 HEAD_BYTES = 4096
 """So much of a sample usually holds its record."""
@@ -137,13 +137,13 @@ def open_members(data: bytes, place: Place) -> tuple[str, dict[str, bytes]]:
     """A sample's key, and its members' bytes by suffix.
 
     Raises:
-        SampleError: the bytes are no sound tar, or hold something else than plain members of one key.
+        SampleError: the bytes are not a sound tar, or hold something other than plain members of one key.
     """
     members, keys = {}, set()
     for name, content in plain_members(data) or _any_members(data, place):
         key, _, suffix = name.partition(".")
         if suffix in members:
-            raise place.error("", f"the member {_shown(name)} is no plain file or there twice")
+            raise place.error("", f"the member {_shown(name)} is not a plain file or is there twice")
         keys.add(key)
         members[suffix] = content
     if len(keys) != 1 or "json" not in members:
@@ -166,7 +166,7 @@ def _any_members(data: bytes, place: Place) -> list[tuple[str, bytes]]:
                     raise place.error("", f"it has more than {MOST_MEMBERS} members")
                 content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
                 if content is None:
-                    raise place.error("", f"the member {_shown(member.name)} is no plain file or there twice")
+                    raise place.error("", f"the member {_shown(member.name)} is not a plain file or is there twice")
                 members.append((member.name, content.read()))
                 stop = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     except SampleError:
@@ -174,15 +174,15 @@ def _any_members(data: bytes, place: Place) -> list[tuple[str, bytes]]:
     # tarfile meets damaged bytes with many types of exception (TarError, OSError, ValueError, RecursionError, ...).
     except Exception as error:
         raise place.error(
-            "", f"its bytes are no sound tar ({' '.join(str(error).split())[:200] or type(error).__name__})"
+            "", f"its bytes are not a sound tar ({' '.join(str(error).split())[:200] or type(error).__name__})"
         ) from error
     if stop != len(data):  # tarfile takes a damaged header for the end
-        raise place.error("", f"its bytes are no sound tar (after {stop} of {len(data)} bytes there is no member)")
+        raise place.error("", f"its bytes are not a sound tar (after {stop} of {len(data)} bytes there is no member)")
     return members
 
 
 def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
-    """Key and record from a sample's first bytes; None if they do not hold all of it, or nothing that could be told
+    """Key and record from a sample's first bytes; None if they do not hold all of it, or nothing that could be found
     apart from damage."""
     try:
         member = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "strict")

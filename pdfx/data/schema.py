@@ -22,7 +22,7 @@ Key = Annotated[str, StringConstraints(pattern=re.compile(KEY_PATTERN))]
 
 Identity = Annotated[str, Field(min_length=1)]
 _ONE_MISTAKE = FailFast()
-"""Of a list one mistake is told; millions would fill the memory."""
+"""Of a list one mistake is reported; millions would fill the memory."""
 
 
 class StrictModel(BaseModel):
@@ -144,11 +144,11 @@ _OUTERMOST = {model.__name__: model for model in (Record, Side, ShardIndex)}
 def json_problem(message: str) -> str:
     """The part of a sentence for a line that the JSON parser refuses with ``message``."""
     cure = "; each record must be one whole line" if "EOF" in message else ""
-    return f"it is no valid JSON ({message.replace('at line 1 column', 'at column')}){cure}"
+    return f"it is not valid JSON ({message.replace('at line 1 column', 'at column')}){cure}"
 
 
 def explain(error: ValidationError) -> str:
-    """The first mistake of a failed validation as the part of a sentence that names the key and, where there is one,
+    """The first mistake of a failed validation as the part of a sentence that names the key and, if there is one,
     the cure."""
     items = error.errors(include_url=False)
     # A misspelt key also makes the right one missing: the misspelling is what helps.

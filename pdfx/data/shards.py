@@ -1,4 +1,4 @@
-"""Reading shards: one contiguous byte range per sample, or per span where a cache keeps spans, from a local folder or
+"""Reading shards: one contiguous byte range per sample, or per span if a cache keeps spans, from a local folder or
 from wherever fsspec reaches."""
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Shard:
         """Key and record of sample ``i`` of this shard; reads a few kilobytes, no images.
 
         Args:
-            head: the sample's first bytes, where they were fetched before.
+            head: the sample's first bytes, if they were fetched before.
 
         Raises:
             SampleError: the bytes are damaged.
@@ -152,7 +152,7 @@ class Shard:
         """Sample ``i`` of this shard with decoded images.
 
         Args:
-            data: its bytes, where they were fetched before.
+            data: its bytes, if they were fetched before.
 
         Raises:
             SampleError: the bytes, the record or an image are damaged.
@@ -160,7 +160,7 @@ class Shard:
         return parse_sample(self.fetch(i) if data is None else data, self.place(i), self.max_image_pixels)
 
     def read_item(self, i: int, side: str, data: bytes | None = None) -> dict:
-        """The query or the target of sample ``i`` alone. Raises SampleError like ``read``, and where the sample has no
+        """The query or the target of sample ``i`` alone. Raises SampleError like ``read``, and if the sample has no
         such side."""
         data = self.fetch(i) if data is None else data
         # A side without pictures needs no more than the record, so what else is damaged does not matter to it.
@@ -197,7 +197,7 @@ class Shard:
         if (size, self.entry.sha256) != astuple(read_record(self.path)):
             raise UserError(
                 f"The shard {self.path} changed while it was in use; old and new samples would mix, so restore it, "
-                "or start anew."
+                "or start a new run."
             )
 
     def _fetch_span(self, i: int) -> bytes | None:
@@ -280,14 +280,14 @@ class ShardedDataset:
         return self._storage.retries
 
     def read(self, i: int) -> Sample:
-        """Sample ``i`` with decoded images. Raises SampleError if it is damaged, IndexError where there is none."""
+        """Sample ``i`` with decoded images. Raises SampleError if it is damaged, IndexError if there is none."""
         shard, row = self._locate(i)
         return self._with_query(shard, row, shard.read(row))
 
     def read_many(self, numbers: Iterable[int]) -> list[Sample | SampleError]:
         """The samples with these numbers, in their order, with an error in the place of each that cannot be used.
 
-        From a URL, several are fetched at a time. Raises IndexError where there is no such sample.
+        From a URL, several are fetched at a time. Raises IndexError if there is no such sample.
         """
         return list(self._each(numbers, lambda shard, row, data: self._with_query(shard, row, shard.read(row, data))))
 

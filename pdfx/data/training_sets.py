@@ -105,7 +105,7 @@ class Sequence:
         }
 
     def _take_up(self, state: dict) -> Start:
-        """Where the sequence begins that goes on from ``state``: where it began, unless sub-batches now have another
+        """Where the sequence begins that resumes from ``state``: where it began, unless sub-batches now have another
         size."""
         self._check(state)
         start = Start.from_plain(state["start"])

@@ -68,7 +68,7 @@ class Parcel:
         return _Unpickler(io.BytesIO(self.skeleton), tensors).load()
 
     def pin_memory(self) -> Parcel:
-        """A copy in page-locked memory; torch's DataLoader calls this where it is asked to pin."""
+        """A copy in page-locked memory; torch's DataLoader calls this if it is asked to pin."""
         return Parcel(self.skeleton, self.shapes, self.block.pin_memory())
 
 
@@ -116,7 +116,7 @@ class Caught:
 
 
 class CatchingDataset(Dataset):
-    """Turns UserErrors into values. ``job(request)`` does the work; its result is packed where it is to be sent to
+    """Turns UserErrors into values. ``job(request)`` does the work; its result is packed if it is to be sent to
     another process."""
 
     def __init__(self, job: Any, pack: bool):
@@ -168,7 +168,7 @@ class _Results:
         holder = [iterator]
         self._holder, self._has_workers = holder, has_workers
         # Dropped at the latest when the interpreter ends, before multiprocessing waits for its children: dropping it is
-        # what tells workers to stop.
+        # what stops workers.
         self._finalizer = weakref.finalize(self, holder.clear)
 
     def __iter__(self) -> Iterator[Any]:
@@ -185,7 +185,7 @@ class _Results:
                 raise
             raise UserError(
                 "A data worker was killed, most often because memory or /dev/shm ran out; lower data.num_workers or "
-                "data.prefetch_batches. (It also happens where a worker cannot import the processor's class; "
+                "data.prefetch_batches. (It also happens if a worker cannot import the processor's class; "
                 "data.num_workers=0 shows such an error in full.)"
             ) from error
         if isinstance(result, Caught):
@@ -214,7 +214,7 @@ def _start_worker(_: int) -> None:
     # torch's own watchdog asks for the parent's process number, which is the server's here and outlives a trainer that
     # was killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # A picture is a large block that is soon freed; taken from the system and cleared anew each time, it costs a fifth
+    # A picture is a large block that is soon freed; taken from the system and cleared each time, it costs a fifth
     # of a worker's time.
     keep_large_blocks()
     # torch itself limits its threads to one in workers; the tokenizers library would still start one per core in each.

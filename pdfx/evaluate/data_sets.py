@@ -55,8 +55,8 @@ def open_data_sets(
     all of them apart.
 
     Raises:
-        UserError: one is no complete directory of shards, is given twice, or is a data set of MMEB that another one is
-            as well.
+        UserError: one is not a complete directory of shards, is given twice, or is a data set of MMEB that another one
+            is as well.
     """
     names = _distinct_names([without_secrets(str(path)).rstrip("/") for path in paths])
     present_sets(names)
@@ -182,7 +182,7 @@ def report_of(results: Results) -> dict:
 
 
 def missing_sets(results: Results) -> list[str]:
-    """MMEB's data sets that are not there, where some are."""
+    """MMEB's data sets that are not there, if some are."""
     present = present_sets(results)
     return [item.name for item in GROUPS["Overall"] if item not in present] if present else []
 

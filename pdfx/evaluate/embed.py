@@ -51,7 +51,7 @@ class EmbedJob:
         side: ``query`` or ``target``, which chooses the instruction.
         paths: ``all`` gives [n, K, D], ``fused`` [n, F], and the number of one path [n, D] (only that path is run).
         batch_size: items of one forward pass.
-        images: folder, or tar, that image paths start from; the input file's own folder where None.
+        images: folder, or tar, that image paths start from; the input file's own folder if None.
         truncate_dim: leading dimensions to keep, normalised again (Matryoshka); all if None.
         trust_remote_code: run the model code that the export brings, in the place of the installed library's.
     """
@@ -67,7 +67,7 @@ class EmbedJob:
     trust_remote_code: bool = False
 
     def check(self) -> None:
-        """Raises UserError for what can be told without reading the input or loading the model."""
+        """Raises UserError for what is wrong without reading the input or loading the model."""
         if self.out.suffix not in SUFFIXES:
             raise UserError(f"The output {self.out} must end in {' or '.join(SUFFIXES)}, which decides its format.")
         require_folder(self.out)
@@ -180,7 +180,7 @@ def _embed(
     items = [_item(job, number, side) for number, side in enumerate(batch, start=start + 1)]
     try:
         with warnings.catch_warnings():
-            # Texts that were cut are told once, with their lines.
+            # Texts that were cut are reported once, with their lines.
             warnings.filterwarnings("ignore", ".* were cut there")
             return model.embed(items, job.side, batch_size=len(items), paths=chosen, truncate_dim=job.truncate_dim)
     except ItemError as error:
@@ -223,7 +223,7 @@ def _part(parts: Path, rank: int) -> Path:
 
 def merge_parts(job: EmbedJob, parts: Path, world_size: int) -> tuple[int, ...]:
     """Join the parts in the order of the input, write the output in one atomic step, and return its shape. Texts that
-    were cut are told on stderr."""
+    were cut are reported on stderr."""
     loaded = [np.load(path) for path in (_part(parts, rank) for rank in range(world_size)) if path.exists()]
     embeddings = np.concatenate([part["rows"] for part in loaded])
     with write_atomically(job.out) as stream:

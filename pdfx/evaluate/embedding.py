@@ -140,7 +140,7 @@ class _Books:
             self._check()
 
     def close(self) -> None:
-        """Take in what all ranks counted of a side. Raises UserError, on all of them, where too many samples cannot be
+        """Take in what all ranks counted of a side. Raises UserError, on all of them, if too many samples cannot be
         used."""
         everyones = _gather_objects((self._found, self._cut), self._world_size)
         self.bad.append({sample: sentence for found, _ in everyones for sample, sentence in found.items()})
@@ -192,7 +192,7 @@ def _gather_objects(value: Any, world_size: int) -> list[Any]:
 
 def _from_first(make: Callable[[], Any], rank: int, world_size: int) -> Any:
     """What rank 0 makes, on every rank, so that all have the same whatever they would read. Raises UserError, on every
-    rank, where rank 0 met it."""
+    rank, if rank 0 met it."""
     holder = [None]
     if rank == 0:
         try:

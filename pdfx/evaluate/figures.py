@@ -47,7 +47,7 @@ TEXT_CHARACTERS = 240
 
 @dataclass(frozen=True)
 class Picture:
-    """Data URIs for the two kinds of page, what a reader who cannot see them is told, and a caption."""
+    """Data URIs for the two kinds of page, their text for readers who cannot see them, and a caption."""
 
     light: str
     dark: str
@@ -189,7 +189,7 @@ def similarity_maps(matrices: dict[str, list[list[float]]]) -> Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """An item as it is shown: its text, cut where it is long, and thumbnails as data URIs."""
+    """An item as it is shown: its text, cut if it is long, and thumbnails as data URIs."""
 
     text: str
     images: list[str]

@@ -22,7 +22,7 @@ smaller differences say nothing."""
 NDCG_CUTOFF = 10
 
 PRECISION = "precision@1"
-"""The name of the share of queries whose first candidate is right, where queries have candidates of their own."""
+"""The name of the share of queries whose first candidate is right, if queries have candidates of their own."""
 
 
 def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ def relevant_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
     ``TIE``.
 
     Args:
-        scores: [n, m], finite; or minus infinity, for what is no candidate of the query and so has no rank and precedes
-            nothing.
+        scores: [n, m], finite; or minus infinity, for what is not a candidate of the query and so has no rank and
+            precedes nothing.
         relevant: bool [n, m].
     """
     counts = relevant.sum(1, keepdim=True)
@@ -74,7 +74,7 @@ def ranking_metrics(
     tile_elements: int = 2**24,
     own_candidates: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """``recall@k``, ``mrr`` and ``ndcg@10`` of every query, each float64 [n], and before them ``precision@1`` where
+    """``recall@k``, ``mrr`` and ``ndcg@10`` of every query, each float64 [n], and before them ``precision@1`` if
     queries have candidates of their own.
 
     recall@k is 1 if at least one relevant candidate is among the first k (the convention of caption retrieval), mrr
@@ -148,7 +148,7 @@ def chance_metrics(
 
     Args:
         relevant: int64 [n], number of relevant candidates of each query.
-        candidates: m of all queries; or int64 [n], where queries have candidates of their own.
+        candidates: m of all queries; or int64 [n], if queries have candidates of their own.
     """
     own = isinstance(candidates, Tensor)
     sizes = candidates if own else torch.full_like(relevant, candidates)

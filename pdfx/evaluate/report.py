@@ -100,7 +100,7 @@ def read_run(run: Path) -> tuple[Config, list[dict]]:
         if not (run / name).is_file():
             raise UserError(f"{run} is not a run directory: it has no {name}; give the train.output_dir of a run.")
     records = []
-    # A run that goes on, or was killed, may have left the last line half written.
+    # A run in progress, or one that was killed, may have left the last line half written.
     for number, line in enumerate(read_bounded(run / METRICS, _LARGEST_METRICS).split(b"\n")[:-1], start=1):
         try:
             records.append(parse_json(line))
@@ -148,7 +148,7 @@ def training_pictures(records: list[dict], paths: int) -> list[Picture]:
 
 
 def evaluation_curve(records: list[dict]) -> list[tuple[str, str, str]]:
-    """Name, label and caption of the figure that tells best how the run's own evaluations went, where there were
+    """Name, label and caption of the figure that shows best how the run's own evaluations went, if there were
     any."""
     for prefix, share in (
         ("", ""),

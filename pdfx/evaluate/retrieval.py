@@ -6,7 +6,7 @@ Metrics are keyed ``DIRECTION/SCORE/METRIC``, for example ``query_to_target/fuse
 paths) and ``chance`` (the expectation of a random order). Beside them stand ``path_cosine`` (of several paths only),
 ``queries`` and ``targets`` (how many there are), ``relevant_targets`` (how many are right for a query, on average) and
 ``relevant_queries``. Where queries have candidates of their own, ``precision@1`` is measured as well, and
-``candidates`` is their mean number. There, and where some targets belong to no query, ``target_to_query`` has no
+``candidates`` is their mean number. There, and if some targets belong to no query, ``target_to_query`` has no
 meaning and is left out. ``left_out`` counts samples that cannot be used, ``left_out_queries`` and ``left_out_targets``
 what is missing therefore, ``truncated_queries`` and ``truncated_targets`` texts that were cut.
 """
@@ -88,7 +88,7 @@ def retrieval_metrics(
 
 
 def directions_of(queries: EmbeddedItems, targets: EmbeddedItems) -> tuple[str, ...]:
-    """Both; or the first alone, where a target has no query to find or is no candidate of most queries."""
+    """Both; or the first alone, if a target has no query to find or is not a candidate of most queries."""
     both = queries.candidates is None and bool(torch.isin(targets.ids, queries.ids).all())
     return DIRECTIONS if both else DIRECTIONS[:1]
 

@@ -20,7 +20,7 @@ LEGEND = (
 )
 DIRECTION_LABELS = {"query_to_target": "query → target", "target_to_query": "target → query"}
 _WIDTH = 240
-"""Columns at most where the output is no terminal; rich would squeeze tables into 80."""
+"""Columns at most if the output is not a terminal; rich would squeeze tables into 80."""
 
 
 def metric_rows(metrics: dict[str, float], direction: str) -> dict[str, dict[str, float]]:

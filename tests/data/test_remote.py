@@ -164,7 +164,7 @@ def test_evaluation_reads_the_same_inputs_over_http(shards, server):
 
 def test_a_sample_is_one_request_for_its_own_bytes_and_opening_downloads_no_tar(shards, server):
     dataset = ShardedDataset(server.url)
-    assert server.sent["00000.tar"] == 1  # the byte that tells the size
+    assert server.sent["00000.tar"] == 1  # the byte that shows the size
     sizes = dataset.shards[0].offsets
     before = len(server.requests)
     dataset.read(3)

@@ -184,7 +184,7 @@ def test_ctrl_c_ends_with_one_sentence_and_75_and_the_same_command_goes_on(tmp_p
         # A terminal signals all processes, a batch system often the first alone.
         os.killpg(run.process.pid, stop) if stop == signal.SIGINT else run.process.send_signal(stop)
         assert run.process.wait(timeout=60) == 75
-        assert run.log.read_text() == "Interrupted; the same command goes on where it stopped.\n"
+        assert run.log.read_text() == "Interrupted; the same command resumes where it stopped.\n"
         run.wait_until_all_ended()
     assert Run([*command, "--workers", "1"], tmp_path / "log").process.wait(timeout=60) == 0
     settings = BuildSettings(samples_per_shard=7, encoding=Encoding(resize=512), max_bad_share=0.2)

@@ -1,4 +1,4 @@
-"""A build that is stopped at any moment goes on where it stopped, to the same bytes."""
+"""A build that is stopped at any moment resumes where it stopped, to the same bytes."""
 
 import json
 import multiprocessing
@@ -134,7 +134,7 @@ def test_another_setting_is_named_and_does_not_touch_what_is_there(tmp_path, sma
     (out / "index.json").unlink()
     lines = (out / "build.jsonl").read_bytes().splitlines(keepends=True)
     (out / "build.jsonl").write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(UserError, match=f"holds a build that cannot go on like this .*{sentence}"):
+    with pytest.raises(UserError, match=f"holds a build that cannot be resumed like this .*{sentence}"):
         build(source, images, out, other)
     assert {
         name: data for name, data in content(out).items() if name not in ("index.json", "build.jsonl")

@@ -24,7 +24,7 @@ _LINES_OF_PROSE = 5
 _COUNTED_BYTES = 1 << 28
 _TAB_ENDINGS = (".tsv", ".tsv.gz")
 _OTHER_DELIMITERS = (";", "\t", "|")
-_NO_ROW, _STRAY = "it is no valid row", "a quotation mark in it takes in"
+_NO_ROW, _STRAY = "it is not a valid row", "a quotation mark in it takes in"
 
 
 class DelimitedRows:
@@ -177,7 +177,7 @@ def _parsed(
         reach = f", {reader.line_num - 1} lines after a quotation mark" if reader.line_num > 1 else ""
         return [], f"{_NO_ROW} ({error}{reach})", 1
     except UnicodeEncodeError:
-        return [], "it is no valid UTF-8", reader.line_num
+        return [], "it is not valid UTF-8", reader.line_num
     if header is not None and reader.line_num > 1:
         inside = list(islice(lines.ahead(), 1, reader.line_num))
         rows = sum(_is_row(line, parse, header, may_be_prose=len(inside) <= _LINES_OF_PROSE) for line in inside)

@@ -22,7 +22,7 @@ class ParquetRows:
     """Implements ``values.Rows``.
 
     Raises:
-        UserError: a file is no sound parquet file.
+        UserError: a file is not a sound parquet file.
     """
 
     remarks: list[str] = []
@@ -39,7 +39,7 @@ class ParquetRows:
                         [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
                     )
             except (pyarrow.ArrowException, OSError) as error:
-                raise UserError(f"{path} is no sound parquet file ({_brief(error)}).") from None
+                raise UserError(f"{path} is not a sound parquet file ({_brief(error)}).") from None
         self.columns, self.all_columns = common_columns(columns_of), any_columns(columns_of)
 
     def total(self) -> int:
@@ -86,7 +86,7 @@ def _values(batch: pyarrow.RecordBatch) -> Iterator[tuple[dict[str, Any] | None,
     try:
         yield from ((values, None) for values in batch.to_pylist())
     except ValueError:
-        # A single cell that Python has no value for (bytes that are no UTF-8, a date beyond the year 9999) fails the
+        # A single cell that Python has no value for (bytes that are not UTF-8, a date beyond the year 9999) fails the
         # batch: its row is looked for.
         for number in range(len(batch)):
             try:

@@ -61,7 +61,7 @@ def _kind(path: Path) -> str:
     for kind, endings in (("JSONL", JSONL_ENDINGS), ("CSV or TSV", DELIMITED_ENDINGS), ("parquet", PARQUET_ENDINGS)):
         if has_ending(path, endings):
             return kind
-    raise UserError(f"{path} is no table that can be read; its name must end in one of {', '.join(TABLE_ENDINGS)}.")
+    raise UserError(f"{path} is not a table that can be read; its name must end in one of {', '.join(TABLE_ENDINGS)}.")
 
 
 def require_columns(rows: Rows, wanted: Iterable[str], why: str) -> None:
@@ -187,5 +187,5 @@ def _to_row(line: Line) -> Row:
     except ValueError as error:
         return Row(line.origin, None, json_problem(str(error)), line.raw)
     if not isinstance(values, dict):
-        return Row(line.origin, None, "it is no JSON object, which stands in braces", line.raw)
+        return Row(line.origin, None, "it is not a JSON object, which stands in braces", line.raw)
     return Row(line.origin, values, None, line.raw)

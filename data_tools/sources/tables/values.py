@@ -56,7 +56,7 @@ class Rows(Protocol):
     left: list[str]
 
     def total(self) -> int | None:
-        """How many rows there are, where that is cheap to know."""
+        """How many rows there are, if that is cheap to know."""
 
     def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
         """The rows from number ``start`` on, with the values of these columns at least."""
@@ -73,7 +73,7 @@ def common_columns(columns_of: list[list[str]]) -> list[str]:
 
 
 def raw_of(values: dict[str, Any]) -> str:
-    """A row as JSON, with bytes told by their number."""
+    """A row as JSON, with bytes as their number."""
     text = json.dumps(
         values,
         ensure_ascii=False,
@@ -98,7 +98,7 @@ class Pictures:
     """The pictures of one record.
 
     Args:
-        owner: what the pictures belong to, where a record has several such.
+        owner: what the pictures belong to, if a record has several such.
 
     Attributes:
         held: bytes of those that the row itself holds, by the name that the record gives them.

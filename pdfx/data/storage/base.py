@@ -75,7 +75,7 @@ class Storage(Protocol):
         """``length`` bytes from ``start`` on, exactly."""
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """``function`` of each item, in order; several at a time where that hides waiting."""
+        """``function`` of each item, in order; several at a time if that hides waiting."""
 
     def close(self, name: str) -> None:
         """Give up what is held open for a file."""

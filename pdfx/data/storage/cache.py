@@ -6,9 +6,9 @@ a kill at any moment:
 
 - An entry is written under another name, which ends in ``.part``, and renamed. Who holds the lock of that file fetches;
   others who want the entry wait.
-- Who adds an entry holds the lock of the file ``bytes``, which tells how much the entries take. It is raised before
+- Who adds an entry holds the lock of the file ``bytes``, which says how much the entries take. It is raised before
   anything is written.
-- Only where an entry would not fit the bound is the folder listed, and then so many entries are removed, the least
+- Only if an entry would not fit the bound is the folder listed, and then so many entries are removed, the least
   recently read first, that a tenth of the bound is free again.
 """
 
@@ -43,7 +43,7 @@ class SpanCache:
     """Spans of one data set, by name. Holds nothing open between calls, so it may be used after a fork and be pickled.
 
     Args:
-        folder: made where it does not exist; on a local disk. Data sets may share it.
+        folder: made if it does not exist; on a local disk. Data sets may share it.
         most_bytes: what all entries of all data sets take at most.
         fingerprint: of the data set.
         span_samples: samples of a span.
@@ -72,7 +72,7 @@ class SpanCache:
         Args:
             name: of the span, as part of a file's name.
             bounds: int64 [samples + 1], where the span's samples begin and the last one ends.
-            fetch: gives the span's bytes; called only where no sound entry exists, and by one process at a time.
+            fetch: gives the span's bytes; called only if no sound entry exists, and by one process at a time.
         """
         path = self._own / (name + _ENTRY)
         found = _read_entry(path, bounds, row)
@@ -159,7 +159,7 @@ def _read_entry(path: Path, bounds: np.ndarray, row: int) -> bytes | None:
                         os.utime(descriptor)
                 return data
     except OSError:
-        pass  # an unreadable entry is no better than a damaged one
+        pass  # an unreadable entry is as bad as a damaged one
     finally:
         os.close(descriptor)
     with suppress(OSError):
@@ -212,7 +212,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """A descriptor of ``path``, made where there is none, that holds its lock."""
+    """A descriptor of ``path``, made if there is none, that holds its lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

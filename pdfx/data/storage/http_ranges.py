@@ -55,7 +55,7 @@ class RangedHTTP(HTTPFileSystem):
             )
 
     async def _info(self, url: str, **options: Any) -> dict:
-        """Asks for the first byte: that tells the size, and works where HEAD requests are not allowed."""
+        """Asks for the first byte: that shows the size, and works if HEAD requests are not allowed."""
         async with await self._get(url, 0, 1, **options) as response:
             if response.status != 416:
                 self._raise_not_found_for_status(response, url)
@@ -102,7 +102,7 @@ class RangedHTTP(HTTPFileSystem):
 
     @staticmethod
     def _sent_range(response: Any) -> tuple[int | None, int | None, int | None]:
-        """First and last byte that are sent, and the file's size; None for what is not told."""
+        """First and last byte that are sent, and the file's size; None for what is not given."""
         if response.status == 200 and response.headers.get("Content-Length") == "0":
             return None, None, 0
         if response.status == 200:

@@ -1,4 +1,4 @@
-"""Shards behind a URL: ranged reads through fsspec, tried again where trying again can help, several at a time."""
+"""Shards behind a URL: ranged reads through fsspec, tried again if trying again can help, several at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Connection:
     """One for each request that was repeated: threads append to a list safely, and would miscount by adding to a
     number."""
     ended: threading.Event = field(default_factory=threading.Event)
-    """Set where the program is being ended, so that no thread keeps it waiting with further attempts."""
+    """Set when the program ends, so that no thread keeps it waiting with further attempts."""
 
 
 _FILESYSTEMS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -82,7 +82,7 @@ class RemoteFolder:
 
     def load(self, name: str, limit: int = SMALL) -> bytes:
         def attempt() -> bytes:
-            # Other file systems know no limit, but ranges; one byte more tells that a file is longer.
+            # Other file systems know no limit, but ranges; one byte more shows that a file is longer.
             bound = (
                 {"limit": limit} if hasattr(self._connect().filesystem, "sightings") else {"start": 0, "end": limit + 1}
             )
@@ -199,7 +199,7 @@ class RemoteFolder:
                 f"{self.path} cannot be opened: {scrubbed(reason_of(error, self.reading.timeout_seconds))}."
             ) from error
         if protocol in _S3:
-            # Repetitions of the libraries would multiply with ours, and so would the time until an error is told.
+            # Repetitions of the libraries would multiply with ours, and so would the time until an error is reported.
             filesystem.retries = 1
             filesystem.config_kwargs = {
                 **filesystem.config_kwargs,

@@ -25,9 +25,9 @@ _TRANSIENT_NAMES = {
     "ClientPayloadError",  # aiohttp: the body ended early
     "HTTPClientError",  # botocore: connections and their time limits
     "IncompleteReadError",  # botocore: the body ended early
-    "ResponseParserError",  # botocore: a busy server's answer that is no XML
+    "ResponseParserError",  # botocore: a busy server's answer that is not XML
 }
-"""Of aiohttp and botocore, whose classes are no OSErrors throughout."""
+"""Of aiohttp and botocore, whose classes are not all OSErrors."""
 _PIECE = 1 << 20
 
 
@@ -69,7 +69,7 @@ def reason_of(error: BaseException, timeout_seconds: float) -> str:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind an error, where one is told."""
+    """The HTTP status behind an error, if it is known."""
     for cause in _chain(error):
         response = getattr(cause, "response", None)
         status = (

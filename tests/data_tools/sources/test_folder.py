@@ -62,7 +62,7 @@ def test_pictures_and_captions_without_one_another_are_problems(folder):
         assert problems_of(records) == [
             "the text file empty.txt is empty",
             "the text file huge.txt has more than 1 MiB",
-            "the text file latin.txt is no valid UTF-8 (byte 3)",
+            "the text file latin.txt is not valid UTF-8 (byte 3)",
             "there is no text file lonely.txt beside the picture",
             "there is no picture of the same name beside the text file",
         ]

@@ -20,7 +20,7 @@ def write_lines(path, *given: bytes | dict):
 @pytest.mark.parametrize(
     "line, problem",
     [
-        (b"{", "it is no valid JSON (EOF while parsing an object at column 1)"),
+        (b"{", "it is not valid JSON (EOF while parsing an object at column 1)"),
         (b'{"query": {"text": "\xff"}}', "no valid JSON"),
         (b'{"query": {"text": "\\ud800"}, "target": {"text": "t"}}', "no valid JSON"),
         (b"[" * 100_000, "no valid JSON"),

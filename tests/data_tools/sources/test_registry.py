@@ -52,7 +52,7 @@ def test_what_could_be_several_formats_is_not_guessed(tmp_path):
         open_source("auto", tmp_path / "a.csv")
     (tmp_path / "a.bin").write_text("x")
     with pytest.raises(
-        UserError, match=r"The format of .*a\.bin cannot be told from its name; give it with --format: jsonl, folder"
+        UserError, match=r"The format of .*a\.bin is not clear from its name; give it with --format: jsonl, folder"
     ):
         open_source("auto", tmp_path / "a.bin")
 

@@ -39,7 +39,8 @@ def test_quotation_marks_can_be_part_of_the_text(tmp_path):
     path = write(tmp_path / "a.tsv", 'a\tb\n"x" is\ty\n')
     assert [row.values for row in open_rows(path, quotes=False).read()] == [{"a": '"x" is', "b": "y"}]
     assert [row.problem for row in open_rows(path).read()] == [
-        "it is no valid row ('\t' expected after '\"'); if quotation marks are part of the text, read it with quotes=no"
+        "it is not a valid row ('\t' expected after '\"'); if quotation marks are part of the text, read it with "
+        "quotes=no"
     ]
 
 
@@ -56,7 +57,7 @@ def test_malformed_rows_are_one_problem_each_and_their_neighbours_are_read(tmp_p
     assert problems[:3] == [
         "it has 1 cells, and the first row names 2 columns",
         "it has 3 cells, and the first row names 2 columns",
-        "it is no valid UTF-8",
+        "it is not valid UTF-8",
     ]
     assert (
         "expected after" in problems[3]
