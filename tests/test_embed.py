@@ -136,8 +136,8 @@ def broken_line(job: EmbedJob, line: str) -> EmbedJob:
     ("line", "message"),
     [
         ('{"images": ["../items.jsonl"]}', "leaves the image folder"),
-        ('{"text": "a"', "no valid JSON"),
-        ("", "no valid JSON"),
+        ('{"text": "a"', "not valid JSON"),
+        ("", "not valid JSON"),
         ('["a"]', "object"),
         ('{"txt": "a"}', "unknown key 'txt'; did you mean 'text'"),
         ('{"text": 3}', "'text' is 3"),

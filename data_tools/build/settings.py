@@ -1,4 +1,4 @@
-"""What a build of shards is told to do, and how it stores pictures."""
+"""The settings of a build of shards, and how it stores pictures."""
 
 from __future__ import annotations
 

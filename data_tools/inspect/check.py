@@ -225,7 +225,7 @@ class _Content:
         try:
             stats = read_stats(self.storage, entry)
         except UserError:
-            # Told already.
+            # Reported already.
             return []
         # How many pictures a build encoded again cannot be seen from them.
         return [name for name in NAMES if name != "images_reencoded" and stats[name] != counts[name]]

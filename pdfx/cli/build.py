@@ -190,8 +190,8 @@ def _summary_lines(out: Path, summary, drop_leaked: bool) -> Iterator[str]:
         (sum(bad.values()), "that cannot be used", bad),
         (sum(left_out.values()), "left out on purpose", left_out),
     ]
-    told = [f"{count} {what}" + (f" ({counts_by_kind(kinds)})" if kinds else "") for count, what, kinds in parts]
-    yield f"{summary.records} records: {', '.join(told)}." + (
+    counted = [f"{count} {what}" + (f" ({counts_by_kind(kinds)})" if kinds else "") for count, what, kinds in parts]
+    yield f"{summary.records} records: {', '.join(counted)}." + (
         f" {out / 'quarantine.jsonl'} lists those that are not samples." if summary.rejected else ""
     )
     yield from summary.notes

@@ -207,7 +207,7 @@ def evaluate_export(
         opened_export(model, ranks.device, trust_remote_code, verify=ranks.rank == 0) as embedder,
     ):
         first = ranks.rank == 0
-        told = (counters, say) if first else (None, None)
+        callbacks = (counters, say) if first else (None, None)
         results = evaluate_data_sets(
             embed_on(embedder),
             data_sets,
@@ -216,7 +216,7 @@ def evaluate_export(
             ranks.rank,
             ranks.size,
             num_workers,
-            *told,
+            *callbacks,
         )
     return results if first else None
 

@@ -246,7 +246,7 @@ def origin_of(model: Path, run: Path, config: Config, last_step: int) -> tuple[s
         UserError: it was made from another run, or its record is damaged.
     """
     if not (model / RECORD).is_file():
-        return str(model), [f"{model} has no {RECORD}, so it cannot be told whether it was made from {run}."]
+        return str(model), [f"{model} has no {RECORD}, so whether it was made from {run} is not known."]
     try:
         record = read_json(model / RECORD)
         step = int(record["step"])

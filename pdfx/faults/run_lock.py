@@ -161,7 +161,7 @@ def alone_with(path: Path) -> Iterator[IO[bytes]]:
             # get it.
             with suppress(OSError):
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            # Whoever held it before may have removed it.
+            # The holder before may have removed it.
             if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 yield stream
                 return

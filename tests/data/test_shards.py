@@ -185,13 +185,13 @@ def link() -> tuple[tarfile.TarInfo, bytes]:
 @pytest.mark.parametrize(
     "members, message",
     [
-        ([member("a.json", b"{")], "no valid JSON"),
+        ([member("a.json", b"{")], "not valid JSON"),
         ([member("a.json", record(querry=1))], "did you mean 'query'"),
         ([member("a.json", record(target_id=None))], "'target_id' is missing"),
         ([member("a.json", record(query={"images": ["query.0.png"]}))], "the image 'query.0.png' is missing"),
         ([member("a.json", record()), member("b.query.0.png", b"x")], "members of one key"),
         ([member("a.query.0.png", b"x")], "'.json' among them"),
-        ([member("a.json", record()), link()], "is no plain file"),
+        ([member("a.json", record()), link()], "is not a plain file"),
         ([member("a.json", record()), member("a.x", b"1"), member("a.x", b"2")], "there twice"),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_sparse_member_is_refused_before_it_grows(tmp_path):
     (folder / "index.json").write_text(
         ShardIndex(shards=[entry], samples=1, fingerprint=fingerprint([entry])).model_dump_json()
     )
-    with pytest.raises(SampleError, match="is no plain file"):
+    with pytest.raises(SampleError, match="is not a plain file"):
         ShardedDataset(folder).read(0)
 
 
@@ -236,7 +236,7 @@ def test_bytes_that_are_no_tar_are_a_corrupt_sample(shards):
     data[offsets[3] : offsets[4]] = b"\xff" * int(offsets[4] - offsets[3])
     (shards / "00000.tar").write_bytes(data)
     dataset = ShardedDataset(shards)
-    with pytest.raises(SampleError, match="sample number 3 .* no sound tar"):
+    with pytest.raises(SampleError, match="sample number 3 .* not a sound tar"):
         dataset.read(3)
     assert dataset.read(4).key == "sample-004"
 

@@ -167,7 +167,7 @@ def test_no_records_are_refused_and_leave_the_directory_as_it_was(tmp_path, exis
         ({"workers": -1}, "workers is -1"),
         ({"max_bad_share": 1.5}, "max_bad_share is 1.5 and must be from 0 to 1"),
         ({"leaks": ("key",)}, "'key' cannot be compared"),
-        ({"drop_leaked": True}, "where evaluation shards are given"),
+        ({"drop_leaked": True}, "if evaluation shards are given"),
     ],
 )
 def test_settings_out_of_range_are_named(tmp_path, setting, sentence):

@@ -75,7 +75,7 @@ DAMAGES = {
         "00002.idx.npy cannot be read",
     ),
     "missing statistics": (lambda s: (s / "00001_stats.json").unlink(), "00001_stats.json are missing"),
-    "cut statistics": (lambda s: cut(s / "00001_stats.json", 30), "00001_stats.json are no valid JSON"),
+    "cut statistics": (lambda s: cut(s / "00001_stats.json", 30), "00001_stats.json are not valid JSON"),
     "statistics without a count": (
         lambda s: (s / "00001_stats.json").write_text('{"bytes": 3}'),
         "00001_stats.json are damaged",

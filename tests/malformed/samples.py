@@ -275,9 +275,9 @@ def _wrong_members() -> Iterator[TarSample]:
             lambda key: [member(info.name.replace(key, "x" * 65), data) for info, data in sound_members(key)],
             "its key is 'xxx",
         ),
-        "sparse": (partial(_sparse), "is no plain file"),
+        "sparse": (partial(_sparse), "is not a plain file"),
     }
-    sets |= {f"a-{name}": (partial(_with_kind, kind), "is no plain file") for name, kind in kinds.items()}
+    sets |= {f"a-{name}": (partial(_with_kind, kind), "is not a plain file") for name, kind in kinds.items()}
     for name, (make, reason) in sets.items():
         key = f"members-{name}"
         layout = tarfile.PAX_FORMAT if name in ("sparse", "key-in-chinese") else tarfile.USTAR_FORMAT
@@ -334,7 +334,7 @@ def _wrong_tars() -> Iterator[TarSample]:
     }
     for name, make in tars.items():
         key = f"tar-{name}"
-        yield TarSample(key, make(key), kind="damaged", reason="no sound tar|is no plain file|'.json' among them")
+        yield TarSample(key, make(key), kind="damaged", reason="not a sound tar|is not a plain file|'.json' among them")
 
 
 def _overwritten() -> Iterator[TarSample]:
@@ -356,7 +356,7 @@ def _overwritten() -> Iterator[TarSample]:
             data = pack(sound_members(key))
             stop = min(start + length, len(data))
             data = data[:start] + value[: stop - start] + data[stop:]
-            reason = {"record": "no valid JSON", "picture": "the image 'query.0.png' cannot be used"}.get(
-                part, "no sound tar"
+            reason = {"record": "not valid JSON", "picture": "the image 'query.0.png' cannot be used"}.get(
+                part, "not a sound tar"
             )
             yield TarSample(key, data, kind="picture" if part == "picture" else "damaged", reason=reason)

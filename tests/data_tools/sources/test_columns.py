@@ -115,7 +115,7 @@ def test_a_malformed_row_is_a_problem_that_names_the_column(tmp_path, row, probl
 def test_columns_that_could_mean_anything_are_not_guessed(tmp_path, names):
     path = write_jsonl(tmp_path / "a.jsonl", [dict.fromkeys(names, "x")])
     with pytest.raises(
-        UserError, match="cannot be told; name them in this order, as in columns=question,answer,negative_1"
+        UserError, match="is not clear; name them in this order, as in columns=question,answer,negative_1"
     ):
         ColumnsSource(path)
 

@@ -147,7 +147,7 @@ def test_a_row_that_cannot_be_used_is_told_with_its_reason_and_the_others_stay(t
 
 
 def test_what_is_no_data_set_of_mmeb_is_refused_with_what_it_should_be(tmp_path):
-    with pytest.raises(UserError, match="no data set of MMEB: it has the columns 'anchor'"):
+    with pytest.raises(UserError, match="is not a data set of MMEB: it has the columns 'anchor'"):
         MmebSource(write_jsonl(tmp_path / "rows.jsonl", [{"anchor": "a"}]))
     write_mmeb_eval(tmp_path / "all", 2)
     with pytest.raises(

@@ -46,7 +46,7 @@ def test_what_could_be_several_formats_is_not_guessed(tmp_path):
     (tmp_path / "a.csv").write_text("caption,image\na,b.png\n")
     with pytest.raises(
         UserError,
-        match=r"cannot be told from its columns \('caption', 'image'\); name them, as in --format table --option "
+        match=r"is not clear from its columns \('caption', 'image'\); name them, as in --format table --option "
         r"query\.text=COLUMN",
     ):
         open_source("auto", tmp_path / "a.csv")

@@ -76,5 +76,5 @@ def test_memory_holds_pages_and_no_row_group(tmp_path):
 def test_a_file_that_is_no_parquet_is_refused(tmp_path, content):
     path = tmp_path / "a.parquet"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.parquet is no sound parquet file \("):
+    with pytest.raises(UserError, match=r"a\.parquet is not a sound parquet file \("):
         open_rows(path)
