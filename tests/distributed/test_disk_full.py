@@ -66,7 +66,7 @@ def test_the_run_ends_with_one_sentence_and_goes_on_from_the_whole_checkpoint_be
     told, other = two_ranks.run(run_telling, config)
     sentence = told.splitlines()[-1]
     assert sentence.startswith(f"The checkpoint {small_disk / 'run' / CHECKPOINTS}/step-00000004")
-    assert "could not be written: No space left on device" in sentence and "the same command goes on" in sentence
+    assert "could not be written: No space left on device" in sentence and "the same command resumes" in sentence
     assert other == "exit code 2"
     assert newest_whole(small_disk / "run")[0].step == 2
     assert not list((small_disk / "run" / CHECKPOINTS).glob(f"*{PARTIAL}"))
