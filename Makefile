@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 # DeepSpeed looks for ninja, and its launcher for python, on the PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: install quickstart test lint
+.PHONY: install quickstart test lint docs
 
 install: .venv/installed
 
@@ -21,3 +21,7 @@ test: .venv/installed
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check --quiet .
+
+# The site of the guides, into a folder that git ignores.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --site-dir site
