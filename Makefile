@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 # DeepSpeed looks for ninja, and its launcher for python, on the PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: install quickstart test lint docs
+.PHONY: install quickstart test test-unit lint docs
 
 install: .venv/installed
 
@@ -15,8 +15,12 @@ install: .venv/installed
 quickstart: .venv/installed
 	.venv/bin/python launch/quickstart/run.py
 
+# Unit tests run side by side; those that start processes run one after the other, on one of the two workers.
 test: .venv/installed
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadgroup
+
+test-unit: .venv/installed
+	.venv/bin/python -m pytest -n 2 -m "not process"
 
 lint: .venv/installed
 	.venv/bin/ruff check .

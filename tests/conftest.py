@@ -1,15 +1,60 @@
-"""What all tests share. One pair of ranks serves all that need one: starting two processes with DeepSpeed takes
-seconds, a training run in them does not."""
+"""What all tests share.
 
+A test that starts a process, or uses a fixture that does, is marked ``process``; the others are unit tests, which may
+run side by side. A test without the mark that starts a process fails. Process tests run one after the other.
+"""
+
+import multiprocessing.process
 import os
+import sys
 
 import pytest
+import torch
 from distributed.ranks import Ranks
 from hypothesis import settings
+
+STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen", "multiprocessing"}
+"""Audit events of a process that starts."""
+
+# Threads that wait for one another take ten times as long when other processes want their cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 # The time that an example takes says nothing on a busy machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+HELPERS = {"gcc", "git", "scontrol", "uname"}
+"""Programs that answer at once, which libraries and pdfx itself ask."""
+
+started: list[str] = []
+
+
+def note_start(event: str, arguments: tuple) -> None:
+    if event in STARTS and not (event == "subprocess.Popen" and os.path.basename(arguments[0]) in HELPERS):
+        started.append(f"{event}{arguments}")
+
+
+sys.addaudithook(note_start)
+
+
+def announced(process: multiprocessing.process.BaseProcess, start=multiprocessing.process.BaseProcess.start) -> None:
+    # A server that runs already starts it, which Python does not report.
+    sys.audit("multiprocessing", process)
+    start(process)
+
+
+multiprocessing.process.BaseProcess.start = announced
+
+
+@pytest.fixture(autouse=True)
+def own_environment():
+    """What a test does to the environment, by joining a world for example, does not reach the next test."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
@@ -24,5 +69,27 @@ def same_environment():
 
 @pytest.fixture(scope="session")
 def two_ranks():
+    """Two ranks for every test that needs a pair: starting them takes seconds, a training run in them does not."""
     with Ranks(2) as ranks:
         yield ranks
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.path.parent.name in ("distributed", "slurm") or "two_ranks" in item.fixturenames:
+            item.add_marker(pytest.mark.process)
+        if item.get_closest_marker("process") and config.pluginmanager.hasplugin("xdist"):
+            # All on one worker.
+            item.add_marker(pytest.mark.xdist_group("process"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call" and report.passed and started and not item.get_closest_marker("process"):
+        report.outcome = "failed"
+        report.longrepr = f"A unit test started {len(started)} processes; mark it with 'process': {started[0]:.300}"
+    if call.when == "teardown":
+        started.clear()
+    return report

@@ -46,6 +46,7 @@ def test_every_command_has_help_with_an_example(pdfx, command):
     assert "Example" in out and f"pdfx {command} " in out
 
 
+@pytest.mark.process
 def test_help_names_every_command_and_imports_no_torch():
     script = (
         "import sys\nfrom pdfx.cli.app import main\ntry:\n    main(['--help'])\nfinally:\n    print('torch' in "
@@ -62,6 +63,7 @@ def test_version_is_the_packages(pdfx):
     assert pdfx("--version") == (0, f"pdfx {__version__}\n", "")
 
 
+@pytest.mark.process
 def test_shards_are_built_checked_and_described(pdfx, data, tmp_path):
     out = tmp_path / "shards"
     code, text, _ = pdfx("shards", "build", data / "records.jsonl", "--out", out, "--samples-per-shard", "7")
@@ -133,6 +135,7 @@ def test_train_prints_the_plan_of_a_dry_run_with_overrides(pdfx, data):
     assert "no directory of shards at /nowhere" in told(pdfx("train", recipe, "data.evaluation=/nowhere", "--dry-run"))
 
 
+@pytest.mark.process
 def test_mistakes_are_told_in_one_sentence_without_a_stack_trace(pdfx, export, data, tmp_path):
     """One command after another, because each takes milliseconds and starting a process seconds."""
     items = tmp_path / "items.jsonl"
@@ -194,6 +197,7 @@ def test_a_dash_prints_json_alone_and_is_never_a_file(pdfx, export, data, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_what_the_processor_refuses_is_named_counted_and_left_out_and_the_check_finds_it(pdfx, tmp_path):
     """A picture of a ratio that Qwen2-VL's own processor refuses, and texts that are cut."""
     export = tiny_export(tmp_path, "qwen2_vl")
@@ -251,6 +255,7 @@ def test_what_the_system_refuses_is_named(pdfx, export, data, tmp_path):
     )
 
 
+@pytest.mark.process
 def test_the_installed_module_ends_with_2_on_a_mistake(tmp_path):
     command = [sys.executable, "-m", "pdfx", "shards", "describe", str(tmp_path)]
     result = subprocess.run(
@@ -261,6 +266,7 @@ def test_the_installed_module_ends_with_2_on_a_mistake(tmp_path):
     assert "no index.json" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.process
 def test_a_shell_completes_commands_and_the_recipes_of_init():
     for words, expected in (("pdfx con", ["convert"]), ("pdfx init folder --recipe qwen2-vl-2", ["qwen2-vl-2b"])):
         variables = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_PDFX_COMPLETE": "complete_bash"}

@@ -133,6 +133,7 @@ def test_mistakes_are_told_in_one_sentence_and_write_nothing(pdfx, tmp_path, wor
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.process
 def test_a_key_that_a_record_has_twice_and_names_that_are_not_utf8_are_told_and_lose_nothing_else(pdfx, tmp_path):
     lines = [
         '{"query": {"text": "a"}, "target": {"text": "b"}}',

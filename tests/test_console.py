@@ -55,6 +55,7 @@ def prints(kind: str, redirection: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("kind", "redirection", "code", "told"),
     [
@@ -87,6 +88,7 @@ def test_a_lost_stream_ends_a_tool_as_it_ends_others_and_a_run_not_at_all(kind, 
     assert errors == told or (told and told in errors.splitlines()[-1])
 
 
+@pytest.mark.process
 def test_a_file_that_is_opened_later_does_not_take_the_place_of_a_closed_stream(tmp_path):
     program = (
         f"from pdfx.host.console import *\nopen_streams()\nf = open({str(tmp_path / 'data')!r}, 'w')\nimport "

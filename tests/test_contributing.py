@@ -36,6 +36,7 @@ def test_the_tour_has_seven_files():
     assert re.findall(r"^(\d)\. \[", tour, re.MULTILINE) == list("1234567")
 
 
+@pytest.mark.process
 def test_the_commands_of_the_guide_are_targets_of_make():
     (block,) = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
     for line in block.splitlines():

@@ -90,6 +90,7 @@ def test_truncated_embeddings_are_leading_dimensions_of_unit_length(job, expecte
     assert np.allclose(np.load(job.out), wanted, atol=ROUNDING)
 
 
+@pytest.mark.process
 def test_two_processes_write_what_one_does(job):
     embed_file(job)
     alone = np.load(job.out)
@@ -110,6 +111,7 @@ def test_the_parts_of_any_number_of_ranks_some_of_them_idle_join_to_the_whole(jo
     assert np.array_equal(np.load(job.out), alone)
 
 
+@pytest.mark.process
 def test_two_ranks_of_torchrun_write_what_one_process_does(job):
     embed_file(job)
     alone = np.load(job.out)
@@ -154,6 +156,7 @@ def test_a_wrong_line_is_named_and_nothing_is_written(job, line, message):
     assert left_behind(job) == ["broken.jsonl"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_corrupt_image_is_named_with_its_line_and_nothing_is_written(job, processes):
     truncated = job.out.with_name("truncated.png")
@@ -181,6 +184,7 @@ def test_a_picture_that_the_processor_refuses_is_named_with_its_line(job, tmp_pa
     assert left_behind(job) == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("processes", [1, 2])
 def test_texts_that_were_cut_are_counted_and_their_first_lines_named(job, capsys, processes):
     path = job.out.with_name("long.jsonl")

@@ -44,6 +44,7 @@ def start(script: str, final: Path) -> subprocess.Popen:
     )
 
 
+@pytest.mark.process
 def test_a_living_processs_draft_stays_and_a_killed_ones_is_removed(tmp_path):
     # A name in which glob would see a pattern.
     final = tmp_path / "export[1]"
@@ -60,6 +61,7 @@ def test_a_living_processs_draft_stays_and_a_killed_ones_is_removed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_processes_that_begin_and_end_at_once_leave_one_anothers_drafts_alone(tmp_path):
     processes = [start(AGAIN_AND_AGAIN, tmp_path / "export") for _ in range(3)]
     errors = [process.communicate()[1] for process in processes]

@@ -3,13 +3,15 @@ left."""
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 from tiny_exports import tiny_export
 from tiny_runs import ROOT, tiny_shards
+
+pytestmark = pytest.mark.process
 
 ROOM = 2**10
 """Bytes that a file may have: less than any of the results, so that each fails while it is written."""
@@ -60,7 +62,7 @@ def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
         "evaluate": ["evaluate", export, shards, "--json", outs["evaluate"] / "metrics.json"],
     }
     given = json.dumps([[str(word) for word in words] for words in commands.values()])
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", CHILD],
         input=given,
         cwd=ROOT,

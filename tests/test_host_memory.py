@@ -7,6 +7,8 @@ import pytest
 
 from pdfx.host.memory import keep_large_blocks
 
+pytestmark = pytest.mark.process
+
 SCRIPT = """
 import resource, sys
 from pdfx.host.memory import keep_large_blocks

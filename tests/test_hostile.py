@@ -338,6 +338,7 @@ def test_a_checkpoints_pickle_is_refused(witness, tmp_path):
         read_objective(open_verified(path).file(OBJECTIVE))
 
 
+@pytest.mark.process
 def test_a_probe_starts_no_program(export, witness, tmp_path):
     probe = tmp_path / PROBE
     probe.mkdir()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> list[tuple[str, str, str, str]]:

@@ -61,6 +61,7 @@ def check(role: str, lines: list[dict], shards: Path) -> None:
         assert [{name: record[name] for name in ("origin", "reason")} for record in quarantined] == lines
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_example_of_each_importer_gives_what_it_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

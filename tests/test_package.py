@@ -89,6 +89,7 @@ def programs(wheel, tmp_path_factory) -> Path:
     return venv / "bin"
 
 
+@pytest.mark.process
 @pytest.mark.timeout(900)
 def test_the_wheel_alone_is_enough_to_train_convert_and_evaluate_as_documented(programs, wheel, tmp_path):
     (tmp_path / "pictures").mkdir()
@@ -116,6 +117,7 @@ def test_the_wheel_alone_is_enough_to_train_convert_and_evaluate_as_documented(p
     assert (folder / "exported/model.safetensors").stat().st_size > 0
 
 
+@pytest.mark.process
 def test_the_job_scripts_and_the_recipe_of_a_folder_are_there_and_may_be_edited(programs, tmp_path):
     run(["pdfx", "init", "folder", "--recipe", "llava-1.6-7b-hr"], tmp_path, programs)
     names = {path.name for path in (ROOT / "launch/slurm").iterdir()}
@@ -128,11 +130,13 @@ def test_the_job_scripts_and_the_recipe_of_a_folder_are_there_and_may_be_edited(
     assert run(["python", "-c", script], tmp_path, programs) == "[(1344, 1344)]\n"
 
 
+@pytest.mark.process
 def test_the_launchers_entry_is_in_the_wheel(programs, tmp_path):
     assert "--dry-run" in run(["python", "-m", "pdfx.train", "--help"], tmp_path, programs)
     assert "init" in run(["pdfx", "--help"], tmp_path, programs)
 
 
+@pytest.mark.process
 def test_an_installed_package_brings_its_types_and_one_version(programs, tmp_path):
     script = "import importlib.metadata as m, pdfx, data_tools, pathlib\n"
     script += "print([(pathlib.Path(p.__file__).parent / 'py.typed').is_file() for p in (pdfx, data_tools)])\n"

@@ -30,6 +30,7 @@ def python(script: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 def test_importing_pdfx_imports_nothing_else_and_its_rooms_no_torch(tmp_path):
     script = "import sys; before = set(sys.modules); import pdfx\n"
     script += (
@@ -58,6 +59,7 @@ def test_a_room_of_a_functions_name_is_a_package_and_a_function():
     assert callable(pdfx.train) and pdfx.train.schedule.count_steps is count_steps
 
 
+@pytest.mark.process
 def test_the_documented_code_trains_converts_and_evaluates_and_trains_again_in_one_process(tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/installing.md").read_text(), re.DOTALL)
     (tmp_path / "shards").mkdir()

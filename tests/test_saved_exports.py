@@ -26,6 +26,7 @@ AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(s
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_loaded_and_saved_elsewhere_embeds_alike_without_pdfx(tmp_path, family):
     export, probe = tiny_export(tmp_path, family), tmp_path / "probe"

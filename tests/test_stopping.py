@@ -12,6 +12,8 @@ from tiny_runs import ROOT
 
 from pdfx.faults.stopping import EXIT_STOPPED, STOP_SIGNALS
 
+pytestmark = pytest.mark.process
+
 HANGS_IN_C = """
 import ctypes, sys, threading
 from pdfx.faults.stopping import StopRequest

@@ -57,6 +57,7 @@ def test_what_another_release_wrote_stays_and_is_told(tmp_path):
     assert f"{paths[1]} cannot be read: its format is version {VERSION + 1}" in told
 
 
+@pytest.mark.process
 def test_one_that_cannot_be_removed_is_told_and_ends_nothing(tmp_path):
     for step in (1, 2, 3):
         make_checkpoint(tmp_path, step)

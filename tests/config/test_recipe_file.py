@@ -113,6 +113,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.process
 def test_bombs_pipes_and_devices_end_in_a_sentence_within_a_gigabyte_and_a_minute(tmp_path):
     texts = {
         "few": bomb("x"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 from make_model import make_model
 from peft import PeftModel
@@ -22,7 +23,7 @@ from transformers import AutoModel
 from pdfx.checkpoint.directory import PARAMETERS, Checkpoint, newest_whole
 from pdfx.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from pdfx.checkpoint.parameters import SavedParameters
-from pdfx.config import parse_config
+from pdfx.config import Config, parse_config
 from pdfx.convert import convert
 from pdfx.convert.check import verify_export
 from pdfx.convert.conversion import read_run_config
@@ -33,6 +34,8 @@ from pdfx.embedder.exports import files_of, load_export
 from pdfx.errors import UserError
 from pdfx.host.files import FileRecord, read_record
 from pdfx.model import ParallelEmbedder
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,24 +66,24 @@ def recipe(backbone: Path, shards: Path, output: Path) -> dict:
     }
 
 
+def train(config: Config) -> None:
+    """In a rank."""
+    from pdfx.distributed.world import join_world
+    from pdfx.train.trainer import StopRequest, Trainer
+
+    trainer = Trainer(config, join_world())
+    assert trainer.run(StopRequest())
+    trainer.close()
+    trainer.engine.destroy()
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory, two_ranks) -> Path:
     folder = tmp_path_factory.mktemp("converted-run")
     # Relative to the folder that the run is started in.
-    backbone = Path(os.path.relpath(tiny_backbone("qwen2_vl", folder / "backbone"), ROOT))
+    backbone = Path(os.path.relpath(tiny_backbone("qwen2_vl", folder / "backbone")))
     settings = recipe(backbone, make_shards(folder / "data", samples=16), folder / "run")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "29741"]
-    done = subprocess.run(
-        [*launcher, "launch/train.py", str(folder / "recipe.yaml")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    two_ranks.run(train, parse_config(settings))
     return folder / "run"
 
 
@@ -238,7 +241,7 @@ def test_peft_alone_reads_the_adapter_and_merges_it_to_the_exported_weights(run,
 
 def test_a_conversion_that_is_killed_leaves_no_export_and_the_next_one_removes_what_is_left(run, tmp_path):
     command = [sys.executable, "-m", "pdfx", "convert", str(run), "--out", str(tmp_path / "export")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".export.*.draft/export/*.safetensors")):
         assert process.poll() is None
         time.sleep(0.001)
@@ -324,7 +327,7 @@ def test_a_backbones_own_modules_travel_and_run_only_where_remote_code_is_truste
     )
     write_probe(embedder, probe)
     assert verify_export(export, probe) < 1e-4
-    printed = subprocess.run(
+    printed = warm.run(
         [sys.executable, "-c", LOAD_IN_PDFX, str(export)], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert "brings code of its own (efficientnet_lite.py)" in printed[0]

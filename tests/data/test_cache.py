@@ -167,6 +167,7 @@ def kill_itself(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", ["while it fetches", "between writing and renaming"])
 def test_a_process_killed_on_the_way_leaves_no_half_entry_and_nobody_waiting(tmp_path, moment):
     cache = cache_of(tmp_path, entries=3)
@@ -230,6 +231,7 @@ def read_all(url: str, folder: str, gigabytes: float, seed: int) -> None:
             sys.exit(1)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("spans", [2.5, 20])
 def test_two_processes_share_a_cache_within_its_bound(shards, tmp_path, spans):
     """With room for all, each span is fetched by one of them alone; with room for few, the bound holds at every

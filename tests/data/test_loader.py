@@ -78,6 +78,7 @@ def assert_equal_batches(left, right):
         assert all(torch.equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(shards, num_workers):
     expected = list(islice(loader(shards), 9))
@@ -103,6 +104,7 @@ def test_batches_carry_what_the_samples_hold(shards):
     assert bytes(first[first > 0].tolist()).decode() == "q" + samples[0].query["text"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_run_reads_on_with_identical_batches(shards, num_workers):
     whole = list(islice(loader(shards), 8))
@@ -144,6 +146,7 @@ def test_a_setting_that_would_change_the_order_is_refused_on_resume(shards, opti
         loader(shards, state=state, **{option: 9})
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_corrupt_sample_is_skipped_counted_and_named_and_past_the_share_the_run_stops(tmp_path, num_workers):
     shards = make_shards(tmp_path)
@@ -168,6 +171,7 @@ def test_a_corrupt_sample_is_skipped_counted_and_named_and_past_the_share_the_ru
     assert train.state_dict()["corrupt"] == 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_damage_that_appears_during_a_run_is_one_sentence(tmp_path, num_workers):
     shards = make_shards(tmp_path)
@@ -201,6 +205,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.process
 def test_signals_to_the_whole_job_leave_the_workers_reading(shards, tmp_path):
     # In a process of its own: here another test may have started the server, which then hears signals.
     (tmp_path / "trainer.py").write_text(SIGNALLED)
@@ -215,6 +220,7 @@ def test_signals_to_the_whole_job_leave_the_workers_reading(shards, tmp_path):
     assert keys == [batch.keys for batch in islice(alone, 7)]
 
 
+@pytest.mark.process
 def test_a_killed_worker_is_one_sentence_with_a_cure(shards):
     train = loader(shards, num_workers=1, prefetch_batches=1)
     next(train)
@@ -230,12 +236,14 @@ class Unreachable:
         raise ConnectionResetError("the storage hung up")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_error_of_the_job_is_not_taken_for_the_death_of_a_worker(num_workers):
     with pytest.raises(ConnectionResetError, match="the storage hung up"):
         next(run_ahead(Unreachable(), range(3), num_workers, prefetch=1, seed=0))
 
 
+@pytest.mark.process
 def test_workers_end_with_their_loader(shards):
     train = loader(shards, num_workers=2)
     next(train)
@@ -259,6 +267,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.process
 def test_workers_end_with_a_trainer_that_was_killed(shards, tmp_path):
     (tmp_path / "trainer.py").write_text(TRAINER)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -277,6 +286,7 @@ def test_a_processor_that_cannot_be_sent_to_workers_is_told(shards):
         loader(shards, num_workers=1, processor=lambda items, sides: ByteProcessor()(items, sides))
 
 
+@pytest.mark.process
 def test_the_global_random_state_of_the_trainer_is_left_alone(shards):
     torch.manual_seed(0)
     before = torch.get_rng_state()

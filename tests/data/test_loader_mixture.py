@@ -56,6 +56,7 @@ def expected(folders) -> list[str]:
     return read(folders, 150, batch_pairs=4)
 
 
+@pytest.mark.process
 @given(
     st.integers(1, 16),
     st.integers(1, 3),

@@ -98,6 +98,7 @@ def test_training_reads_the_same_batches_from_a_folder_over_http_from_s3_and_fro
         assert_equal_batches(batches(url, **options), expected)
 
 
+@pytest.mark.process
 def test_workers_read_the_same_batches_over_http(shards, server):
     assert_equal_batches(batches(server.url, num_workers=2), batches(shards))
 
@@ -116,6 +117,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.process
 def test_workers_read_from_s3_with_nothing_but_the_environments_credentials(shards, s3, tmp_path):
     (tmp_path / "trainer.py").write_text(TRAINER)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "FSSPEC_S3_ENDPOINT_URL": s3}
@@ -219,6 +221,7 @@ def test_a_missing_bucket_is_told(s3):
         ShardedDataset("s3://nowhere/train", reading=QUICK)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "url, blocked, message",
     [
@@ -244,6 +247,7 @@ def test_a_protocol_without_its_package_names_the_cure(url, blocked, message):
     assert re.match(f"pdfx.errors.UserError: {message}", last)
 
 
+@pytest.mark.process
 def test_reading_goes_on_after_pickling_and_on_both_sides_of_a_fork_without_a_lost_answer(server):
     reading = Reading(timeout_seconds=30)
     expected = [f"sample-{i:03d}" for i in range(25)]

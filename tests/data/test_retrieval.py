@@ -104,6 +104,7 @@ def test_data_without_any_query_is_refused(tmp_path):
         retrieval_items(built(tmp_path, [{"target": {"text": "alone"}}]))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_inputs_come_in_the_order_asked_for(shards, num_workers):
     dataset = ShardedDataset(shards)

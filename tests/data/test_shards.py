@@ -241,6 +241,7 @@ def test_bytes_that_are_no_tar_are_a_corrupt_sample(shards):
     assert dataset.read(4).key == "sample-004"
 
 
+@pytest.mark.process
 def test_a_dataset_reads_on_after_a_fork_and_after_pickling(shards):
     dataset = ShardedDataset(shards)
     expected = [dataset.read(i).key for i in range(25)]

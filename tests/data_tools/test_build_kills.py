@@ -9,11 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from tiny_builds import content, mixed_records
 
 from data_tools.build.builder import BuildSettings, build
 from data_tools.build.settings import Encoding
 from data_tools.sources.jsonl import JsonlSource
+
+pytestmark = pytest.mark.process
 
 KILLS = 20
 SHARD_BYTES = 850_000

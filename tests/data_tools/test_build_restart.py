@@ -56,6 +56,7 @@ def stop_at(operation: int, *arguments) -> int:
     return process.exitcode
 
 
+@pytest.mark.process
 def test_a_build_that_ends_before_any_of_its_changes_to_files_goes_on_to_the_same_bytes(tmp_path, small):
     source, images, settings = small
     build(source, images, tmp_path / "undisturbed", settings)
@@ -72,6 +73,7 @@ def test_a_build_that_ends_before_any_of_its_changes_to_files_goes_on_to_the_sam
     assert codes[-1] == 0 and len(codes) > 30
 
 
+@pytest.mark.process
 def test_finished_shards_are_not_built_again(tmp_path, small):
     source, images, settings = small
     assert stop_at(30, source, images, tmp_path / "out", settings) == 9
@@ -85,6 +87,7 @@ def test_finished_shards_are_not_built_again(tmp_path, small):
     assert calls[0][0] >= 6 * len(finished) and calls[-1] == (23, 23)
 
 
+@pytest.mark.process
 def test_a_line_of_the_journal_that_a_kill_cut_short_does_not_count(tmp_path, small):
     source, images, settings = small
     build(source, images, tmp_path / "undisturbed", settings)
@@ -237,6 +240,7 @@ def test_damage_to_what_a_build_would_go_on_with_is_named(tmp_path, small):
         build(source, images, out, settings)
 
 
+@pytest.mark.process
 def test_shards_do_not_depend_on_the_number_of_workers(tmp_path):
     records = mixed_records(tmp_path, 60, 6)
     for workers in (1, 2, 3):

@@ -262,6 +262,7 @@ def test_shards_behind_a_url_are_checked_like_local_ones(shards, full):
     ]
 
 
+@pytest.mark.process
 def test_problems_do_not_depend_on_the_number_of_processes(shards):
     damage_image(shards, 3)
     damage_image(shards, 24)

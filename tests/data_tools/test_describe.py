@@ -1,6 +1,7 @@
 import io
 import json
 
+import pytest
 from PIL import Image
 from rich.console import Console
 from tiny_shards import damage_image, make_shards, picture, write_records
@@ -84,6 +85,7 @@ def test_languages_are_guessed_from_so_many_samples_and_no_more(tmp_path):
     assert description["sides"]["query"]["items"] == 25
 
 
+@pytest.mark.process
 def test_the_description_does_not_depend_on_the_number_of_processes(tmp_path):
     shards = make_shards(tmp_path)
     calls = []

@@ -4,16 +4,18 @@ one by one, as users do it."""
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from tiny_formats import write_mmeb_eval, write_mmeb_train, write_swift, write_tevatron
 from tiny_runs import ROOT, tiny_tree
 
 from pdfx.cli.app import main
+
+pytestmark = pytest.mark.process
 
 SAMPLES = 6
 COMMANDS = """
@@ -77,7 +79,7 @@ def run(shards) -> Path:
         [["train", str(folder / "recipe.yaml")], ["convert", str(folder / "run"), "--out", str(folder / "export")]]
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", COMMANDS, words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -44,6 +44,7 @@ def refuse_one(part: WorkUnit) -> None:
 PARTS = list(work_units(index_of([2000, 0, 300])))
 
 
+@pytest.mark.process
 def test_worker_processes_give_results_in_order():
     results = list(share_out(number_and_process, PARTS, workers=2))
     assert [part for part, _ in results] == PARTS
@@ -51,6 +52,7 @@ def test_worker_processes_give_results_in_order():
     assert os.getpid() not in {process for _, (_, process) in results}
 
 
+@pytest.mark.process
 def test_a_workers_refusal_arrives_as_the_sentence_it_is():
     with pytest.raises(UserError, match=r"^Unit 512 is refused\.$"):
         list(share_out(refuse_one, PARTS, workers=2))

@@ -42,6 +42,7 @@ class Wrong:
         raise UserError(f"number {number} is wrong")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_results_come_in_the_order_of_the_requests(workers):
     results = list(run_in_order(Square(), range(30), workers))
@@ -50,6 +51,7 @@ def test_results_come_in_the_order_of_the_requests(workers):
     assert (processes == {os.getpid()}) == (workers == 0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_requests_are_not_read_far_ahead(workers):
     read = 0
@@ -64,6 +66,7 @@ def test_requests_are_not_read_far_ahead(workers):
         assert read - done < max(3 * workers, 1)
 
 
+@pytest.mark.process
 def test_closing_early_ends_the_workers():
     results = run_in_order(Square(), range(1000), 2)
     _, (_, worker) = next(results)
@@ -72,17 +75,20 @@ def test_closing_early_ends_the_workers():
         os.kill(worker, 0)
 
 
+@pytest.mark.process
 def test_a_worker_that_is_killed_is_told_in_one_sentence():
     with pytest.raises(UserError, match="A worker process was killed, most often because memory ran out"):
         list(run_in_order(Fatal(), range(20), 2))
 
 
+@pytest.mark.process
 def test_a_worker_that_is_killed_in_the_middle_of_a_result_is_not_waited_for():
     with pytest.raises(UserError, match="A worker process was killed"):
         for _ in run_in_order(FatalWhileSending(), range(3), 1):
             time.sleep(0.5)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_the_job_raises_arrives(workers):
     with pytest.raises(UserError, match="number 0 is wrong"):

@@ -155,6 +155,7 @@ print((peak() - before) >> 20)
 """
 
 
+@pytest.mark.process
 def test_a_line_of_any_length_costs_bounded_memory_and_one_row(tmp_path):
     """128 MiB without a line break between two sound rows, in every format of lines, with a limit of 4 MiB."""
     contents = {

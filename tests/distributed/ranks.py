@@ -8,18 +8,25 @@ A failure or a timeout ends all ranks and is told with every rank's exception, o
 """
 
 import faulthandler
+import gc
 import importlib.util
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import warm
 
 from pdfx.distributed.world import free_port
 
@@ -48,13 +55,13 @@ class Ranks:
         return self
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
         port = free_port()
         for rank in range(self.size):
-            here, there = context.Pipe()
-            # Not daemons, which may have no children: a rank starts data workers.
-            process = context.Process(target=_serve, args=(rank, self.size, port, there, self._dump(rank)))
-            process.start()
+            here, there = multiprocessing.Pipe()
+            key = bytes(multiprocessing.current_process().authkey)
+            own = (rank, self.size, port, there.fileno(), str(self._dump(rank)), key)
+            code = f"import sys; sys.path[:] = {sys.path}; from distributed.ranks import serve; serve(*{own})"
+            process = warm.Popen([sys.executable, "-c", code], pass_fds=[there.fileno()])
             there.close()
             self.processes.append(process)
             self.pipes.append(here)
@@ -67,7 +74,8 @@ class Ranks:
             except OSError:
                 continue
         for process in self.processes:
-            process.join(10)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
         self._kill()
         self.folder.cleanup()
 
@@ -98,12 +106,9 @@ class Ranks:
             for pipe in connection.wait(list(waiting), timeout=max(deadline - time.monotonic(), 0)):
                 try:
                     answers[waiting[pipe]] = pipe.recv()
-                except EOFError:
-                    self.processes[waiting[pipe]].join(5)
-                    answers[waiting[pipe]] = (
-                        "failed",
-                        f"the process died with exit code {self.processes[waiting[pipe]].exitcode}",
-                    )
+                except (EOFError, ConnectionResetError):
+                    code = self.processes[waiting[pipe]].wait(5)
+                    answers[waiting[pipe]] = ("failed", f"the process died with exit code {code}")
                 if answers[waiting[pipe]][0] == "failed":
                     deadline = min(deadline, time.monotonic() + 5)
         if len(answers) == self.size and all(kind == "returned" for kind, _ in answers.values()):
@@ -127,14 +132,19 @@ class Ranks:
     def _kill(self) -> None:
         for process in self.processes:
             process.kill()
-            process.join()
+            process.wait()
         self.processes, self.pipes = [], []
 
 
-def _serve(rank: int, size: int, port: int, pipe, dump: Path) -> None:
-    """What a rank does: take a function, run it, send the outcome."""
+def serve(rank: int, size: int, port: int, file: int, dump: str, key: bytes) -> None:
+    """What a rank does: take a function from the connection that the open ``file`` is, run it, send the outcome.
+
+    ``key`` is the test process's: tensors go through files that are handed over to those who know it.
+    """
+    multiprocessing.current_process().authkey = key
+    pipe = connection.Connection(file)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    stack = dump.open("w", encoding="utf-8")
+    stack = open(dump, "w", encoding="utf-8")
     faulthandler.register(signal.SIGUSR2, file=stack, all_threads=True)
     local = {
         "RANK": rank,
@@ -145,20 +155,27 @@ def _serve(rank: int, size: int, port: int, pipe, dump: Path) -> None:
         "OMP_NUM_THREADS": 1,
     }
     os.environ.update({name: str(value) for name, value in local.items()}, DS_ACCELERATOR="cpu")
-    import torch
-    import torch.distributed as dist
-
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     pipe.send(("returned", None))
     while (job := pipe.recv()) is not None:
         try:
+            _end_unused_groups()
             place, arguments = job
             pipe.send(("returned", _load(*place)(*arguments)))
         except BaseException:
             # Whatever it is, it belongs to the test, which runs in the other process.
             pipe.send(("failed", traceback.format_exc()))
     dist.destroy_process_group()
+
+
+def _end_unused_groups() -> None:
+    """End the process groups of functions that have returned: each has threads that wake up for ever, and hundreds of
+    them keep a core busy. DeepSpeed uses one of its own again."""
+    kept = {dist.group.WORLD, getattr(sys.modules.get("deepspeed.utils.groups"), "_WORLD_GROUP", None)}
+    for group in set(dist.distributed_c10d._world.pg_map) - kept:
+        dist.destroy_process_group(group)
+    gc.collect()
 
 
 def _end_with(parent: int) -> None:

@@ -38,7 +38,7 @@ def test_ranks_run_many_functions_together_and_failures_tell_the_reason_and_wher
         processes = ranks.processes
         with pytest.raises(RankFailure, match=r"(?s)rank 0: .*barrier.*rank 1: .*the reason"):
             ranks.run(fail_on_rank_1)
-        assert not any(process.is_alive() for process in processes)
+        assert all(process.poll() is not None for process in processes)
         with pytest.raises(RankFailure, match=r"(?s)rank 0: still running.*hang_on_rank_0"):
             ranks.run(hang_on_rank_0, timeout=2)
 

@@ -185,6 +185,7 @@ def evaluate_as_rank(rank: int, world_size: int, port: int, export: Path, data_s
     (out / f"{rank}.json").write_text(json.dumps(told))
 
 
+@pytest.mark.process
 def test_two_ranks_get_the_metrics_of_one_and_make_the_same_forward_passes(
     metrics, among_candidates, export, shards, candidate_shards, damaged, tmp_path
 ):

@@ -122,6 +122,7 @@ def test_texts_are_cut_where_the_tokens_of_the_whole_say(embedder_of, family, li
     assert [text for text in texts if processor.cut(text) != whole_cut(processor, text)] == []
 
 
+@pytest.mark.process
 def test_a_text_of_20_megabytes_costs_little_memory(tmp_path):
     code = """
 import sys

@@ -123,6 +123,7 @@ def test_the_formats_depths_turns_and_transparencies_are_among_the_cases(cases):
         assert part in names
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("way", ["evaluate", "meant", *FORMS])
 def test_every_way_and_every_form_gives_the_model_the_same_pixels(cases, seen, way):
     _, pixels = seen
@@ -141,6 +142,7 @@ def test_every_way_and_every_form_gives_the_model_the_same_pixels(cases, seen, w
     assert len(compared) > 40
 
 
+@pytest.mark.process
 def test_every_way_gives_the_same_embedding(cases, seen):
     rows, _ = seen
     for way, found in rows.items():
@@ -197,6 +199,7 @@ def test_pictures_are_opened_with_a_list_of_formats_in_one_place():
     assert found == [("pictures.py", "image = Image.open(io.BytesIO(data), formats=_FORMATS)")]
 
 
+@pytest.mark.process
 def test_opening_pictures_imports_neither_torch_nor_transformers():
     code = (
         "import sys, pdfx.data.samples, pdfx.model.pictures; print(sorted({'torch', 'transformers'} & "

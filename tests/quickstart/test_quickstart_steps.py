@@ -26,6 +26,7 @@ def step(status: int = 0, resumes: bool = False) -> Step:
     return Step("A step", (sys.executable, "-c", APPEND, str(status)), "out", ("source.py",), resumes)
 
 
+@pytest.mark.process
 def test_a_finished_step_is_skipped_until_its_source_or_a_step_before_it_changes(root, capfd):
     for _ in range(2):
         assert quickstart.run(step(), fingerprint(step(), ""))
@@ -40,6 +41,7 @@ def test_a_finished_step_is_skipped_until_its_source_or_a_step_before_it_changes
     assert "skipped" not in capfd.readouterr().out
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("resumes", "expected"), [(True, "xx"), (False, "x")])
 def test_a_failed_step_is_told_and_only_one_that_resumes_keeps_what_it_left(root, capfd, resumes, expected):
     mark = fingerprint(step(3, resumes), "")
@@ -49,6 +51,7 @@ def test_a_failed_step_is_told_and_only_one_that_resumes_keeps_what_it_left(root
     assert written(root) == expected
 
 
+@pytest.mark.process
 def test_a_step_that_writes_nothing_has_failed():
     silent = Step("Nothing", (sys.executable, "-c", "pass"), "out", ("source.py",))
     assert not quickstart.run(silent, fingerprint(silent, ""))

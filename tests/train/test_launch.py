@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from tiny_runs import ROOT, tiny_tree
 
 from pdfx.distributed.world import free_port
 from pdfx.train.trainer import EXIT_STOPPED
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +26,9 @@ def recipe(tmp_path_factory) -> Path:
     return path
 
 
-def launch(*arguments: str, **variables: str) -> subprocess.Popen:
+def launch(*arguments: str, **variables: str) -> warm.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    return subprocess.Popen(
+    return warm.Popen(
         [sys.executable, "launch/train.py", *map(str, arguments)],
         cwd=ROOT,
         env=environment,

@@ -44,6 +44,7 @@ def write(tmp_path, **changes) -> None:
     (tmp_path / LOCK).write_text(json.dumps(dataclasses.asdict(dataclasses.replace(this_process(), **changes))))
 
 
+@pytest.mark.process
 def test_a_second_run_is_refused_with_the_holder_and_the_cure_until_the_first_one_is_killed(tmp_path, other_run):
     with pytest.raises(
         UserError,
@@ -58,11 +59,13 @@ def test_a_second_run_is_refused_with_the_holder_and_the_cure_until_the_first_on
     assert not (tmp_path / LOCK).exists()
 
 
+@pytest.mark.process
 def test_a_process_number_that_was_used_again_is_not_the_holder(tmp_path, other_run):
     write(tmp_path, process=other_run.pid, started=1.0)
     RunLock(tmp_path).release()
 
 
+@pytest.mark.process
 def test_a_process_began_when_the_kernel_says_in_ticks_which_no_clock_changes(other_run):
     assert 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - start_of(other_run.pid) / os.sysconf("SC_CLK_TCK") < 60
     other_run.kill()
@@ -136,6 +139,7 @@ def contend(run, begin, over, outcomes) -> None:
     over.wait()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("left", ["dead", "cut short", "none"])
 def test_of_several_starts_over_a_dead_lock_exactly_one_gets_it(tmp_path, left):
     context = multiprocessing.get_context("fork")
