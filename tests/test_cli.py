@@ -155,7 +155,7 @@ def test_mistakes_are_told_in_one_sentence_without_a_stack_trace(pdfx, export, d
         "not a run directory": ("report", tmp_path, export, data / "shards", "--out", tmp_path / "report.html"),
         "unknown key 'model.pathes'; did you mean 'model.path": ("train", recipe),
         "There is no recipe": ("train", tmp_path / "absent.yaml"),
-        "line 1: the image .*a.png cannot be used": (
+        "By kind: 1 unusable image.* the 10 bytes are not a picture in a known format": (
             "shards",
             "build",
             corrupt / "records.jsonl",

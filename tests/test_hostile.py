@@ -344,7 +344,7 @@ def test_a_probe_starts_no_program(export, witness, tmp_path):
     probe.mkdir()
     (probe / "0.0.png").write_bytes(EPS)
     (probe / "items.json").write_text(json.dumps([{"side": "query", "text": "", "images": ["0.0.png"]}]))
-    script = str(Path(sys.modules["pdfx"].__file__).with_name("export_check.py"))
+    script = str(Path(sys.modules["pdfx"].__file__).with_name("convert") / "export_check.py")
     done = subprocess.run(
         [sys.executable, "-P", script, str(export), str(probe), str(tmp_path / "result")],
         capture_output=True,

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,4 +77,3 @@ def test_the_documented_code_trains_converts_and_evaluates_and_trains_again_in_o
     assert printed[-2:] == ["True", "[]"]
     first, second = ((tmp_path / f"runs/{name}/metrics.jsonl").read_text() for name in ("first", "second"))
     assert first == second and first.count("\n") == 2
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
