@@ -48,16 +48,6 @@ multiprocessing.process.BaseProcess.start = announced
 
 
 @pytest.fixture(autouse=True)
-def own_environment():
-    """What a test does to the environment, by joining a world for example, does not reach the next test."""
-    before = dict(os.environ)
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
-
-
-@pytest.fixture(autouse=True)
 def same_environment():
     """Variables that a test sets, such as those of a process group that it joins, must not reach the next one."""
     before = dict(os.environ)
@@ -76,6 +66,8 @@ def two_ranks():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    # SLURM's nodes are last: they have the machine to themselves when the unit tests are done.
+    items.sort(key=lambda item: item.path.parent.name == "slurm")
     for item in items:
         if item.path.parent.name in ("distributed", "slurm") or "two_ranks" in item.fixturenames:
             item.add_marker(pytest.mark.process)
