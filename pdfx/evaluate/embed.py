@@ -275,7 +275,8 @@ def _embed_in_processes(
                     on_progress(done.value, total)
         except BrokenProcessPool:
             raise UserError(
-                "An embedding process was killed, often for want of memory; use fewer --processes or a smaller "
+                "An embedding process was killed, most often because memory ran out; use fewer --processes or a "
+                "smaller "
                 "--batch-size."
             ) from None
         finally:

@@ -26,8 +26,8 @@ PIECE = 16 * 2**20
 
 
 def require_folder(path: Path) -> None:
-    """Raises UserError if ``path`` could not be written for want of its folder, or is '-'; to be called before the
-    work whose result goes there."""
+    """Raises UserError if ``path`` could not be written because its folder is missing, or is '-'; to be called before
+    the work whose result goes there."""
     if str(path) == "-":
         raise UserError(
             "The output '-' is not a file name here: this result cannot be printed; give the name of a file (./- for "

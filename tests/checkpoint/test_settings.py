@@ -1,5 +1,5 @@
 """No setting changes in silence between a checkpoint and a run that takes it up: what decides an embedding is refused,
-all else is told."""
+all else is reported."""
 
 from collections.abc import Iterator
 

@@ -111,6 +111,7 @@ class RowsSource:
         return (as_record(row, self._fields) for row in self.rows.read(start, self.used))
 
     def _fields(self, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+        """A record's fields from a row's values; every format whose rows are records defines it."""
         raise NotImplementedError
 
 
