@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 # DeepSpeed looks for ninja, and its launcher for python, on the PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: install quickstart test test-unit lint docs
+.PHONY: install quickstart test test-unit lint types docs
 
 install: .venv/installed
 
@@ -25,6 +25,9 @@ test-unit: .venv/installed
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check --quiet .
+
+types: .venv/installed
+	.venv/bin/mypy
 
 # The site of the guides, into a folder that git ignores.
 docs: .venv/installed
