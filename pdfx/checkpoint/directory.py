@@ -142,7 +142,7 @@ def open_verified(path: Path, verify: Verify = verify_contents) -> Checkpoint:
 
 def newest_whole(run: Path, verify: Verify = verify_contents) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint of a run, if any, and one sentence per newer one that was passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for path in checkpoint_paths(run):
         try:
             return open_verified(path, verify), passed_over

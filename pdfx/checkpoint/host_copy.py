@@ -24,7 +24,7 @@ class HostCopy:
     """Buffers that are made at the first copy and kept for the next one, because new memory costs more time than
     copying."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.buffers: Flats = {}
 
     def take(self, flats: Flats) -> Flats:

@@ -57,7 +57,8 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progres
         raise UserError(
             f"{run} is not a run directory: it has no folder '{CHECKPOINTS}'; give the train.output_dir of a run."
         )
-    paths, found = checkpoint_paths(run), {}
+    paths = checkpoint_paths(run)
+    found: dict[Path, Checkpoint | str] = {}
     for number, path in enumerate(paths, 1):
         try:
             found[path] = open_verified(path, verify_contents if verify else lambda _: [])
@@ -79,9 +80,10 @@ def row_of(path: Path, found: Checkpoint | str, rule: Retention, best: Checkpoin
     """The row of a checkpoint that was opened, or of one that was not, for the reason ``found``."""
     if isinstance(found, str):
         return Row(step_of(path), disk_bytes(path), age_of(path), problem=found)
-    metric = found.manifest.metric.value if rule.rates(found) else None
     others = tuple(strays(path, found.manifest)) if verify else ()
-    return Row(found.step, disk_bytes(path), age_of(path), metric=metric, best=found == best, strays=others)
+    return Row(
+        found.step, disk_bytes(path), age_of(path), metric=rule.value_of(found), best=found == best, strays=others
+    )
 
 
 def disk_bytes(path: Path) -> int:

@@ -45,7 +45,7 @@ def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoin
     """
     if resume == "never":
         return None, []
-    passed_over = []
+    passed_over: list[str] = []
     for path in world.from_first(candidates(run, resume) if world.rank == 0 else None):
         checkpoint, problem = open_together(path, world)
         if problem is None:
@@ -71,7 +71,7 @@ def candidates(run: Path, resume: str) -> list[Path]:
 def open_together(path: Path, world: World) -> tuple[Checkpoint | None, str | None]:
     """A checkpoint whose contents all ranks found right, each its share of the files; or the sentence about what is
     wrong."""
-    found = None, None
+    found: tuple[Checkpoint | None, str | None] = None, None
     if world.rank == 0:
         try:
             found = open_checkpoint(path), None

@@ -30,15 +30,20 @@ class Retention:
 
     def best(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
         """The one with the best value of the metric, the earliest of equals; None if none has any."""
-        rated = [checkpoint for checkpoint in checkpoints if self.rates(checkpoint)]
         sign = -1 if self.greater_is_better else 1
-        return min(
-            rated, key=lambda checkpoint: (sign * checkpoint.manifest.metric.value, checkpoint.step), default=None
-        )
+        rated = [
+            (sign * value, checkpoint.step, number)
+            for number, checkpoint in enumerate(checkpoints)
+            if (value := self.value_of(checkpoint)) is not None
+        ]
+        return checkpoints[min(rated)[2]] if rated else None
 
-    def rates(self, checkpoint: Checkpoint) -> bool:
+    def value_of(self, checkpoint: Checkpoint) -> float | None:
+        """The checkpoint's value of the metric, if it has a finite one."""
         metric = checkpoint.manifest.metric
-        return metric is not None and metric.name == self.metric and math.isfinite(metric.value)
+        if metric is None or metric.name != self.metric or not math.isfinite(metric.value):
+            return None
+        return metric.value
 
     def stays(self, checkpoints: list[Checkpoint]) -> set[Path]:
         """The paths of those that stay, of whole checkpoints in any order."""

@@ -7,72 +7,43 @@ Each rank writes its own file in a thread. When all ranks are done, which they f
 
 from __future__ import annotations
 
-import io
-import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from pdfx.checkpoint.background import Job
 from pdfx.checkpoint.directory import (
-    BUFFERS,
-    OBJECTIVE,
     OPTIMIZER_STEPS,
     PARAMETERS,
     PARTIAL,
     PROBE,
     REPLACED,
-    STATE,
     directory_name,
     remove_checkpoint,
-    remove_unfinished,
 )
 from pdfx.checkpoint.host_copy import Flats, HostCopy, choose_background
-from pdfx.checkpoint.manifest import Manifest, Metric, write_manifest
-from pdfx.checkpoint.parameters import part_file_name, parts_metadata
+from pdfx.checkpoint.manifest import Manifest, write_manifest
+from pdfx.checkpoint.parameters import part_file_name
 from pdfx.checkpoint.retention import Retention, prune
-from pdfx.checkpoint.zero_shards import ParameterPart, flat_tensors, optimizer_steps, parts_of, persistent_buffers
-from pdfx.config.run_files import CHECKPOINTS, CONFIG
+from pdfx.checkpoint.writing import Content, Records, first_part, make_partial, start_job, told_failure, write_parts
+from pdfx.checkpoint.zero_shards import flat_tensors, optimizer_steps, parts_of, persistent_buffers
+from pdfx.config.run_files import CHECKPOINTS
 from pdfx.distributed.world import CONTROL_TIMEOUT, World
 from pdfx.errors import UserError
-from pdfx.host.files import FileRecord, read_record, sync, write_checksummed
-from pdfx.host.tensor_files import Entry, write_tensors
-
-Records = dict[str, FileRecord]
+from pdfx.host.files import sync
 
 PATIENCE = timedelta(seconds=15)
 """A rank that failed alone waits so long for the others before it ends; they are somewhere else."""
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a checkpoint holds beside parameters and optimiser; the same on every rank.
-
-    Attributes:
-        step: optimiser steps behind it.
-        state: plain values for ``Checkpoint.state``.
-        objective: the objective's state.
-        config: the resolved configuration as YAML.
-        write_probe: called on every rank with the probe's directory.
-        metric: of the evaluation at this step, if the best checkpoint is chosen by one.
-    """
-
-    step: int
-    state: dict
-    objective: dict
-    config: str
-    write_probe: Callable[[Path], None]
-    metric: Metric | None = None
 
 
 @dataclass
@@ -81,7 +52,7 @@ class Save:
     checkpoint current."""
 
     content: Content
-    job: Job
+    job: Future
     sealing: bool = False
 
 
@@ -103,7 +74,9 @@ class CheckpointSaver:
         self.run, self.engine, self.setting, self.retention = run, engine, background, retention
         # A group of its own, so that a rank that waits here after a failure meets no rank that waits for something
         # else.
-        self.world = replace(world, control=dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
+        # Every rank is in it, so it is never the number that torch gives those that are not.
+        group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
+        self.world = replace(world, control=group)
         self.background: bool | None = None
         self.copy = HostCopy()
         self.current: Save | None = None
@@ -143,22 +116,24 @@ class CheckpointSaver:
         if self.world.rank == 0:
             state = {**content.state, OPTIMIZER_STEPS: optimizer_steps(self.engine)}
             work.append(first_part(partial, replace(content, state=state), persistent_buffers(self.engine.module)))
-        self.current = Save(
-            content, Job(lambda: {name: record for part in work for name, record in part().items()}, self.background)
-        )
+
+        def write() -> Records:
+            return {name: record for part in work for name, record in part().items()}
+
+        self.current = Save(content, start_job(write, self.background))
 
     def advance(self) -> list[str]:
         """Take the save that is on its way a step further if it is ready; to be called after each step. Returns and
         raises as ``save`` does."""
         with self._waiting():
-            return self._advance() if self.current else []
+            return self._advance(self.current) if self.current else []
 
     def finish(self) -> list[str]:
         """Wait for the save that is on its way, if there is one. Returns and raises as ``save`` does."""
         messages = []
         while self.current:
             with self._waiting():
-                self.current.job.wait()
+                futures.wait([self.current.job])
             messages += self.advance()
         return messages
 
@@ -171,25 +146,25 @@ class CheckpointSaver:
             if dist.all_reduce(torch.zeros(1), group=self.world.control, async_op=True).wait(PATIENCE):
                 self.finish()
 
-    def _advance(self) -> list[str]:
-        save, path = self.current, self.final(self.current.content.step)
-        running = save.job.running
-        running_anywhere, failed = self.world.largest([running, not running and save.job.error is not None])
+    def _advance(self, save: Save) -> list[str]:
+        path, running = self.final(save.content.step), not save.job.done()
+        running_anywhere, failed = self.world.largest([running, not running and save.job.exception() is not None])
         if failed:
             self.current = None
-            save.job.wait()
+            error = save.job.exception()
             self.world.barrier()
             self._discard(save.content.step)
             with self.world.together():
-                if save.job.error is not None:
-                    raise UserError(told_failure(path, save.job.error)) from save.job.error
+                if error is not None:
+                    raise UserError(told_failure(path, error)) from error
         if running_anywhere:
             return []
         if save.sealing:
             self.current = None
-            return [f"Saved {path}; training waited for {self.waited:.1f} s.", *save.job.result]
-        records = {name: record for own in self.world.gather(save.job.result) for name, record in own.items()}
-        self.current = Save(save.content, Job(lambda: self._seal(save.content, records), self.background), sealing=True)
+            return [f"Saved {path}; training waited for {self.waited:.1f} s.", *save.job.result()]
+        records = {name: record for own in self.world.gather(save.job.result()) for name, record in own.items()}
+        seal = start_job(lambda: self._seal(save.content, records), bool(self.background))
+        self.current = Save(save.content, seal, sealing=True)
         return []
 
     def _discard(self, step: int) -> None:
@@ -234,69 +209,3 @@ class CheckpointSaver:
 
     def partial(self, step: int) -> Path:
         return self.run / CHECKPOINTS / (directory_name(step) + PARTIAL)
-
-
-def make_partial(run: Path, partial: Path) -> None:
-    """The empty directory to write into; what killed saves left goes. Raises UserError if it cannot be made."""
-    try:
-        remove_unfinished(run)
-        for name in (PARAMETERS, "state"):
-            (partial / name).mkdir(parents=True)
-    except OSError as error:
-        raise UserError(told_failure(partial, error)) from error
-
-
-def write_parts(path: Path, parts: list[ParameterPart], flats: Flats) -> FileRecord:
-    """This rank's parts of parameters and states as one safetensors file, kind by kind."""
-    entries = [
-        (Entry(f"{kind}/{part.name}", tensors[part.flat].dtype, (part.count,)), on_host(part, tensors))
-        for kind, tensors in flats.items()
-        for part in parts
-    ]
-    return write_tensors(
-        path,
-        entries,
-        parts_metadata({part.name: part.start for part in parts}, {part.name: part.shape for part in parts}),
-    )
-
-
-def on_host(part: ParameterPart, tensors: list[Tensor]) -> Iterator[Tensor]:
-    """The part as one piece, taken from its device when it is asked for."""
-    yield part.of(tensors).cpu()
-
-
-def first_part(partial: Path, content: Content, buffers: dict[str, Tensor]) -> Callable[[], Records]:
-    """What rank 0 writes beside its parameters, taken now."""
-    stream = io.BytesIO()
-    torch.save(content.objective, stream)
-    files = {
-        STATE: json.dumps(content.state, indent=1).encode(),
-        CONFIG: content.config.encode(),
-        OBJECTIVE: stream.getvalue(),
-    }
-    kept = {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()}
-
-    def write() -> Records:
-        records = {name: write_checksummed(partial / name, data) for name, data in files.items()}
-        entries = [(Entry(name, tensor.dtype, tuple(tensor.shape)), [tensor]) for name, tensor in kept.items()]
-        records[BUFFERS] = write_tensors(partial / BUFFERS, entries, {})
-        for path in sorted((partial / PROBE).iterdir()):
-            sync(path)
-            records[f"{PROBE}/{path.name}"] = read_record(path)
-        return records
-
-    return write
-
-
-def told_failure(path: Path, error: Exception) -> str:
-    """The sentence about a checkpoint that could not be written, which ends the run: what it would train from here on
-    could be lost."""
-    reason = (
-        f"{os.strerror(error.errno)} ({error.filename or path})"
-        if isinstance(error, OSError) and error.errno
-        else f"{type(error).__name__}: {error}"
-    )
-    return (
-        f"The checkpoint {path} could not be written: {reason}; free or fix that disk, then the same command resumes "
-        "from the newest whole checkpoint."
-    )

@@ -9,6 +9,7 @@ parameter is cut by ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import deepspeed
 import torch
@@ -21,6 +22,8 @@ from pdfx.checkpoint.parameters import MASTER, SavedParameters
 from pdfx.model.vision_cache import CachedTower
 
 STEP = "step"
+Sharded: TypeAlias = Any
+"""A parameter with the attributes that DeepSpeed adds to it (``ds_numel``, ``ds_shape``, ``_hp_mapping``, ...)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def part_of(engine: deepspeed.DeepSpeedEngine, name: str, parameter: torch.nn.Pa
     return part if part is not None and part.count > 0 else None
 
 
-def sharded_part(name: str, parameter: torch.nn.Parameter, optimizer) -> ParameterPart:
+def sharded_part(name: str, parameter: Sharded, optimizer: Any) -> ParameterPart:
     """Under ZeRO-3."""
     flat, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = dist.get_rank(parameter.ds_process_group) * length
@@ -74,7 +77,7 @@ def sharded_part(name: str, parameter: torch.nn.Parameter, optimizer) -> Paramet
     return ParameterPart(name, tuple(parameter.ds_shape), start, count, flat, offset)
 
 
-def partitioned_part(name: str, parameter: torch.nn.Parameter, optimizer) -> ParameterPart | None:
+def partitioned_part(name: str, parameter: Sharded, optimizer: Any) -> ParameterPart | None:
     """This rank's part of one parameter under ZeRO 1 and 2; None if the parameter lies on other ranks only."""
     mapping = parameter._hp_mapping
     if mapping is None:

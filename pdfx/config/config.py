@@ -12,6 +12,7 @@ from typing import Annotated
 
 import yaml
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from pdfx.config.data_sections import DataSection
 from pdfx.config.extending import read_extended
@@ -85,7 +86,7 @@ def shown_settings(config: Config) -> dict:
     return {**tree, "data": scrubbed(tree["data"])}
 
 
-def _sentence(item: dict, source: str) -> str:
+def _sentence(item: ErrorDetails, source: str) -> str:
     key = ".".join(_key(item))
     if item["type"] == "extra_forbidden":
         close = nearest(_key(item)[-1], _fields(_key(item)[:-1]))
@@ -100,7 +101,7 @@ def _sentence(item: dict, source: str) -> str:
     return f"{source}: '{key or 'the recipe'}' is {value}: {message}."
 
 
-def _explains(other: dict, item: dict) -> bool:
+def _explains(other: ErrorDetails, item: ErrorDetails) -> bool:
     """Whether ``item`` only says that a value is not of one of several types, and ``other`` what is wrong with it as
     one of another type."""
     key = _key(item)
@@ -110,7 +111,7 @@ def _explains(other: dict, item: dict) -> bool:
     )
 
 
-def _key(item: dict) -> tuple[str, ...]:
+def _key(item: ErrorDetails) -> tuple[str, ...]:
     """The setting that a mistake is about: its place without numbers in lists and members of unions."""
     key: tuple[str, ...] = ()
     for part in item["loc"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.config_utils import dict_raise_error_on_duplicate_keys
@@ -146,7 +147,10 @@ def drop_update_rule(settings: dict, train: TrainSection) -> list[str]:
         if section is None:
             continue
         kind, parameters = (section.get("type"), section.get("params", {})) if isinstance(section, dict) else (None, {})
-        right = kind in ("Adam", "AdamW") if key == "optimizer" else SCHEDULERS.get(kind) == train.lr_scheduler_type
+        if key == "optimizer":
+            right = kind in ("Adam", "AdamW")
+        else:
+            right = SCHEDULERS.get(str(kind)) == train.lr_scheduler_type
         others = [name for name, value in parameters.items() if value not in ("auto", expected.get(name, "auto"))]
         if not right or others:
             what = f"its {', '.join(others)}" if right else f"its type {kind!r}"
@@ -207,7 +211,7 @@ def read_json(path: str | Path) -> dict:
 
 def flatten(tree: dict, prefix: str = "") -> dict:
     """Nested dictionaries as one with dotted keys."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat

@@ -71,7 +71,8 @@ class RecipeLoader(yaml.SafeLoader):
         return node
 
     def refuse(self, why: str, event: yaml.Event) -> None:
-        raise yaml.composer.ComposerError(None, None, f"{why} (line {event.start_mark.line + 1})")
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        raise yaml.composer.ComposerError(None, None, f"{why} (line {line})")
 
 
 RecipeLoader.add_implicit_resolver(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -85,9 +85,15 @@ class Batch:
         return self.map(lambda tensor: tensor.pin_memory())
 
 
-Processor = Callable[[list[dict], list[str]], tuple[dict[str, Tensor], int]]
-"""``processor(items, sides) -> (inputs, truncated)``; an item is ``{"text": str, "images": [PIL.Image, ...]}``, a side
-"query" or "target"."""
+class Processor(Protocol):
+    """What ``pdfx.model.InputProcessor`` does."""
+
+    def __call__(self, items: list[dict], sides: list[str], /) -> tuple[dict[str, Tensor], int]:
+        """Inputs and the number of texts that were cut, of items ``{"text": str, "images": [PIL.Image, ...]}``, each a
+        "query" or a "target"."""
+
+    def select_items(self, inputs: dict[str, Tensor], rows: list[int], images: list[int], /) -> dict[str, Tensor]:
+        """The inputs of some of the items; ``images``: how many each item has. Only called to cut chunks by tokens."""
 
 
 def filler() -> dict:
@@ -205,7 +211,7 @@ def _process(
 
 
 def _items(part: list[Sample | SampleError], negatives: int) -> tuple[list[dict], list[str]]:
-    queries = [filler() if isinstance(sample, SampleError) else sample.query for sample in part]
+    queries = [filler() if isinstance(sample, SampleError) else sample.query or filler() for sample in part]
     targets = [filler() if isinstance(sample, SampleError) else sample.target for sample in part]
     hard: list[dict[str, Any]] = []
     for sample in part:

@@ -50,14 +50,11 @@ class BatchReader:
     def _read(self, places: list[tuple[int, int]]) -> list[Sample | SampleError]:
         """The samples at ``places``; those of one data set are asked for together, so that remote ones are fetched side
         by side."""
-        samples: list[Sample | SampleError | None] = [None] * len(places)
+        samples: dict[int, Sample | SampleError] = {}
         for source in {source for source, _ in places}:
             own = [slot for slot, place in enumerate(places) if place[0] == source]
-            for slot, sample in zip(
-                own, self.datasets[source].read_many([places[slot][1] for slot in own]), strict=True
-            ):
-                samples[slot] = sample
-        return samples
+            samples |= zip(own, self.datasets[source].read_many([places[slot][1] for slot in own]), strict=True)
+        return [samples[slot] for slot in range(len(places))]
 
 
 class TrainLoader:

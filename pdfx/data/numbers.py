@@ -55,7 +55,7 @@ class FirstRecords:
     searches in a few tables.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._recent: dict[int, int] = {}
         self._tables: list[NumberTable] = []
 

@@ -92,7 +92,7 @@ class PictureFolder:
 
     def _tar_above(self, path: str) -> str | None:
         """The tar file among the folders of a path, the image folder itself included."""
-        root = os.path.abspath(self.root)
+        root = os.path.abspath(self.root or path)
         while path != root:
             path = os.path.dirname(path)
             if path.endswith(".tar") and os.path.isfile(path):
@@ -136,7 +136,7 @@ def _members(tar: str) -> dict[str, tuple[int, int]] | str:
                 if member.isreg() and not member.issparse():
                     places[os.path.normpath(member.name)] = member.offset_data, member.size
                 # tarfile keeps a kilobyte of every member otherwise.
-                archive.members.clear()
+                archive.members.clear()  # type: ignore[attr-defined]  # public, but not in typeshed
     except OSError:
         raise
     except (

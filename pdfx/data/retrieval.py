@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
@@ -73,14 +73,15 @@ def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
             problems[sample] = str(found)
             continue
         key, record = found
-        targets.add(sample, record.target_id, numbers[record.target_id], record.target)
+        identity = cast(str, record.target_id)
+        targets.add(sample, identity, numbers[identity], record.target)
         if record.query is not None:
-            queries.add(sample, record.target_id, numbers[record.target_id], record.query)
+            queries.add(sample, identity, numbers[identity], record.query)
             keys.append(key)
             listed.append(
                 None
                 if record.candidates is None
-                else np.array([numbers[identity] for identity in record.candidates], dtype=np.int64)
+                else np.array([numbers[other] for other in record.candidates], dtype=np.int64)
             )
     if not keys:
         raise UserError(

@@ -7,6 +7,7 @@ import io
 import re
 import tarfile
 from dataclasses import dataclass
+from typing import cast
 
 from PIL import Image
 from pydantic import ValidationError
@@ -37,7 +38,8 @@ def plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
     Args:
         data: whole blocks of 512 bytes, without the empty ones at a tar's end.
     """
-    members, place = [], 0
+    members: list[tuple[str, bytes]] = []
+    place = 0
     while place < len(data):
         if len(members) == MOST_MEMBERS:
             return None
@@ -139,7 +141,8 @@ def open_members(data: bytes, place: Place) -> tuple[str, dict[str, bytes]]:
     Raises:
         SampleError: the bytes are not a sound tar, or hold something other than plain members of one key.
     """
-    members, keys = {}, set()
+    members: dict[str, bytes] = {}
+    keys: set[str] = set()
     for name, content in plain_members(data) or _any_members(data, place):
         key, _, suffix = name.partition(".")
         if suffix in members:
@@ -158,7 +161,8 @@ def open_members(data: bytes, place: Place) -> tuple[str, dict[str, bytes]]:
 
 def _any_members(data: bytes, place: Place) -> list[tuple[str, bytes]]:
     """Names and contents as the standard library reads them. Raises SampleError like ``open_members``."""
-    members, stop = [], 0
+    members: list[tuple[str, bytes]] = []
+    stop = 0
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=PlainTarInfo) as archive:
             for member in archive:
@@ -196,7 +200,7 @@ def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
 
 
 def parse_record(data: bytes, key: str, place: Place) -> Record:
-    """The record of a JSON member. Raises SampleError if it is none of a shard."""
+    """The record of a JSON member, with every ``target_id``. Raises SampleError if it is none of a shard."""
     if len(data) > _MOST_RECORD_BYTES:
         raise place.error(
             key, f"its record has {len(data)} bytes, more than the {_MOST_RECORD_BYTES} that are read of one"
@@ -220,8 +224,8 @@ def parse_sample(data: bytes, place: Place, max_image_pixels: int) -> Sample:
         query=decoded.get("query"),
         target=decoded["target"],
         negatives=[decoded[f"negatives.{m}"] for m in range(len(record.negatives))],
-        target_id=identity_number(record.target_id),
-        negative_ids=[identity_number(negative.target_id) for negative in record.negatives],
+        target_id=identity_number(cast(str, record.target_id)),
+        negative_ids=[identity_number(cast(str, negative.target_id)) for negative in record.negatives],
         shard=place.shard,
     )
 

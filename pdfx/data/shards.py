@@ -114,7 +114,7 @@ class Shard:
                 raise self.place(i).error(
                     "", f"it has {stop - start} bytes, more than the {MOST_SAMPLE_BYTES} that are read of one"
                 )
-            if self._cache is not None and (span := self._fetch_span(i)) is not None:
+            if self._cache is not None and (span := self._fetch_span(self._cache, i)) is not None:
                 return span
             return self._storage.read(
                 self.entry.name, start, stop - start if limit is None else min(limit, stop - start)
@@ -194,23 +194,21 @@ class Shard:
         """Raises UserError if the tar on this machine is not what the index says; a mere copy or a touch leaves it what
         it was."""
         size = self._size(self.entry.name)
-        if (size, self.entry.sha256) != astuple(read_record(self.path)):
+        if (size, self.entry.sha256) != astuple(read_record(Path(self.path))):
             raise UserError(
                 f"The shard {self.path} changed while it was in use; old and new samples would mix, so restore it, "
                 "or start a new run."
             )
 
-    def _fetch_span(self, i: int) -> bytes | None:
+    def _fetch_span(self, cache: SpanCache, i: int) -> bytes | None:
         """The sample from its span in the cache; None if the span is too large to be read as one."""
-        first = i - i % self._cache.span_samples
-        bounds = self._load_offsets()[first : first + self._cache.span_samples + 1]
+        first = i - i % cache.span_samples
+        bounds = self._load_offsets()[first : first + cache.span_samples + 1]
         start, stop = int(bounds[0]), int(bounds[-1])
         if stop - start > MOST_SAMPLE_BYTES:
             return None
         name = f"{self.entry.name.removesuffix('.tar')}-{first}-{len(bounds) - 1}"
-        return self._cache.read(
-            name, bounds, i - first, lambda: self._storage.read(self.entry.name, start, stop - start)
-        )
+        return cache.read(name, bounds, i - first, lambda: self._storage.read(self.entry.name, start, stop - start))
 
     def _size(self, name: str) -> int:
         try:

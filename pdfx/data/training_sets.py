@@ -40,7 +40,7 @@ def open_training_sets(data: DataSection) -> list[TrainingSet]:
                 f"Of the {len(dataset)} samples in {section.path}, {dataset.index.targets_only} have no query, so "
                 "these shards are for evaluation; train on shards that were built without such records."
             )
-        sets.append(TrainingSet(section.name, dataset))
+        sets.append(TrainingSet(section.name or section.path, dataset))
     _require_room(sets, data)
     return sets
 

@@ -223,7 +223,8 @@ def _start_worker(_: int) -> None:
 
 
 def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
+    if parent := multiprocessing.parent_process():
+        connection.wait([parent.sentinel])
     os._exit(1)
 
 
@@ -236,5 +237,5 @@ def _modules_of(job: Any) -> list[str]:
             f"The processor cannot be sent to data workers ({error}); define its class at the top of an importable "
             "module, or set data.num_workers=0."
         ) from None
-    strings = {argument for opcode, argument, _ in pickletools.genops(pickled) if opcode.name.endswith("UNICODE")}
+    strings = {str(argument) for opcode, argument, _ in pickletools.genops(pickled) if opcode.name.endswith("UNICODE")}
     return sorted(strings & sys.modules.keys() - {"__main__"})

@@ -105,11 +105,11 @@ class Lifeline:
         self.members = world.gather((socket.gethostname(), os.getpid(), machine()))
         # Rank 0's address is known to be reachable: the process group met there.
         host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=max(60.0, patience))
-        self._store = (
+        own = (
             dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout) if world.rank == 0 else None
         )
-        port = world.from_first(self._store.port if self._store else None)
-        self._store = self._store or dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        port = world.from_first(own.port if own else None)
+        self._store = own or dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
         self.give(Sign(0, 0, 0, "starting"))
         world.barrier()
 

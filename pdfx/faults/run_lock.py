@@ -96,7 +96,8 @@ class RunLock:
     """
 
     def __init__(self, run: Path):
-        self.path, self.own, self._taken_by = run / LOCK, this_process(), None
+        self.path, self.own = run / LOCK, this_process()
+        self._taken_by: str | None = None
         self._released = threading.Event()
         holder = None
         while holder := self._take(holder):

@@ -50,7 +50,8 @@ def watched(config: Config, world: World, stop: StopRequest) -> Iterator[Progres
         UserError: the directory cannot be used, or is in use.
         SystemExit: this rank ends because of another one, or has reported its own error.
     """
-    progress, locks = Progress(), []
+    progress = Progress()
+    locks: list[RunLock] = []
     lifeline = Lifeline(world, config.guards.lost_seconds) if world.size > 1 else None
     run, trouble = Path(config.train.output_dir), lambda: locks[0].trouble() if locks else None
     watchdog = Watchdog(config.guards, progress, run, world.rank, lifeline, trouble, stop, longest_read(config))
@@ -123,7 +124,7 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
         if lost:
             failure = Failure(lifeline.rank, "lost", EXIT_LOST, len(lost))
         if known or not lifeline.claim(failure):
-            known = known or lifeline.failure()
+            known = known or lifeline.failure() or failure
             watchdog.leave_to(known)
             # Launchers that name the first rank to end should find the one that failed.
             time.sleep(INTERVAL)
@@ -153,7 +154,7 @@ def find_reason(lifeline: Lifeline, watchdog: Watchdog) -> tuple[Failure | None,
     deadline = time.monotonic() + RECONSIDER + 2
     while time.monotonic() < deadline:
         failure = lifeline.failure()
-        lost = watchdog.find_lost(RECONSIDER, 0.25)
+        lost = watchdog.find_lost(lifeline, RECONSIDER, 0.25)
         if failure or lost:
             return failure, lost
         time.sleep(0.25)

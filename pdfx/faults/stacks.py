@@ -6,6 +6,7 @@ import faulthandler
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -27,7 +28,7 @@ def write_stacks(run: Path, rank: int, title: str) -> None:
     """Write the main thread's stack and then every thread's into the run's directory, in the place of earlier ones."""
     path = stack_path(run, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stack = "".join(traceback.format_stack(sys._current_frames()[threading.main_thread().ident]))
+    stack = "".join(traceback.format_stack(_main_frame()))
     with path.open("w", encoding="utf-8") as stream:
         stream.write(f"{title}\n{stack}{OTHERS}\n")
         stream.flush()
@@ -48,13 +49,17 @@ def main_place() -> tuple[str, bool]:
     The place is the innermost line of pdfx or of a file that is not installed, such as the user's own; the innermost of
     all if there is none.
     """
-    frames = list(_frames(sys._current_frames()[threading.main_thread().ident]))
+    frames = list(_frames(_main_frame()))
     own = next((frame for frame in frames if not _is_foreign(frame.f_code.co_filename)), frames[0])
     waiting = any(part in frame.f_code.co_filename for frame in frames for part in COLLECTIVES)
     return f"{own.f_code.co_filename}, line {own.f_lineno}, in {own.f_code.co_name}", waiting
 
 
-def _frames(frame: FrameType | None):
+def _main_frame() -> FrameType:
+    return sys._current_frames()[threading.main_thread().ident or 0]
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back

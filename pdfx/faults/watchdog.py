@@ -62,9 +62,10 @@ class Progress:
         begun: optimiser steps that this process has begun.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = self.step = self.marks = self.begun = 0
-        self.doing, self.pace, self._known = "start", "pause", set()
+        self.doing, self.pace = "start", "pause"
+        self._known: set[str] = set()
 
     def begin(self, step: int) -> None:
         """An optimiser step begins. The first one of a process may take long: libraries compile and measure in it."""
@@ -114,13 +115,13 @@ class Patience:
         self.quiet += passed
         if self.settings.stall_seconds is None:
             return False
-        limits = self._limits()
+        limits = self._limits(self.settings.stall_seconds)
         pace = "stop" if urgent and self._pace != "pause" and limits["stop"] < limits[self._pace] else self._pace
         self.setting = SETTINGS[pace]
         return self.quiet > limits[pace]
 
-    def _limits(self) -> dict[str, float]:
-        usual = max(self.settings.stall_seconds, SLACK * self._longest)
+    def _limits(self, stall_seconds: float) -> dict[str, float]:
+        usual = max(stall_seconds, SLACK * self._longest)
         first, data = max(self.settings.first_seconds, usual, self.storage), max(usual, self.storage)
         return {
             "step": usual,
@@ -192,14 +193,14 @@ class Watchdog:
         self._ended.set()
         self.thread.join(DEPARTURE)
 
-    def find_lost(self, seconds: float, passed: float) -> list[int]:
+    def find_lost(self, lifeline: Lifeline, seconds: float, passed: float) -> list[int]:
         """Ranks without a new sign of life for so many seconds; to be called again and again, ``passed`` seconds after
         the last time.
 
         Raises:
             Unreachable: rank 0 does not answer, so it is lost itself.
         """
-        for rank, sign in enumerate(self.lifeline.signs()):
+        for rank, sign in enumerate(lifeline.signs()):
             beat, waited = self._waited.get(rank, (sign.beat, 0.0))
             self._waited[rank] = (beat, waited + passed) if sign.beat == beat else (sign.beat, 0.0)
         return [rank for rank, (_, waited) in self._waited.items() if waited > seconds and rank != self.rank]
@@ -235,7 +236,7 @@ class Watchdog:
         stop = self.stop_request
         over = self.patience.is_over(self.progress, passed, bool(stop and stop.urgent))
         if self.lifeline:
-            self._meet_the_others(passed)
+            self._meet_the_others(self.lifeline, passed)
         if self._decides and (sentence := self.trouble()):
             self._end(Failure(self.rank, "lost", EXIT_LOST), sentence)
         if self._decides and stop and stop.asked and not self.progress.begun:
@@ -246,13 +247,14 @@ class Watchdog:
         if self._decides and over:
             self._end(Failure(self.rank, "stall", EXIT_LOST))
 
-    def _meet_the_others(self, passed: float) -> None:
+    def _meet_the_others(self, lifeline: Lifeline, passed: float) -> None:
         """Give a sign of life, follow another rank's failure, and on rank 0 look for ranks that gave no sign."""
         try:
             self.beat += 1
-            self.lifeline.give(Sign(self.beat, self.progress.step, self.progress.marks, self.progress.doing))
-            failure = self.lifeline.failure() if self._decides else None
-            lost = self.find_lost(self.settings.lost_seconds, passed) if self._decides and self.rank == 0 else []
+            lifeline.give(Sign(self.beat, self.progress.step, self.progress.marks, self.progress.doing))
+            failure = lifeline.failure() if self._decides else None
+            watches = self._decides and self.rank == 0
+            lost = self.find_lost(lifeline, self.settings.lost_seconds, passed) if watches else []
         except Unreachable:
             if self.progress.doing == END:
                 # Rank 0 has ended in order.
@@ -261,17 +263,17 @@ class Watchdog:
             # Rank 0 may be ending in order, and this rank's main thread as well.
             self.first_silent += passed
             if self._decides and self.first_silent > DEPARTURE:
-                self._exit(EXIT_LOST, self.lifeline.describe_lost([0]) if self.reports_first_rank() else "")
+                self._exit(EXIT_LOST, lifeline.describe_lost([0]) if self.reports_first_rank() else "")
             return
         if failure:
             self._follow(failure)
         elif lost:
-            self._end(Failure(self.rank, "lost", EXIT_LOST, len(lost)), self.lifeline.describe_lost(lost))
+            self._end(Failure(self.rank, "lost", EXIT_LOST, len(lost)), lifeline.describe_lost(lost))
 
     def _end(self, failure: Failure, sentence: str = "") -> None:
         """End all ranks; this one reports why, unless another was first."""
         if self.lifeline and not self.lifeline.claim(failure):
-            self._follow(self.lifeline.failure())
+            self._follow(self.lifeline.failure() or failure)
             return
         self.claimed = time.time()
         if failure.kind == "stall":

@@ -9,7 +9,6 @@ from types import ModuleType
 
 def make_callable(module: str, function: Callable) -> None:
     """Let an imported module be called as ``function``."""
-    kind = type("CallableModule", (ModuleType,), {"__call__": staticmethod(function)})
-    sys.modules[module].__class__ = kind
-    # For editors and help(): the signature of a call.
-    sys.modules[module].__wrapped__ = function
+    # The second name gives editors and help() the signature of a call.
+    call = staticmethod(function)
+    sys.modules[module].__class__ = type("CallableModule", (ModuleType,), {"__call__": call, "__wrapped__": call})

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 
@@ -26,7 +27,7 @@ class _Output(io.FileIO):
         super().__init__(number, "w", closefd=False)
         self.title = title
 
-    def write(self, data) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,8 @@ def write_tensors(
     Raises:
         ValueError: an entry's pieces are of another type or number than it says.
     """
-    header, place = {"__metadata__": metadata} if metadata else {}, 0
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    place = 0
     for entry, _ in tensors:
         header[entry.name] = {
             "dtype": NAMES[entry.dtype],
@@ -98,7 +100,7 @@ def raw(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, without a copy."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def whole_size(value: object) -> int:

@@ -11,6 +11,7 @@ recomputes, which is not work of the model.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -135,7 +136,7 @@ def padding_share(batch: Batch, embedder: ParallelEmbedder, device: torch.device
     )
 
 
-def part_of(module: nn.Module, attention: int, reached: bool, without: set[nn.Module] = frozenset()) -> ModuleGroup:
+def part_of(module: nn.Module, attention: int, reached: bool, without: Collection[nn.Module] = ()) -> ModuleGroup:
     """Count a module's linear and convolution weights, sharded ones by their whole size, except in the modules
     ``without``."""
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)

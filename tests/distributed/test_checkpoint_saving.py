@@ -163,7 +163,8 @@ def save_while_training(config: Config, harm: bool) -> tuple[list[bool], str]:
         trainer.train_step()
         hook_of(trainer, "Saving").save(trainer)
         trainer.train_step()
-        running = [trainer.saver.current.job.running, trainer.saver.advance() == [], trainer.saver.current.job.running]
+        job = trainer.saver.current.job
+        running = [not job.done(), trainer.saver.advance() == [], not job.done()]
         dist.barrier()
         if harm and dist.get_rank() == 1:
             (trainer.saver.partial(1) / PARAMETERS).rmdir()

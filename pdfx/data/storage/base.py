@@ -56,11 +56,15 @@ class Storage(Protocol):
     """Files of one folder, known by their plain names. Safe to use after a fork and to pickle. All methods raise
     StorageError, and those of remote ones UserError if a file is not the one any more that it was."""
 
-    path: Path | str
-    """The folder, for messages; no secrets are in it."""
     remote: bool
-    retries: int
-    """Requests that this process repeated, because they or their answers were lost."""
+
+    @property
+    def path(self) -> Path | str:
+        """The folder, for messages; no secrets are in it."""
+
+    @property
+    def retries(self) -> int:
+        """Requests that this process repeated, because they or their answers were lost."""
 
     def where(self, name: str) -> Path | str:
         """A file's full name, for messages."""

@@ -51,7 +51,7 @@ class RangedHTTP(HTTPFileSystem):
                     "asked for"
                 )
             return await read_at_most(
-                response.content.read, limit if end is None else end - start, response.content_length
+                response.content.read, limit if start is None or end is None else end - start, response.content_length
             )
 
     async def _info(self, url: str, **options: Any) -> dict:
@@ -108,8 +108,9 @@ class RangedHTTP(HTTPFileSystem):
         if response.status == 200:
             raise ValueError(_IGNORED)
         match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-        first, last, size = match.groups() if match else (None, None, None)
-        return tuple(None if part in (None, "*") else int(part) for part in (first, last, size))
+        parts = match.groups() if match else (None, None, None)
+        first, last, size = (int(part) if part and part != "*" else None for part in parts)
+        return first, last, size
 
 
 def _chosen(options: dict, names: tuple[str, ...]) -> dict:

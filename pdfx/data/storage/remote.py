@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,7 +105,8 @@ class RemoteFolder:
         return self._persist(attempt)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        connection, pending = self._connect(), deque()
+        connection = self._connect()
+        pending: deque[Future] = deque()
         try:
             for item in items:
                 pending.append(connection.pool.submit(function, item))

@@ -105,7 +105,7 @@ class ReplacedError(Exception):
 class Sightings:
     """What servers said about each file at first sight. Travels to other processes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._first: dict[str, dict[str, str | int]] = {}
 
     def check(self, file: str, **said: str | int | None) -> None:

@@ -33,7 +33,9 @@ class RangedS3(S3FileSystem):
             length = answer.get("ContentLength")
             total = answer["ContentRange"].rpartition("/")[2] if "ContentRange" in answer else length
             self.sightings.check(path, ETag=answer.get("ETag"), size=int(total) if str(total).isdecimal() else None)
-            return await read_at_most(answer["Body"].read, limit if end is None else end - start, length)
+            return await read_at_most(
+                answer["Body"].read, limit if start is None or end is None else end - start, length
+            )
         finally:
             answer["Body"].close()
 

@@ -1,0 +1,130 @@
+"""The files of a checkpoint in the making: each rank's parts of parameters and optimiser, and what rank 0 adds."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pdfx.checkpoint.directory import BUFFERS, OBJECTIVE, PARAMETERS, PROBE, STATE, remove_unfinished
+from pdfx.checkpoint.host_copy import Flats
+from pdfx.checkpoint.manifest import Metric
+from pdfx.checkpoint.parameters import parts_metadata
+from pdfx.checkpoint.zero_shards import ParameterPart
+from pdfx.config.run_files import CONFIG
+from pdfx.errors import UserError
+from pdfx.host.files import FileRecord, read_record, sync, write_checksummed
+from pdfx.host.tensor_files import Entry, write_tensors
+
+Result = TypeVar("Result")
+Records = dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds beside parameters and optimiser; the same on every rank.
+
+    Attributes:
+        step: optimiser steps behind it.
+        state: plain values for ``Checkpoint.state``.
+        objective: the objective's state.
+        config: the resolved configuration as YAML.
+        write_probe: called on every rank with the probe's directory.
+        metric: of the evaluation at this step, if the best checkpoint is chosen by one.
+    """
+
+    step: int
+    state: dict
+    objective: dict
+    config: str
+    write_probe: Callable[[Path], None]
+    metric: Metric | None = None
+
+
+def start_job(work: Callable[[], Result], background: bool) -> Future[Result]:
+    """Run ``work`` once; in the background, in a thread that ends with the process."""
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="pdfx checkpoint", daemon=True).start() if background else run()
+    return done
+
+
+def make_partial(run: Path, partial: Path) -> None:
+    """The empty directory to write into; what killed saves left goes. Raises UserError if it cannot be made."""
+    try:
+        remove_unfinished(run)
+        for name in (PARAMETERS, "state"):
+            (partial / name).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(told_failure(partial, error)) from error
+
+
+def write_parts(path: Path, parts: list[ParameterPart], flats: Flats) -> FileRecord:
+    """This rank's parts of parameters and states as one safetensors file, kind by kind."""
+    entries = [
+        (Entry(f"{kind}/{part.name}", tensors[part.flat].dtype, (part.count,)), on_host(part, tensors))
+        for kind, tensors in flats.items()
+        for part in parts
+    ]
+    return write_tensors(
+        path,
+        entries,
+        parts_metadata({part.name: part.start for part in parts}, {part.name: part.shape for part in parts}),
+    )
+
+
+def on_host(part: ParameterPart, tensors: list[Tensor]) -> Iterator[Tensor]:
+    """The part as one piece, taken from its device when it is asked for."""
+    yield part.of(tensors).cpu()
+
+
+def first_part(partial: Path, content: Content, buffers: dict[str, Tensor]) -> Callable[[], Records]:
+    """What rank 0 writes beside its parameters, taken now."""
+    stream = io.BytesIO()
+    torch.save(content.objective, stream)
+    files = {
+        STATE: json.dumps(content.state, indent=1).encode(),
+        CONFIG: content.config.encode(),
+        OBJECTIVE: stream.getvalue(),
+    }
+    kept = {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()}
+
+    def write() -> Records:
+        records = {name: write_checksummed(partial / name, data) for name, data in files.items()}
+        entries = [(Entry(name, tensor.dtype, tuple(tensor.shape)), [tensor]) for name, tensor in kept.items()]
+        records[BUFFERS] = write_tensors(partial / BUFFERS, entries, {})
+        for path in sorted((partial / PROBE).iterdir()):
+            sync(path)
+            records[f"{PROBE}/{path.name}"] = read_record(path)
+        return records
+
+    return write
+
+
+def told_failure(path: Path, error: BaseException) -> str:
+    """The sentence about a checkpoint that could not be written, which ends the run: what it would train from here on
+    could be lost."""
+    reason = (
+        f"{os.strerror(error.errno)} ({error.filename or path})"
+        if isinstance(error, OSError) and error.errno
+        else f"{type(error).__name__}: {error}"
+    )
+    return (
+        f"The checkpoint {path} could not be written: {reason}; free or fix that disk, then the same command resumes "
+        "from the newest whole checkpoint."
+    )
