@@ -25,7 +25,8 @@ from data_tools.sources.base import Source, SourceRecord
 from data_tools.sources.jsonl import JsonlSource
 from pdfx.data.picture_folder import PictureFolder
 from pdfx.data.schema import INDEX_NAME, ShardIndex
-from pdfx.data.shards import Shard, read_index
+from pdfx.data.shard import Shard
+from pdfx.data.shards import read_index
 from pdfx.errors import UserError
 from pdfx.host.console import ShowProgress
 from pdfx.model.pictures import MAX_IMAGE_PIXELS

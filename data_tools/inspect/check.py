@@ -17,8 +17,10 @@ from data_tools.build.shard_writer import STAGING_NAME
 from data_tools.build.stats import NAMES, read_stats
 from data_tools.inspect.check_samples import Examiner, Findings, Processor
 from pdfx.data.numbers import repeated_keys
+from pdfx.data.samples import SampleError
 from pdfx.data.schema import INDEX_NAME, ShardEntry, ShardIndex
-from pdfx.data.shards import SampleError, Shard, no_index, read_index
+from pdfx.data.shard import Shard
+from pdfx.data.shards import no_index, read_index
 from pdfx.data.storage.base import Storage, StorageError
 from pdfx.data.storage.local import open_storage
 from pdfx.errors import UserError

@@ -15,9 +15,9 @@ import numpy as np
 from data_tools.build.ordered_workers import WorkUnit
 from data_tools.build.stats import count_sample
 from pdfx.data.numbers import key_number
-from pdfx.data.samples import PlainTarInfo
+from pdfx.data.samples import PlainTarInfo, SampleError
 from pdfx.data.schema import INDEX_NAME, identity_number
-from pdfx.data.shards import SampleError, Shard
+from pdfx.data.shard import Shard
 from pdfx.data.storage.base import Storage, StorageError
 from pdfx.model.pictures import ImageError, decode_image, image_header
 

@@ -11,8 +11,9 @@ from functools import lru_cache
 import numpy as np
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from pdfx.data.samples import SampleError
 from pdfx.data.schema import Record, Side, content_identity, identity_number
-from pdfx.data.shards import SampleError, Shard
+from pdfx.data.shard import Shard
 from pdfx.host.system_errors import naming
 from pdfx.model.pictures import ImageError, image_header
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import Tensor
 
-from pdfx.checkpoint.frozen import bit_sum
+from pdfx.checkpoint.identity import bit_sum
 from pdfx.checkpoint.parameters import MASTER, SavedParameters
 from pdfx.model.vision_cache import CachedTower
 

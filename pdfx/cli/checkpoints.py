@@ -23,9 +23,8 @@ def checkpoints(
 ) -> None:
     """List a run's checkpoints: step, size, age, whether each is whole and which is best. Ends with 1 if one is not
     whole."""
-    from pdfx.checkpoint.choice import retention_of
     from pdfx.checkpoint.listing import list_checkpoints, table_of
-    from pdfx.checkpoint.retention import Retention
+    from pdfx.checkpoint.retention import Retention, retention_of
     from pdfx.config import load_config
     from pdfx.config.run_files import CONFIG
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pdfx.config.shipped import RECIPES, SHIPPED
+from pdfx.config.run_files import RECIPES, SHIPPED
 from pdfx.errors import UserError
 
 EXAMPLES = ("pdfx init my-run", "pdfx init my-run --recipe llava-1.6-7b-lr")

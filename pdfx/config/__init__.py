@@ -2,11 +2,17 @@
 
 from pdfx.config.config import Config, EvaluateSection, dump_config, load_config, parse_config, shown_settings
 from pdfx.config.data_sections import DataSection, DataSetSection
-from pdfx.config.guard_sections import GuardsSection
-from pdfx.config.model_sections import InputsSection, LoraSection, ModelSection, PrefixSection
-from pdfx.config.objective_sections import TEMPERATURE_BOUNDS, MutualInformationSection, ObjectiveSection
+from pdfx.config.model_sections import (
+    TEMPERATURE_BOUNDS,
+    InputsSection,
+    LoraSection,
+    ModelSection,
+    MutualInformationSection,
+    ObjectiveSection,
+    PrefixSection,
+)
 from pdfx.config.recipe_file import ConfigError
-from pdfx.config.train_sections import TrainSection
+from pdfx.config.train_sections import GuardsSection, TrainSection
 
 __all__ = [
     "TEMPERATURE_BOUNDS",

@@ -12,7 +12,7 @@ from deepspeed.runtime.config_utils import dict_raise_error_on_duplicate_keys
 
 from pdfx.config import TrainSection
 from pdfx.config.recipe_file import read_small
-from pdfx.config.shipped import DEEPSPEED, shipped_files
+from pdfx.config.run_files import DEEPSPEED, shipped_files
 from pdfx.errors import UserError
 
 READ = set(

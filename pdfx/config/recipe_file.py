@@ -1,14 +1,20 @@
-"""Reading a recipe's YAML: bounded, without a key given twice, and with each value as the text that was written, so
-that its setting's type decides."""
+"""Reading a recipe: its YAML, what it extends, and what the command line overrides."""
 
 from __future__ import annotations
 
+import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
 
+from pdfx.config.run_files import CHECKPOINTS, MANIFEST, RECIPES, shipped_files
+from pdfx.config.section import annotation_of, section_of
 from pdfx.host.urls import scrubbed
 
 MAX_BYTES = 1_000_000
@@ -126,3 +132,120 @@ def read_recipe(path: Path, why: str = "") -> dict:
             f"{'nothing' if tree is None else type(tree).__name__}."
         )
     return tree
+
+
+EXTENDS = "extends"
+MAX_FILES = 5
+"""Of one recipe, itself included."""
+
+
+def read_extended(path: Path) -> tuple[dict, str]:
+    """A recipe's settings with those of all recipes that it extends, and what messages call it.
+
+    A section is merged key by key; any other value (a list, ``null``) takes the place of the extended recipe's. In a
+    run's or a checkpoint's own ``config.yaml``, ``model.trust_remote_code`` does not count.
+
+    Raises:
+        ConfigError: a file cannot be read, recipes extend one another in a circle, or there are more than
+            ``MAX_FILES``.
+    """
+    tree: dict = {}
+    files: list[Path] = []
+    following: Path | None = path
+    while following is not None:
+        if any(os.path.realpath(following) == os.path.realpath(file) for file in files):
+            raise ConfigError(f"{_chain([*files, following])}: a circle. Remove one '{EXTENDS}'.")
+        files.append(following)
+        if len(files) > MAX_FILES:
+            raise ConfigError(f"{_chain(files)}: more than {MAX_FILES} files. Extend a recipe that needs fewer.")
+        layer = read_recipe(following, f"extended by {files[-2]}" if files[1:] else "")
+        following = _extended(layer, following)
+        tree = _merged(layer, tree)
+    return tree, _chain(files)
+
+
+def _extended(layer: dict, path: Path) -> Path | None:
+    """The file that a recipe extends; takes the key out of ``layer``."""
+    kept_by_a_run = (path.parent / CHECKPOINTS).is_dir() or (path.parent / MANIFEST).is_file()
+    if kept_by_a_run and isinstance(layer.get("model"), dict):
+        # What a run left is data and gives no consent. The user who starts a command does.
+        layer["model"]["trust_remote_code"] = False
+    if EXTENDS not in layer:
+        return None
+    name = layer.pop(EXTENDS)
+    if kept_by_a_run:
+        raise ConfigError(f"{path} is a run's resolved configuration, which extends nothing; remove '{EXTENDS}'.")
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"{path}: '{EXTENDS}' must be one file or the name of a shipped recipe.")
+    if name.endswith((".yaml", ".yml")):
+        return path.parent / os.path.expanduser(name)
+    shipped = shipped_files(RECIPES)
+    if name not in shipped:
+        raise ConfigError(
+            f"{path}: '{EXTENDS}' is '{name}', which is neither a file (its name must end in '.yaml') nor a shipped "
+            f"recipe ({', '.join(shipped)})."
+        )
+    return shipped[name]
+
+
+def _merged(under: Any, over: Any) -> Any:
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    return {**under, **{key: _merged(under[key], value) if key in under else value for key, value in over.items()}}
+
+
+def _chain(files: list[Path]) -> str:
+    return ", which extends ".join(map(str, files))
+
+
+def apply_overrides(tree: dict, overrides: Sequence[str], config: type[BaseModel]) -> None:
+    """Write the overrides' values into a recipe's tree, in place.
+
+    Raises:
+        ConfigError: one has not the form ``section.key=value``, goes through a value, is not YAML although it must be,
+            or sets what another one sets too.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"The override '{override}' must have the form section.key=value.")
+        for other in given:
+            if f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}."):
+                raise ConfigError(f"The overrides '{given[other]}' and '{override}' set the same; give one of them.")
+        given[key] = override
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+            if not isinstance(node, dict):
+                raise ConfigError(
+                    f"The override '{override}' goes through '{parent}', which is a value and not a section."
+                )
+        node[last] = value_of(key, text, annotation_of(config, key.split(".")))
+
+
+def value_of(key: str, text: str, annotation: Any) -> Any:
+    """What an override's text says for a setting of that type.
+
+    ``null``, or nothing, is null if the setting may be null; ``[...]`` and ``{...}`` are YAML if it may be a list or a
+    section. Everything else is the text as it stands, from which the section makes a number or a truth value if that is
+    what it wants.
+
+    Raises:
+        ConfigError: a list or a section is not YAML.
+    """
+    kinds = (annotation, *get_args(annotation))
+    if text in ("", "null") and NoneType in kinds:
+        return None
+    several = any(get_origin(kind) in (list, tuple) for kind in kinds) or section_of(annotation) is not None
+    if not several or not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"The value of the override of '{key}' is not valid YAML: {' '.join(str(error).split())}."
+        ) from None

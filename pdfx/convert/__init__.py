@@ -2,7 +2,7 @@
 in memory."""
 
 from pdfx.convert.conversion import convert
-from pdfx.host.callable_module import make_callable
+from pdfx.host import make_callable
 
 __all__ = ["convert"]
 make_callable(__name__, convert)

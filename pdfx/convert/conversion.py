@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from pdfx.checkpoint.choice import chosen_checkpoint
 from pdfx.checkpoint.directory import PROBE, Checkpoint
-from pdfx.checkpoint.settings import settings_changes
+from pdfx.checkpoint.identity import settings_changes
+from pdfx.checkpoint.retention import chosen_checkpoint
 from pdfx.config import Config, load_config
 from pdfx.config.run_files import CONFIG
 from pdfx.convert.adapter import write_adapter

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
-from pdfx.checkpoint.frozen import bit_sum, check_same_frozen_weights, fingerprint
+from pdfx.checkpoint.identity import bit_sum, check_same_frozen_weights, fingerprint
 from pdfx.checkpoint.parameters import MASTER, SavedParameters
 from pdfx.config import ModelSection
 from pdfx.convert.backbone import BackboneWeights, open_backbone

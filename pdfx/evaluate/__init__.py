@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdfx.host.callable_module import make_callable
+from pdfx.host import make_callable
 
 if TYPE_CHECKING:
     from pdfx.config import EvaluateSection

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pdfx import __version__
-from pdfx.checkpoint.settings import DECISIVE, FREE, changes
+from pdfx.checkpoint.identity import DECISIVE, FREE, changes
 from pdfx.config import Config, EvaluateSection, dump_config, load_config
 from pdfx.config.run_files import CONFIG, METRICS
 from pdfx.data import SampleError, ShardedDataset

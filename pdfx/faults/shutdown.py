@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pdfx.checkpoint.run_directory import open_run_directory
+from pdfx.checkpoint.directory import open_run_directory
 from pdfx.config import Config, ConfigError
 from pdfx.data.storage.base import Reading
 from pdfx.distributed.world import EXIT_USER_ERROR, PeerFailure, World
 from pdfx.errors import UserError
 from pdfx.faults.heartbeats import DEPARTURE, EXIT_LOST, Failure, Lifeline, Unreachable
-from pdfx.faults.notes import leave_note
+from pdfx.faults.progress import Progress
 from pdfx.faults.run_lock import RunLock
+from pdfx.faults.stacks import leave_note
 from pdfx.faults.stopping import StopRequest
-from pdfx.faults.watchdog import INTERVAL, Progress, Watchdog
+from pdfx.faults.watchdog import INTERVAL, Watchdog
 from pdfx.host.system_errors import CURES, is_out_of_memory, sentence_of, system_error
 from pdfx.host.urls import is_url
 

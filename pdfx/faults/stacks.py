@@ -1,8 +1,10 @@
-"""Where a process is: its threads' stacks as a file, and its main thread's place in a few words."""
+"""What a failing process leaves behind: its threads' stacks, its main thread's place, and a note for launchers."""
 
 from __future__ import annotations
 
 import faulthandler
+import json
+import os
 import sys
 import threading
 import traceback
@@ -70,3 +72,22 @@ def _is_foreign(path: str) -> bool:
     return not path.startswith(PACKAGE) and (
         "/site-packages/" in path or path.startswith((f"{sys.base_prefix}/lib", "<"))
     )
+
+
+def leave_note(text: str, when: float) -> None:
+    """Give ``torchrun``, which prints a summary of what failed first, this rank's error for it. Other launchers take
+    none.
+
+    Args:
+        when: seconds of the clock at which the rank failed; it may have waited for others since.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    note = {"message": text.strip().splitlines()[-1], "extraInfo": {"py_callstack": text, "timestamp": str(int(when))}}
+    try:
+        with open(path, "w", encoding="utf-8") as stream:
+            json.dump({"message": note}, stream)
+    except OSError:
+        # The same text stands in the log.
+        return

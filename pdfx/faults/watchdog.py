@@ -12,124 +12,15 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from pdfx.config.guard_sections import GuardsSection
 from pdfx.config.run_files import STACKS
+from pdfx.config.train_sections import GuardsSection
 from pdfx.faults.heartbeats import DEPARTURE, EXIT_LOST, Failure, Lifeline, Sign, Unreachable, blame
-from pdfx.faults.notes import leave_note
-from pdfx.faults.stacks import main_place, read_main_stack, write_stacks
+from pdfx.faults.progress import END, Patience, Progress
+from pdfx.faults.stacks import leave_note, main_place, read_main_stack, write_stacks
 from pdfx.faults.stopping import EXIT_STOPPED, StopRequest
 
 INTERVAL = 1.0
 """Seconds between two looks."""
-
-SLACK = 5.0
-"""Stall limit: ``max(guards.stall_seconds, SLACK x longest quiet period so far)``."""
-
-URGENT = 20.0
-"""Seconds without progress that are left after a signal which launchers follow with SIGKILL after 30 s; long enough to
-report what hangs, and where."""
-
-SETTINGS = {
-    "step": "guards.stall_seconds",
-    "data": "data.read_timeout_seconds with data.read_retries",
-    "first": "guards.first_seconds",
-    "pause": "guards.pause_seconds",
-    "stop": "after the order to stop",
-}
-"""What limits the time without progress, by pace."""
-
-END = "end the run"
-"""What the main thread is at when the run is complete, and this rank waits for no other one any more."""
-
-PHASES = {
-    "embed": "embed a chunk",
-    "objective": "compute the objective",
-    "backward": "run the backward pass",
-    "reduce": "sum gradients over ranks",
-    "optimiser": "update the parameters",
-}
-
-
-class Progress:
-    """What the main thread has reached. It marks, the watchdog looks.
-
-    Attributes:
-        count: of all marks.
-        step: optimiser step that it is in.
-        marks: within that step.
-        doing: what it is at.
-        pace: how long that may take, a key of ``SETTINGS``.
-        begun: optimiser steps that this process has begun.
-    """
-
-    def __init__(self) -> None:
-        self.count = self.step = self.marks = self.begun = 0
-        self.doing, self.pace = "start", "pause"
-        self._known: set[str] = set()
-
-    def begin(self, step: int) -> None:
-        """An optimiser step begins. The first one of a process may take long: libraries compile and measure in it."""
-        self.step, self.marks, self.begun = step, 0, self.begun + 1
-        self.mark("read the batch", "data")
-
-    def phase(self, name: str) -> None:
-        """A phase of the step begins (see ``Phases``)."""
-        self.mark(PHASES[name])
-
-    def mark(self, doing: str, pace: str = "step") -> None:
-        """The main thread now begins to do this. What is new in a process may take longer than the same later."""
-        new = self.begun < 2 or doing not in self._known
-        self.doing, self.pace = doing, "first" if new and pace != "pause" else pace
-        self._known.add(doing)
-        self.marks += 1
-        self.count += 1
-
-
-class Patience:
-    """How long there has been no progress, and how long there may be none.
-
-    Args:
-        settings: the recipe's section ``guards``.
-        storage: seconds that one request for data may take with all its retries; 0 if data is local.
-    """
-
-    def __init__(self, settings: GuardsSection, storage: float = 0.0):
-        self.settings = settings
-        self.storage = storage
-        self.quiet = 0.0
-        self._longest = 0.0
-        self._seen = 0
-        self._pace = "pause"
-        self.setting = SETTINGS[self._pace]
-        """Which one limits the time now."""
-
-    def is_over(self, progress: Progress, passed: float, urgent: bool = False) -> bool:
-        """Whether it is too long now, ``passed`` seconds after the last call; ``urgent``: the process will soon be
-        killed."""
-        if progress.count != self._seen:
-            if self._pace in ("step", "first"):
-                # A first time only hints at how slow the machine is.
-                self._longest = max(self._longest, self.quiet if self._pace == "step" else self.quiet / SLACK)
-            self._seen, self.quiet = progress.count, 0.0
-            self._pace = "step" if progress.pace == "data" and not self.storage else progress.pace
-        self.quiet += passed
-        if self.settings.stall_seconds is None:
-            return False
-        limits = self._limits(self.settings.stall_seconds)
-        pace = "stop" if urgent and self._pace != "pause" and limits["stop"] < limits[self._pace] else self._pace
-        self.setting = SETTINGS[pace]
-        return self.quiet > limits[pace]
-
-    def _limits(self, stall_seconds: float) -> dict[str, float]:
-        usual = max(stall_seconds, SLACK * self._longest)
-        first, data = max(self.settings.first_seconds, usual, self.storage), max(usual, self.storage)
-        return {
-            "step": usual,
-            "data": data,
-            "first": first,
-            "pause": self.settings.pause_seconds,
-            "stop": max(URGENT, SLACK * self._longest),
-        }
 
 
 class Watchdog:

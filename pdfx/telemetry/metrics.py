@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -110,53 +109,6 @@ class Telemetry:
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(f"{group}/{name}", value, step)
-
-
-class StepTimer:
-    """What happened between two records, and how long it took.
-
-    Args:
-        devices: how many share the work.
-        peak_tflops: of one device; None if it is not known.
-    """
-
-    def __init__(self, devices: int = 1, peak_tflops: float | None = None):
-        self.devices, self.peak_tflops = devices, peak_tflops
-        self.reset()
-
-    def reset(self) -> None:
-        self.start = time.perf_counter()
-        self.waited = 0.0
-        self.pairs = 0
-        self.tokens = 0
-        self.flops = 0
-        self.padding_share = 0.0
-
-    def add(self, pairs: int, tokens: int, flops: int, padding_share: float) -> None:
-        """Count a step; ``padding_share`` is kept of the last one."""
-        self.pairs += pairs
-        self.tokens += tokens
-        self.flops += flops
-        self.padding_share = padding_share
-
-    def report(self, peak_memory: float, phases: dict[str, float]) -> dict[str, float]:
-        """Figures since the last report, in seconds, GiB and 10^12 FLOPs per second and device; ``phases`` in seconds.
-        ``padding_share`` is the last step's."""
-        seconds = time.perf_counter() - self.start
-        report = {
-            "seconds": seconds,
-            "pairs_per_second": self.pairs / seconds,
-            "tokens_per_second": self.tokens / seconds,
-            "data_wait_share": self.waited / seconds,
-            "peak_memory_gib": peak_memory,
-            "padding_share": self.padding_share,
-            "model_tflops": self.flops / seconds / self.devices / 1e12,
-        }
-        if self.peak_tflops is not None:
-            report["mfu"] = report["model_tflops"] / self.peak_tflops
-        report |= {f"{name}_seconds": value for name, value in phases.items()}
-        self.reset()
-        return report
 
 
 def step_line(step: int, total_steps: int, metrics: dict[str, float], timings: dict[str, float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pdfx.host.callable_module import make_callable
+from pdfx.host import make_callable
 
 if TYPE_CHECKING:
     from pdfx.config import Config

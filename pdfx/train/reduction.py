@@ -9,7 +9,7 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from pdfx.telemetry.phases import Phases
+from pdfx.telemetry.timing import Phases
 
 SHARE = 0.1
 """Share of a rank's memory that whole gradients may take if the choice is left to the program. The value is ours:

@@ -9,15 +9,21 @@ from typing import Any
 
 import torch
 
-from pdfx.checkpoint.choice import retention_of
-from pdfx.checkpoint.directory import Checkpoint
-from pdfx.checkpoint.frozen import FROZEN, check_same_frozen_weights, fingerprint
-from pdfx.checkpoint.identity import MODEL, PROCESSOR, check_same_processor, identity, processed_sample
-from pdfx.checkpoint.lineage import ORIGIN, origin, set_aside
-from pdfx.checkpoint.resume import agree_on_checkpoint, check_same_model, load_checkpoint
-from pdfx.checkpoint.run_directory import open_run_directory, write_config
+from pdfx.checkpoint.directory import Checkpoint, open_run_directory, write_config
+from pdfx.checkpoint.identity import (
+    FROZEN,
+    MODEL,
+    PROCESSOR,
+    check_same_frozen_weights,
+    check_same_processor,
+    fingerprint,
+    identity,
+    processed_sample,
+    settings_changes,
+)
+from pdfx.checkpoint.resume import ORIGIN, agree_on_checkpoint, check_same_model, load_checkpoint, origin, set_aside
+from pdfx.checkpoint.retention import retention_of
 from pdfx.checkpoint.saver import CheckpointSaver
-from pdfx.checkpoint.settings import settings_changes
 from pdfx.checkpoint.zero_shards import frozen_sums
 from pdfx.config import Config
 from pdfx.config.deepspeed_file import load_deepspeed_config
@@ -26,11 +32,12 @@ from pdfx.data.batch import filler
 from pdfx.distributed.world import World
 from pdfx.embedder.build import backbone_width, build_embedder
 from pdfx.evaluate.data_sets import Results, open_evaluation
+from pdfx.faults.progress import Progress
 from pdfx.faults.stopping import StopRequest
-from pdfx.faults.watchdog import Progress
 from pdfx.model import ParallelEmbedder
 from pdfx.objective import Objective
-from pdfx.telemetry.metrics import StepTimer, Telemetry
+from pdfx.telemetry.metrics import Telemetry
+from pdfx.telemetry.timing import StepTimer
 from pdfx.train.engine import TrainingModule, sharded_loading, start_engine
 from pdfx.train.ineffective import settings_notes
 from pdfx.train.reduction import choose_reduction, gradient_bytes, rank_memory

@@ -22,7 +22,7 @@ from pdfx.data.batch import Batch, Chunk
 from pdfx.distributed.world import World
 from pdfx.model.fusion import fuse
 from pdfx.objective import Objective, PairEmbeddings, PairIdentities
-from pdfx.telemetry.phases import Phases
+from pdfx.telemetry.timing import Phases
 from pdfx.train.engine import bound_temperature
 from pdfx.train.reduction import backward_all
 from pdfx.train.schedule import derived_seed

@@ -11,9 +11,9 @@ from pdfx.config import Config
 from pdfx.distributed.agreement import log_environment, require_agreement, settings_of_start
 from pdfx.distributed.world import PeerFailure, World, join_world, leave_world
 from pdfx.errors import UserError
+from pdfx.faults.progress import END, Progress
 from pdfx.faults.shutdown import watched
 from pdfx.faults.stopping import EXIT_STOPPED, StopRequest
-from pdfx.faults.watchdog import END, Progress
 from pdfx.host.memory import keep_large_blocks
 from pdfx.train.engine import set_learning_rate
 from pdfx.train.hooks.registry import hooks_in_order, load_hooks

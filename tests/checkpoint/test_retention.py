@@ -6,9 +6,8 @@ import subprocess
 import pytest
 from checkpoint.made import flip, make_checkpoint
 
-from pdfx.checkpoint.choice import chosen_checkpoint
 from pdfx.checkpoint.manifest import VERSION
-from pdfx.checkpoint.retention import Retention, prune
+from pdfx.checkpoint.retention import Retention, chosen_checkpoint, prune
 from pdfx.config import TrainSection
 from pdfx.config.run_files import CHECKPOINTS, MANIFEST
 from pdfx.errors import UserError

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdfx.checkpoint.directory import open_checkpoint
-from pdfx.checkpoint.frozen import bit_sum, fingerprint
-from pdfx.checkpoint.settings import DECISIVE, EVIDENT, FREE, settings_changes
+from pdfx.checkpoint.identity import DECISIVE, EVIDENT, FREE, bit_sum, fingerprint, settings_changes
 from pdfx.config import Config, parse_config
 from pdfx.errors import UserError
 

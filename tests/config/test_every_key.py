@@ -17,9 +17,9 @@ from pdfx.config.section import Section, section_of
 SECTION_FILES = {
     "config.py",
     "data_sections.py",
-    "guard_sections.py",
-    "saving_section.py",
+    "model_sections.py",
     "section.py",
+    "train_sections.py",
     "ineffective.py",
 }
 """Where settings are checked; reading them there is not yet an effect."""

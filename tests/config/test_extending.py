@@ -8,8 +8,8 @@ from tiny_recipes import recipe
 
 from pdfx.config import ConfigError, dump_config, load_config
 from pdfx.config.deepspeed_file import load_deepspeed_config
-from pdfx.config.extending import MAX_FILES
-from pdfx.config.shipped import DEEPSPEED, RECIPES, shipped_files
+from pdfx.config.recipe_file import MAX_FILES
+from pdfx.config.run_files import DEEPSPEED, RECIPES, shipped_files
 from pdfx.errors import UserError
 
 

@@ -44,11 +44,12 @@ def test_signs_reach_every_rank_and_only_one_failure_counts(two_ranks):
 def fail_while_the_watchdog_waits_to_tell(folder: Path) -> None:
     """In a rank: rank 0's watchdog has claimed the end of the job and waits for rank 1, which does not leave, when rank
     0's main thread fails as well."""
-    from pdfx.config.guard_sections import GuardsSection
+    from pdfx.config.train_sections import GuardsSection
     from pdfx.distributed.world import join_world
     from pdfx.faults.heartbeats import Lifeline
+    from pdfx.faults.progress import Progress
     from pdfx.faults.shutdown import settle
-    from pdfx.faults.watchdog import Progress, Watchdog
+    from pdfx.faults.watchdog import Watchdog
 
     lifeline = Lifeline(join_world(), 10.0)
     if dist.get_rank() == 1:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_backbone
 from tiny_runs import tiny_config
 
-from pdfx.checkpoint.frozen import FROZEN
+from pdfx.checkpoint.identity import FROZEN
 from pdfx.config import Config, dump_config
 from pdfx.convert import convert
 from pdfx.distributed.world import join_world

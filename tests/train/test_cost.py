@@ -17,7 +17,7 @@ from pdfx.data.batch import Batch, Chunk
 from pdfx.embedder.lora import apply_lora
 from pdfx.model import ParallelEmbedder, cache_vision_tower
 from pdfx.telemetry.flops import StepCost, padding_share
-from pdfx.telemetry.phases import Phases
+from pdfx.telemetry.timing import Phases
 
 TOLERANCE = 0.10
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pdfx.config import ObjectiveSection
-from pdfx.config.guard_sections import GuardsSection
+from pdfx.config.train_sections import GuardsSection
 from pdfx.errors import UserError
 from pdfx.objective import Objective
 from pdfx.train.hooks.guards import RollBack, StepGuards

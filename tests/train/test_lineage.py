@@ -6,7 +6,7 @@ import pytest
 from checkpoint.made import make_checkpoint
 
 from pdfx.checkpoint.directory import STATE, open_checkpoint
-from pdfx.checkpoint.lineage import ORIGIN, descendants, origin, set_aside
+from pdfx.checkpoint.resume import ORIGIN, descendants, origin, set_aside
 from pdfx.config.run_files import CHECKPOINTS
 
 

@@ -3,7 +3,7 @@
 import pytest
 from checkpoint.made import make_checkpoint
 
-from pdfx.checkpoint.run_directory import open_run_directory
+from pdfx.checkpoint.directory import open_run_directory
 from pdfx.config import TrainSection
 from pdfx.errors import UserError
 from pdfx.telemetry.metrics import drop_records

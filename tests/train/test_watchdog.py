@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from pdfx.config.data_sections import DataSection
-from pdfx.config.guard_sections import GuardsSection
+from pdfx.config.train_sections import GuardsSection
 from pdfx.faults.heartbeats import Sign, blame
+from pdfx.faults.progress import Patience, Progress
 from pdfx.faults.shutdown import longest_read
-from pdfx.faults.watchdog import Patience, Progress
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pdfx.checkpoint.directory import Checkpoint, checkpoint_paths, remove_checkpoint, step_of
 from pdfx.checkpoint.resume import open_together
-from pdfx.config.guard_sections import GuardsSection
+from pdfx.config.train_sections import GuardsSection
 from pdfx.distributed.world import World
 from pdfx.errors import UserError
 from pdfx.objective import Objective

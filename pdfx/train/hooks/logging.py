@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pdfx.evaluate.data_sets import Results
-from pdfx.telemetry.peak import shared_peak_tflops
+from pdfx.telemetry.flops import shared_peak_tflops
 from pdfx.train.engine import peak_memory
 from pdfx.train.hooks.coverage import Coverage
 from pdfx.train.run import Hook, Run
