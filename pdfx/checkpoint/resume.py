@@ -119,9 +119,8 @@ def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoin
             raise UserError(passed_over[-1])
         if passed_over and world.rank == 0:
             raise UserError(
-                f"None of the {len(passed_over)} checkpoints in {run} can be resumed, and a new run there would "
-                f"write over this one. {passed_over[0]} "
-                "Mend them, or choose another train.output_dir."
+                f"None of the {len(passed_over)} checkpoints in {run} can be resumed, and a new run there would write "
+                f"over this one. {passed_over[0]} Mend them, or choose another train.output_dir."
             )
     return None, passed_over
 
@@ -159,8 +158,7 @@ def check_same_model(checkpoint: Checkpoint, identity: dict) -> None:
         if there != own:
             raise UserError(
                 f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there!r} there and "
-                f"{own!r} in this run; "
-                "restore the setting, or start a new run in another train.output_dir."
+                f"{own!r} in this run; restore the setting, or start a new run in another train.output_dir."
             )
 
 

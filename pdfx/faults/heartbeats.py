@@ -132,18 +132,16 @@ class Lifeline:
         )
         if all(map(self.is_frozen, ranks)):
             return (
-                f"{names} gave no more sign of life, so the job ends: the process is still there, but it does not "
-                "run; a signal stopped it, or it hangs in C "
-                "code or in the kernel, as for a file system that does not answer. The same command resumes from the "
-                "last checkpoint."
+                f"{names} gave no more sign of life, so the job ends: the process is still there, but it does not run; "
+                "a signal stopped it, or it hangs in C code or in the kernel, as for a file system that does not "
+                "answer. The same command resumes from the last checkpoint."
             )
         return (
             f"{names} gave no more sign of life, so the job ends: the process is gone without a word. It was killed, "
-            "most often because the machine's "
-            "memory ran out (see its kernel log with 'dmesg'), or it crashed or ended itself (the launcher names the "
-            "signal or exit code), or the node is down."
-            " The same command resumes from the last checkpoint; if memory was the reason, lower train.chunk_tokens, "
-            "data.num_workers or data.prefetch_batches."
+            "most often because the machine's memory ran out (see its kernel log with 'dmesg'), or it crashed or ended "
+            "itself (the launcher names the signal or exit code), or the node is down. The same command resumes from "
+            "the last checkpoint; if memory was the reason, lower train.chunk_tokens, data.num_workers or "
+            "data.prefetch_batches."
         )
 
     def give(self, sign: Sign) -> None:

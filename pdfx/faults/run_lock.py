@@ -103,9 +103,8 @@ class RunLock:
         while holder := self._take(holder):
             if is_alive(holder, self.own, self.path):
                 raise UserError(
-                    f"train.output_dir '{run}' is in use by another run ({describe(holder)}); wait for it, stop it, "
-                    "or choose another train.output_dir. "
-                    f"If it is gone for sure, remove {self.path}."
+                    f"train.output_dir '{run}' is in use by another run ({describe(holder)}); wait for it, stop it, or "
+                    f"choose another train.output_dir. If it is gone for sure, remove {self.path}."
                 )
         # A thread of its own, because a file system may hang.
         threading.Thread(target=self._keep, name="pdfx run lock", daemon=True).start()
@@ -116,9 +115,8 @@ class RunLock:
             return None
         return (
             f"Another run ({self._taken_by}) has taken {self.path.parent} over, so this one ends to leave its files "
-            "alone; it was taken for dead, which "
-            "happens if the file system could not be reached for a while, or if a job was requeued while its "
-            "processes went on."
+            "alone; it was taken for dead, which happens if the file system could not be reached for a while, or if a "
+            "job was requeued while its processes went on."
         )
 
     def release(self) -> None:
