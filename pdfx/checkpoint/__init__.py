@@ -1,2 +1,1 @@
-"""Checkpoints: how one is laid out and written, whether it is whole, which one to take, and how a run resumes from
-it."""
+"""Checkpoints: how they are laid out and written, which are whole, which to take, and how a run resumes from one."""

@@ -21,8 +21,7 @@ Flats = dict[str, list[Tensor]]
 
 
 class HostCopy:
-    """Buffers that are made at the first copy and kept for the next one, because new memory costs more time than
-    copying."""
+    """Buffers that are made at the first copy and kept, because new memory costs more time than copying."""
 
     def __init__(self) -> None:
         self.buffers: Flats = {}
@@ -69,8 +68,7 @@ def choose_background(setting: bool | str, flats: Flats, world: World) -> tuple[
 
 
 def by_memory(needs: list[Need]) -> tuple[bool, str]:
-    """The same by the ranks' needs: on no machine may the copies take more than ``SHARE`` of the memory that is
-    available."""
+    """The same by the ranks' needs: on no machine may the copies take more than ``SHARE`` of its available memory."""
     hosts = {need.host for need in needs}
     taken = {host: sum(need.bytes for need in needs if need.host == host) for host in hosts}
     available = {host: min(need.available for need in needs if need.host == host) for host in hosts}

@@ -93,8 +93,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bit_sum(values: Tensor) -> int:
-    """The sum of the values' bits, read as integers: exact in any order, and changed by nearly any change of a
-    weight."""
+    """The sum of the values' bits, read as integers: exact in any order; nearly any change of a weight changes it."""
     return int(values.detach().reshape(-1).view(INTEGERS[values.element_size()]).sum(dtype=torch.int64))
 
 
@@ -124,8 +123,7 @@ FREE = {
     *("model.attention", "model.cache_vision", "model.cache_vision_gigabytes", "model.gradient_checkpointing"),
     *("model.prefix.init", "model.prefix.init_std", "model.prefix.learning_rate", "model.lora.dropout"),
 }
-"""Their exceptions: places, whose content is compared instead; how something is computed; and what only training
-needs."""
+"""Their exceptions: places, whose content is compared instead; ways to compute; and what only training needs."""
 EVIDENT = {"train.output_dir", "train.resume", "train.resume_elastic"}
 """Not reported: they say that a run resumes, and from which checkpoint."""
 

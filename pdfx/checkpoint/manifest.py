@@ -1,5 +1,4 @@
-"""The manifest of a checkpoint: every file's size and checksum, written last, and its comparison with the
-files."""
+"""The manifest of a checkpoint: every file's size and checksum, written last, and its comparison with the files."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ THREADS = 4
 
 
 class DamagedError(UserError):
-    """A checkpoint that is not whole and never will be; one that merely cannot be read now, or by this pdfx, is
-    none."""
+    """A checkpoint that is not whole and never will be; not one that cannot be read now, or by this pdfx."""
 
 
 @dataclass(frozen=True)

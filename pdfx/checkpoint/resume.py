@@ -185,8 +185,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: deepspeed.DeepSpeedEngine, w
 
 
 def read_objective(path: Path) -> dict:
-    """The objective's state in a file. Raises UserError if it is damaged or holds more than tensors and plain
-    values, which might run code."""
+    """The objective's state in a file. Raises UserError if it is damaged, or holds what might run code."""
     try:
         return torch.load(io.BytesIO(read_bounded(path, _LARGEST_OBJECTIVE)), map_location="cpu", weights_only=True)
     except OSError as error:

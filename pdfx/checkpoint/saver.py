@@ -48,8 +48,7 @@ PATIENCE = timedelta(seconds=15)
 
 @dataclass
 class Save:
-    """A checkpoint on its way: ``job`` writes this rank's files and then, on rank 0 and when ``sealing``, makes the
-    checkpoint current."""
+    """A checkpoint on its way: ``job`` writes this rank's files or, when ``sealing``, makes it current on rank 0."""
 
     content: Content
     job: Future
@@ -123,8 +122,7 @@ class CheckpointSaver:
         self.current = Save(content, start_job(write, self.background))
 
     def advance(self) -> list[str]:
-        """Take the save that is on its way a step further if it is ready; to be called after each step. Returns and
-        raises as ``save`` does."""
+        """After each step: take a save that is ready a step further. Returns and raises as ``save`` does."""
         with self._waiting():
             return self._advance(self.current) if self.current else []
 
@@ -138,8 +136,7 @@ class CheckpointSaver:
         return messages
 
     def rescue(self) -> None:
-        """Finish a save if the run ends by an error that all ranks share, unless a rank does not come here within
-        ``PATIENCE``."""
+        """Finish a save if the run ends by an error of all ranks, unless a rank is not here within ``PATIENCE``."""
         if self.current is None:
             return
         with suppress(RuntimeError, UserError, SystemExit):
@@ -186,8 +183,7 @@ class CheckpointSaver:
         return lambda: {name: write_parts(partial / name, parts, flats)}
 
     def _seal(self, content: Content, records: Records) -> list[str]:
-        """On rank 0: write the manifest, make the checkpoint current, and remove what need not stay. Returns what to
-        log."""
+        """On rank 0: write the manifest, make the checkpoint current, and remove older ones. Returns log messages."""
         if self.world.rank != 0:
             return []
         partial, final = self.partial(content.step), self.final(content.step)

@@ -117,8 +117,7 @@ def first_part(partial: Path, content: Content, buffers: dict[str, Tensor]) -> C
 
 
 def told_failure(path: Path, error: BaseException) -> str:
-    """The sentence about a checkpoint that could not be written, which ends the run: what it would train from here on
-    could be lost."""
+    """The sentence about a checkpoint that could not be written, which ends the run: later work could be lost."""
     reason = (
         f"{os.strerror(error.errno)} ({error.filename or path})"
         if isinstance(error, OSError) and error.errno

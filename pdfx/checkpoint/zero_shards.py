@@ -52,8 +52,7 @@ class ParameterPart:
 
 
 def parts_of(engine: deepspeed.DeepSpeedEngine) -> list[ParameterPart]:
-    """This rank's parts in the order of the module's parameters; without the padding that makes parts of ranks equally
-    long."""
+    """This rank's parts in the order of the module's parameters, without the padding that makes ranks' parts equal."""
     parts = (
         part_of(engine, name, parameter)
         for name, parameter in engine.module.named_parameters()
@@ -111,8 +110,7 @@ def flat_tensors(engine: deepspeed.DeepSpeedEngine) -> dict[str, list[Tensor]]:
 
 
 def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
-    """How many steps the base optimiser counts, which its bias correction depends on; the same for all flat tensors and
-    ranks."""
+    """Steps that the base optimiser counts, which its bias correction depends on; the same everywhere."""
     return int(engine.optimizer.optimizer.state[masters(engine)[0]][STEP])
 
 
@@ -155,8 +153,7 @@ def restore_parts(engine: deepspeed.DeepSpeedEngine, saved: SavedParameters, ste
 
 
 def make_states(engine: deepspeed.DeepSpeedEngine, steps: int) -> None:
-    """The states that the optimiser makes in its first step, if it made none yet, and the number of steps in all of
-    them."""
+    """The states that the optimiser makes in its first step, if it made none yet, and their number of steps."""
     base = engine.optimizer.optimizer
     for flat in masters(engine):
         state = base.state[flat]

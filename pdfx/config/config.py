@@ -58,8 +58,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def parse_config(tree: dict, source: str = "the configuration") -> Config:
-    """Validate a tree of plain values. Raises ConfigError in one sentence per mistake, naming ``source`` and the
-    key."""
+    """Validate a tree of plain values. Raises ConfigError with one sentence per mistake."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -70,14 +69,12 @@ def parse_config(tree: dict, source: str = "the configuration") -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that ``load_config`` reads back to an equal one, but for secrets in the URLs
-    of data."""
+    """The resolved configuration as YAML, which ``load_config`` reads back, without the secrets in the URLs of data."""
     return yaml.safe_dump(shown_settings(config), sort_keys=False, allow_unicode=True)
 
 
 def shown_settings(config: Config) -> dict:
-    """The resolved configuration as plain values that may be shown and kept: URLs of data are without passwords and
-    signatures."""
+    """The resolved configuration as plain values, without the passwords and signatures in the URLs of data."""
     tree = config.model_dump(mode="json")
     return {**tree, "data": scrubbed(tree["data"])}
 

@@ -127,8 +127,7 @@ def unused_keys(path: str | Path) -> list[str]:
 
 
 def drop_update_rule(settings: dict, train: TrainSection) -> list[str]:
-    """Take optimiser and schedule out of the settings; returns what is wrong if they are not what the recipe
-    sets."""
+    """Take optimiser and schedule out of the settings; returns what differs from the recipe."""
     expected = {
         "lr": train.learning_rate,
         "betas": [train.adam_beta1, train.adam_beta2],

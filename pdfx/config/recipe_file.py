@@ -97,8 +97,7 @@ def parse_yaml(text: str):
 
 
 def read_small(path: Path) -> str:
-    """The text of a regular file of at most ``MAX_BYTES``. Raises OSError or, if it is something else,
-    ValueError."""
+    """The text of a regular file of at most ``MAX_BYTES``. Raises OSError, or ValueError if it is something else."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a regular file")
     with open(path, "rb") as stream:

@@ -1,5 +1,4 @@
-"""The sections ``train`` and ``guards``: how a run trains, and what it watches itself for. All default values of
-``guards`` are ours."""
+"""The sections ``train`` and ``guards``: how a run trains, and what it watches itself for (with values of ours)."""
 
 from __future__ import annotations
 

@@ -20,8 +20,7 @@ class Chunk:
     inputs: dict[str, Tensor]
     """The processor's output for n items."""
     slots: Tensor
-    """int64 [n], where each item's embedding goes: query b at b, target b at B + b, negative m of pair b at 2B + b*M +
-    m."""
+    """int64 [n], where each embedding goes: query b at b, target b at B + b, negative m of pair b at 2B + b*M + m."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Chunk:
         inputs = {name: function(value) if isinstance(value, Tensor) else value for name, value in self.inputs.items()}
@@ -41,8 +40,7 @@ class Problem:
 
 @dataclass
 class Batch:
-    """One rank's share of one optimiser step. All ranks have the same B and M at every step; the number of chunks may
-    differ."""
+    """One rank's share of an optimiser step. B and M are the same on all ranks; the number of chunks may differ."""
 
     chunks: list[Chunk]
     pairs: int
@@ -80,8 +78,7 @@ class Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Page-locked copies, from which copies to a GPU can overlap with work; torch's DataLoader calls this if it
-        is asked to pin."""
+        """Page-locked copies, which can be copied to a GPU while it works; torch's DataLoader calls this to pin."""
         return self.map(lambda tensor: tensor.pin_memory())
 
 

@@ -143,8 +143,7 @@ class TrainLoader:
         return batch
 
     def state_dict(self) -> dict:
-        """Plain counters, the same on every rank; they count batches that were handed out, not those that workers hold
-        ready."""
+        """Plain counters, the same on every rank; they count batches that were handed out."""
         return {
             "samples": self.samples,
             **self._sequence.state_dict(),

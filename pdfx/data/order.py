@@ -73,8 +73,7 @@ class CanonicalOrder:
         return self.samples
 
     def sample(self, position: int) -> int:
-        """The number of the sample at ``position`` >= 0 of the endless sequence. Costs one window's work at most, plus
-        one epoch's spans."""
+        """The number of the sample at ``position`` >= 0. Costs at most one window's work and one epoch's spans."""
         epoch, place = divmod(position, self.samples)
         _, window_starts = self._epoch(epoch)
         window = int(np.searchsorted(window_starts, place, side="right")) - 1
@@ -188,8 +187,7 @@ class Mixture:
         return self.start.position + int((self._whole(epoch) - self._before).sum())
 
     def _locate(self, position: int) -> tuple[int, int]:
-        """The epoch of a position and its place therein. Epochs too small to hold a sub-batch are empty, and so no
-        position's."""
+        """The epoch of a position and its place therein. Epochs too small for a sub-batch are empty."""
         low = self.start.epoch
         high = low + 1
         while self._first_position(high) <= position:

@@ -127,8 +127,7 @@ def _member(tar: str, name: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def _members(tar: str) -> dict[str, tuple[int, int]] | str:
-    """Place and size of each plain file in a tar by its name, or why they cannot be found. About 300 bytes of memory
-    per member."""
+    """Place and size of each plain file in a tar, or why they cannot be found. About 300 bytes of memory each."""
     places: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(tar, mode="r:", tarinfo=PlainTarInfo) as archive:

@@ -28,8 +28,7 @@ be dropped."""
 
 
 class Candidates(NamedTuple):
-    """The targets that each of n queries is ranked against: of query q those in the rows ``rows[starts[q]:starts[q +
-    1]]`` of the targets."""
+    """The candidates of each of n queries: for query q the targets in ``rows[starts[q]:starts[q + 1]]``."""
 
     rows: np.ndarray
     """int64 [sum of the queries' candidates]: ascending and without repetition within each query."""
@@ -207,8 +206,7 @@ def left_after(
 
 
 def share_of_rank(samples: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """This rank's contiguous share, filled up with FILLER so that all ranks' shares have the same length, ceil(n /
-    W)."""
+    """This rank's contiguous share, filled up with FILLER to the same length on all ranks, ceil(n / W)."""
     length = -(-len(samples) // world_size)
     own = samples[rank * length : (rank + 1) * length]
     return np.concatenate([own, np.full(length - len(own), FILLER, dtype=np.int64)])

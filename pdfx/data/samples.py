@@ -1,5 +1,4 @@
-"""From a sample's bytes, untrusted, to the sample, or to one sentence that says why not. Nothing is ever unpacked to
-disk."""
+"""From a sample's untrusted bytes to the sample, or to a sentence that says why not. Nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -186,8 +185,7 @@ def _any_members(data: bytes, place: Place) -> list[tuple[str, bytes]]:
 
 
 def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
-    """Key and record from a sample's first bytes; None if they do not hold all of it, or nothing that could be found
-    apart from damage."""
+    """Key and record from a sample's first bytes; None if they do not hold the record, or are damaged."""
     try:
         member = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "strict")
     except Exception:  # see open_members, which will tell

@@ -14,8 +14,7 @@ from pdfx.host.reading import require_few_values
 
 INDEX_NAME = "index.json"
 KEY_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
-"""No dots (webdataset cuts a member's name at its first dot), no slashes (a key is never a path), short enough for a
-plain tar header."""
+"""No dots (webdataset cuts names there), no slashes (a key is never a path), short enough for a plain tar header."""
 
 Key = Annotated[str, StringConstraints(pattern=re.compile(KEY_PATTERN))]
 
@@ -39,8 +38,7 @@ class StrictModel(BaseModel):
 
 
 class Side(StrictModel):
-    """One query or target: a text, images, or both. ``images`` holds paths in a record and member suffixes in a
-    shard."""
+    """A text, images, or both. ``images`` holds paths in a record and member suffixes in a shard."""
 
     text: str = ""
     images: Annotated[list[str], _ONE_MISTAKE] = []
@@ -95,8 +93,7 @@ class ShardEntry(StrictModel):
 
 
 class ShardIndex(StrictModel):
-    """The content of ``index.json``. ``targets_only``: how many of the samples have no query, and so serve evaluation
-    alone."""
+    """The content of ``index.json``. ``targets_only``: samples without a query, which serve evaluation alone."""
 
     version: Literal[1] = 1
     shards: Annotated[list[ShardEntry], _ONE_MISTAKE]
@@ -122,8 +119,7 @@ def fingerprint(shards: list[ShardEntry]) -> str:
 
 
 def content_identity(text: str, images: list[bytes]) -> str:
-    """The identity of a target that was given none: a hash of its text and its images' bytes, each preceded by its
-    length."""
+    """The identity of a target that was given none: a hash of its text and its images' bytes, with their lengths."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (text.encode(), *images):
         digest.update(len(part).to_bytes(8, "little"))
@@ -148,8 +144,7 @@ def json_problem(message: str) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """The first mistake of a failed validation as the part of a sentence that names the key and, if there is one,
-    the cure."""
+    """The first mistake of a failed validation as the part of a sentence that names the key and perhaps the cure."""
     items = error.errors(include_url=False)
     # A misspelt key also makes the right one missing: the misspelling is what helps.
     item = next((candidate for candidate in items if candidate["type"] == "extra_forbidden"), items[0])

@@ -137,8 +137,7 @@ class Shard:
         return parse_head(self.fetch(i, HEAD_BYTES) if head is None else head, self.place(i)) or self.raw(i)[:2]
 
     def raw(self, i: int, data: bytes | None = None) -> tuple[str, Record, dict[str, bytes]]:
-        """Key, record and members' bytes by suffix of sample ``i`` of this shard. Raises SampleError if the tar or
-        the record is damaged."""
+        """Key, record and members' bytes by suffix of sample ``i``. Raises SampleError if tar or record are damaged."""
         key, members = open_members(self.fetch(i) if data is None else data, self.place(i))
         return key, parse_record(members["json"], key, self.place(i)), members
 
@@ -154,8 +153,7 @@ class Shard:
         return parse_sample(self.fetch(i) if data is None else data, self.place(i), self.max_image_pixels)
 
     def read_item(self, i: int, side: str, data: bytes | None = None) -> dict:
-        """The query or the target of sample ``i`` alone. Raises SampleError like ``read``, and if the sample has no
-        such side."""
+        """The query or the target of sample ``i`` alone. Raises SampleError like ``read``, and if there is none."""
         data = self.fetch(i) if data is None else data
         # A side without pictures needs no more than the record, so what else is damaged does not matter to it.
         head = parse_head(data, self.place(i))
@@ -185,8 +183,7 @@ class Shard:
         return self._offsets
 
     def _require_content(self) -> None:
-        """Raises UserError if the tar on this machine is not what the index says; a mere copy or a touch leaves it what
-        it was."""
+        """Raises UserError if the tar on this machine is not what the index says. A copy or a touch does no harm."""
         size = self._size(self.entry.name)
         if (size, self.entry.sha256) != astuple(read_record(Path(self.path))):
             raise UserError(

@@ -123,8 +123,7 @@ class ShardedDataset:
             shard.close()
 
     def raw_many(self, numbers: Iterable[int]) -> Iterator[tuple[str, Record, dict[str, bytes]] | SampleError]:
-        """Key, record and members' bytes by suffix of the samples, with an error in the place of each that is
-        damaged."""
+        """Key, record and members' bytes by suffix of samples, or the error of one that is damaged."""
         return self._each(numbers, Shard.raw)
 
     def refused(self, i: int, reason: str) -> SampleError:

@@ -46,8 +46,7 @@ def open_training_sets(data: DataSection) -> list[TrainingSet]:
 
 
 def _require_room(sets: list[TrainingSet], data: DataSection) -> None:
-    """A cache that is smaller than the windows, between whose samples the order jumps to and fro, would fetch every
-    span again and again."""
+    """A cache smaller than the windows, within which the order jumps, would fetch every span again and again."""
     if data.cache_dir is None:
         return
     needed = (
@@ -145,8 +144,7 @@ class Sequence:
 
 
 def hard_negatives_notes(sets: list[TrainingSet], data: DataSection) -> list[str]:
-    """Sentences about data sets that hold hard negatives which ``data.hard_negatives`` leaves out unasked, or fewer
-    than it asks for."""
+    """Sentences about data sets with hard negatives that are not used, or with fewer than ``data.hard_negatives``."""
     unused, wanted, notes = [], data.hard_negatives, []
     for own in sets:
         negatives, samples = count_hard_negatives(own.dataset)

@@ -108,16 +108,14 @@ which needs its workers meanwhile."""
 
 
 class Caught:
-    """A UserError of a worker on its way to the main process; as a raised exception it would arrive wrapped in a stack
-    trace."""
+    """A worker's UserError on its way to the main process; raised, it would arrive wrapped in a stack trace."""
 
     def __init__(self, message: str):
         self.message = message
 
 
 class CatchingDataset(Dataset):
-    """Turns UserErrors into values. ``job(request)`` does the work; its result is packed if it is to be sent to
-    another process."""
+    """Turns UserErrors into values, and packs results that are sent to another process."""
 
     def __init__(self, job: Any, pack: bool):
         self.job, self.pack = job, pack

@@ -177,8 +177,7 @@ class Lifeline:
         return failure
 
     def wait_to_report(self) -> None:
-        """Before this rank reports why the job ends: wait until the others have nothing more to say. Rank 0 stays
-        longer."""
+        """Before this rank reports why the job ends: wait until the others have ended. Rank 0 stays longest."""
         self._wait_for_departures(self.size - (1 if self.rank == 0 else 2))
 
     def depart(self) -> None:
@@ -192,8 +191,7 @@ class Lifeline:
             return
 
     def _end_of_departure(self) -> float:
-        """Until when this rank waits for others: what waits after a failure was claimed adds up to no more than one
-        departure."""
+        """When waiting for others ends: all waits after a claimed failure add up to one departure."""
         return min(self._deadline, time.monotonic() + DEPARTURE)
 
     def _wait_for_departures(self, count: int) -> None:

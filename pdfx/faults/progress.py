@@ -90,8 +90,7 @@ class Patience:
         """Which one limits the time now."""
 
     def is_over(self, progress: Progress, passed: float, urgent: bool = False) -> bool:
-        """Whether it is too long now, ``passed`` seconds after the last call; ``urgent``: the process will soon be
-        killed."""
+        """Whether it is too long, ``passed`` seconds after the last call; ``urgent``: SIGKILL will follow soon."""
         if progress.count != self._seen:
             if self._pace in ("step", "first"):
                 # A first time only hints at how slow the machine is.

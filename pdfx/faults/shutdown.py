@@ -1,5 +1,4 @@
-"""How a rank's share of a job ends: all ranks end with one another, and the last entry of the log is the error of the
-rank that failed."""
+"""How a job ends: all ranks together, and the last entry of the log is the error of the rank that failed."""
 
 from __future__ import annotations
 
@@ -35,8 +34,7 @@ LONGEST_WORDS = 2000
 """Characters of an error's own words in the last line; its stack has all of them."""
 
 BROKEN_CONNECTION = ("gloo", "NCCL", "Connection", "connection", "Broken pipe", "Socket", "socket")
-"""What errors of collectives mention if another rank ended; the classes of these errors differ between releases of
-torch."""
+"""What errors of collectives mention if another rank ended; their classes differ between releases of torch."""
 
 
 @contextmanager
@@ -171,8 +169,7 @@ def is_broken_connection(error: BaseException) -> bool:
 
 
 def mistake_of(error: BaseException, name: str, progress: Progress) -> BaseException:
-    """An error that says which file has no room, or which limit is reached, as the user's mistake; others as they
-    are."""
+    """An error of a full disk or a reached limit as the user's mistake; others as they are."""
     known = system_error(error)
     if not known or known[0] not in CURES:
         return error

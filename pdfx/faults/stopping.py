@@ -1,5 +1,4 @@
-"""Stopping a run in order: a signal asks for it, a checkpoint is saved, and the exit code says that the same command
-resumes from there."""
+"""Stopping a run in order: a signal asks, a checkpoint is saved, and the exit code says that the command resumes."""
 
 from __future__ import annotations
 

@@ -67,8 +67,7 @@ class Watchdog:
         self.thread.start()
 
     def stand_down(self) -> None:
-        """Decide nothing any more, because the main thread is about to end the process by itself. Signs of life go
-        on."""
+        """Decide nothing any more, since the main thread is about to end the process. Signs of life continue."""
         with self._timer:
             self._decides = False
             faulthandler.cancel_dump_traceback_later()

@@ -1,5 +1,4 @@
-"""What programs print: streams that no reader who left and no character can break, and consoles that print text as it
-is."""
+"""What programs print: streams that survive lost readers and odd characters, and consoles that print text as it is."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ ShowProgress = Callable[[int, int | None], None]
 
 
 class _Output(io.FileIO):
-    """One of the standard streams, by its number. Once it cannot be written to, it is /dev/null, for libraries in C as
-    well."""
+    """A standard stream. Once it cannot be written to, its descriptor is /dev/null, also for libraries in C."""
 
     lasting = False
     """Whether this process continues without its stdout."""

@@ -26,8 +26,7 @@ PIECE = 16 * 2**20
 
 
 def require_folder(path: Path) -> None:
-    """Raises UserError if ``path`` could not be written because its folder is missing, or is '-'; to be called before
-    the work whose result goes there."""
+    """Raises UserError, before the work is done, if ``path`` has no folder to be written into, or is '-'."""
     if str(path) == "-":
         raise UserError(
             "The output '-' is not a file name here: this result cannot be printed; give the name of a file (./- for "
@@ -203,8 +202,7 @@ def sync(path: Path) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``5GB``, ``500MB``, ``2GiB`` or a plain number. Raises UserError for anything else, and
-    for less than a byte."""
+    """Bytes of a size such as ``5GB``, ``500MB``, ``2GiB`` or a number. Raises UserError for others, and below 1."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?", text.strip().upper())
     size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " ")) if found else 0
     if size < 1:

@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 
 FILES = {2: ("memory.max", "memory.current", ""), 1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")}
-"""By version of Linux' control groups: the files of limit and use, and what stands before a group's own statistics that
-count its children in."""
+"""By version of Linux' control groups: the files of limit and use, and the prefix of statistics that count children."""
 
 
 def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the machine has free or could free, or less if a control group (a container's or a batch job's) leaves
-    less."""
+    """What the machine has free or could free, or less if a control group (a container's, a job's) leaves less."""
     fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text(encoding="ascii").splitlines())
     return min([int(fields["MemAvailable"].split()[0]) * 1024, *control_group_room(proc / "self/cgroup", groups)])
 

@@ -1,5 +1,4 @@
-"""Reading files whose kind and size are not taken on trust: a pipe or a device would block for ever, and a false size
-would fill the memory."""
+"""Reading files of unproven kind and size: a pipe would block for ever, and a false size would fill the memory."""
 
 from __future__ import annotations
 
@@ -101,8 +100,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def array_of(data: bytes) -> np.ndarray:
-    """The numbers in the bytes of an ``.npy`` file. Raises ValueError: it is not one, or not of the length that its
-    header says."""
+    """The numbers in the bytes of an ``.npy`` file. Raises ValueError if it is none, or of another length."""
     import numpy as np
 
     stream = io.BytesIO(data)

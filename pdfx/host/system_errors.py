@@ -38,8 +38,7 @@ _TORCH_CUT_SHORT = ("PytorchStreamWriter failed", "unexpected pos")
 
 @contextmanager
 def naming(path: object) -> Iterator[None]:
-    """Errors of the system in the block name this file, unless they name one: those of writing to an open file do
-    not."""
+    """Errors of the system in the block name this file, unless they name one."""
     try:
         yield
     except OSError as error:
@@ -52,8 +51,7 @@ def naming(path: object) -> Iterator[None]:
 
 
 def system_error(error: BaseException) -> tuple[int, str | None] | None:
-    """The operating system's number of an error, or of the error that a library made its own of, and the file, if
-    known; None for other errors."""
+    """The operating system's number behind an error of any library, and the file, if known; None for other errors."""
     if isinstance(error, OSError) and error.errno:
         name = error.filename2 or error.filename
         return error.errno, None if name is None else os.fsdecode(name) if isinstance(name, bytes) else str(name)
@@ -75,8 +73,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """One sentence about an error of the system, whichever library raised it; None if the error is a fault of the
-    program."""
+    """One sentence about an error of the system, from any library; None for a fault of the program."""
     if is_out_of_memory(error):
         return "Memory ran out; use a smaller batch or fewer processes, or a machine with more memory."
     if any(word in str(error) for word in _TORCH_CUT_SHORT):

@@ -26,15 +26,13 @@ def protocol_of(url: str) -> str:
 
 
 def split_query(url: str) -> tuple[str, str]:
-    """An HTTP URL before its query, and the query with its question mark. Elsewhere a question mark is part of a
-    name."""
+    """An HTTP URL before its query, and the query with its question mark, which elsewhere is part of a name."""
     base, question, query = url.partition("?") if protocol_of(url) in HTTP else (url, "", "")
     return base, question + query
 
 
 def without_secrets(place: str) -> str:
-    """A URL, or a chain of them, without what follows its path and without the name and password that may stand in it;
-    a local path as it is."""
+    """A URL, or a chain of them, without query, name and password; a local path as it is."""
     return "::".join(map(_bare, place.split("::"))) if is_url(place.strip()) else place
 
 
@@ -45,8 +43,7 @@ def _bare(url: str) -> str:
 
 
 def scrubbed(value: Any) -> Any:
-    """A message without the secrets of the URLs in it, or plain values with all texts that are URLs shown as they may
-    be."""
+    """A message, or plain values, without the secrets of the URLs in it."""
     if isinstance(value, dict):
         return {key: scrubbed(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -128,8 +128,7 @@ class StepCost:
 
 
 def padding_share(batch: Batch, embedder: ParallelEmbedder, device: torch.device) -> float:
-    """Share of the places in this rank's attention that are padding: none with the varlen kernel, that of the buckets
-    otherwise. Nothing else is padded."""
+    """Share of padding in this rank's attention: none with the varlen kernel, else that of the buckets."""
     if uses_flash(embedder.config.attention, torch.empty(0, device=device, dtype=embedder.dtype)):
         return 0.0
     packings = [Packing(chunk.inputs["attention_mask"], torch.zeros(1, dtype=torch.long)) for chunk in batch.chunks]
@@ -139,8 +138,7 @@ def padding_share(batch: Batch, embedder: ParallelEmbedder, device: torch.device
 
 
 def part_of(module: nn.Module, attention: int, reached: bool, without: Collection[nn.Module] = ()) -> ModuleGroup:
-    """Count a module's linear and convolution weights, sharded ones by their whole size, except in the modules
-    ``without``."""
+    """Count linear and convolution weights, sharded ones by their whole size, except in the modules ``without``."""
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     weights = [child.weight for child in module.modules() if isinstance(child, kinds) and child not in without]
     sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in weights]
@@ -178,8 +176,7 @@ def shared_peak_tflops(
 
 
 def measured_peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """10^12 FLOPs per second of a large square matrix product: the best of a few, since whatever else the GPU does can
-    only slow it down."""
+    """10^12 FLOPs per second of a large matrix product: the best of a few, as all disturbances slow it down."""
     left, right = (torch.ones(SIDE, SIDE, dtype=dtype, device=device) for _ in range(2))
     return 2 * SIDE**3 / min(_seconds(left, right) for _ in range(REPEATS)) / 1e12
 

@@ -132,8 +132,7 @@ def step_line(step: int, total_steps: int, metrics: dict[str, float], timings: d
 
 
 def write_record(stream, record: dict) -> None:
-    """One JSON line, on its way to the disk before the next step. A value that is not a number becomes null, because
-    JSON has no NaN."""
+    """One JSON line, handed to the system at once. A value that is not finite becomes null: JSON has no NaN."""
     clean = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }

@@ -119,8 +119,7 @@ class SpanCache:
         return remaining
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
-        """When each entry was last read, what it takes, and its path. Files of writers that were killed are removed on
-        the way."""
+        """When each entry was last read, its size and its path. Also removes files of writers that were killed."""
         for folder in self.folder.iterdir():
             # The folder may hold other people's files too, which are not ours to remove.
             for entry in os.scandir(folder) if _FOLDER.fullmatch(folder.name) else ():

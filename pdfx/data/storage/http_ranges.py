@@ -1,5 +1,4 @@
-"""HTTP through fsspec, with the proof that a range is what was sent, of the same file as before, and without secrets
-for other hosts."""
+"""HTTP through fsspec: proves that a range is what was sent, of the same file as before; no secrets for other hosts."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ _FOR_ALL_HOSTS = ("ssl", "proxy", "timeout", "allow_redirects", "auto_decompress
 
 
 class RangedHTTP(HTTPFileSystem):
-    """Refuses, from the headers alone, an answer that is another part of the file than was asked for. Configured as
-    fsspec's own for http and https."""
+    """Refuses, from the headers alone, another range than was asked for. Configured as fsspec's own."""
 
     sightings: Sightings
     _other_hosts: aiohttp.ClientSession | None = None

@@ -33,8 +33,7 @@ class _Connection:
     root: str
     pool: ThreadPoolExecutor
     repeated: list[None] = field(default_factory=list)
-    """One for each request that was repeated: threads append to a list safely, and would miscount by adding to a
-    number."""
+    """One per repeated request: threads append to a list safely, and would miscount by adding to a number."""
     ended: threading.Event = field(default_factory=threading.Event)
     """Set when the program ends, so that no thread keeps it waiting with further attempts."""
 

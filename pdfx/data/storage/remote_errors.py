@@ -98,8 +98,7 @@ def _class_names(error: BaseException) -> set[str]:
 
 
 class ReplacedError(Exception):
-    """A file is not the one any more that was seen first; the message is the part of a sentence that says how that
-    shows."""
+    """A file is not the one that was seen first; the message is the part of a sentence that says how that shows."""
 
 
 class Sightings:

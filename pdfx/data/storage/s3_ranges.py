@@ -1,5 +1,4 @@
-"""S3 through s3fs, with answers that are read no further than was asked for, and files that stay the ones that were
-seen first."""
+"""S3 through s3fs: answers are read no further than was asked for, and files stay the ones that were seen first."""
 
 from __future__ import annotations
 
