@@ -76,7 +76,7 @@ def make_backbone(tokenizer: PreTrainedTokenizerFast) -> LlavaNextModel:
     config = LlavaNextConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=tokenizer.vocab[IMAGE_TOKEN],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_grid_pinpoints=PINPOINTS,
@@ -90,7 +90,7 @@ def make_backbone(tokenizer: PreTrainedTokenizerFast) -> LlavaNextModel:
     )
     words = load_file(str(files("wordllama") / "weights" / "l2_supercat_256.safetensors"))["embedding.weight"].float()
     with torch.no_grad():
-        model.get_input_embeddings().weight[: len(words)] = words * (EMBEDDING_STD / words.std())
+        model.language_model.embed_tokens.weight[: len(words)] = words * (EMBEDDING_STD / words.std())
     return model.eval()
 
 

@@ -10,6 +10,8 @@ import shutil
 import socket
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -110,10 +112,10 @@ def commit() -> str:
     if not (folder / ".git").exists() or shutil.which("git") is None:
         return ""
     git = ["git", "-C", str(folder)]
-    options = {"capture_output": True, "text": True, "check": True, "timeout": 10}
+    ask = partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL, timeout=10)
     try:
-        number = subprocess.run([*git, "rev-parse", "--short", "HEAD"], **options).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
+        number = ask([*git, "rev-parse", "--short", "HEAD"]).strip()
+        changed = ask([*git, "status", "--porcelain", "--untracked-files=no"])
     except (subprocess.SubprocessError, OSError):
         return ""
     return f" (commit {number}{' with changes' if changed else ''})"
@@ -182,7 +184,7 @@ def require_agreement(world: World, state: dict[str, str], when: str) -> None:
             )
 
 
-def checksum(tensors: list[torch.Tensor]) -> str:
+def checksum(tensors: Sequence[torch.Tensor]) -> str:
     """A sum over the bits of tensors; exact, and so independent of the order of adding."""
     sums = []
     for tensor in tensors:

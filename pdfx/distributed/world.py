@@ -13,6 +13,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -94,13 +95,13 @@ class World:
         The lowest rank that has a sentence reports it; the others leave silently with the same exit code, so that
         none is left waiting.
         """
-        failure = None
+        failure: UserError | ConfigError | None = None
         try:
             yield
         except (UserError, ConfigError) as error:
             failure = error
         teller = self.size - self.largest([self.size - self.rank if failure else 0])[0]
-        if teller == self.rank:
+        if failure is not None and teller == self.rank:
             raise failure
         if teller < self.size:
             raise PeerFailure(EXIT_USER_ERROR)
@@ -124,11 +125,15 @@ def join_world(environment: MutableMapping[str, str] = os.environ) -> World:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # A single rank meets nobody, so it needs no network.
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if environment["WORLD_SIZE"] == "1" else {}
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, **alone)
+        store, rank, size = (dist.HashStore(), 0, 1) if environment["WORLD_SIZE"] == "1" else (None, -1, -1)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, store=store, rank=rank, world_size=size)
     join_deepspeed()
-    control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
-    return World(dist.get_rank(), dist.get_world_size(), device, control)
+    return World(dist.get_rank(), dist.get_world_size(), device, _control_group(CONTROL_TIMEOUT))
+
+
+def _control_group(timeout: timedelta) -> dist.ProcessGroup:
+    # All ranks are members.
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
 
 
 def join_deepspeed() -> None:
@@ -243,5 +248,5 @@ def launched_ranks() -> Iterator[World]:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     # Not in a finally: after a failure, leaving the group in order would wait for ranks that are somewhere else.
-    yield World(rank, size, device, dist.new_group(backend="gloo", timeout=PATIENCE))
+    yield World(rank, size, device, _control_group(PATIENCE))
     leave_world()

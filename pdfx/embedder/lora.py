@@ -58,7 +58,7 @@ def merged_weight(module: BaseTunerLayer) -> torch.Tensor:
         ValueError: it is not finite.
     """
     module.merge(safe_merge=True)
-    return module.get_base_layer().weight.detach()
+    return module.get_base_layer().get_parameter("weight").detach()
 
 
 def remove_adapters(embedder: ParallelEmbedder) -> ParallelEmbedder:

@@ -4,13 +4,11 @@ a PEFT adapter."""
 import importlib
 import json
 import warnings
-from pathlib import Path
 
 from safetensors.torch import load_file
 from transformers import AutoModel
-from transformers.utils import cached_file
 
-from .custom_code import settings_without_code
+from .custom_code import model_file, settings_without_code
 from .loading import as_dtype, is_finite, load_whole
 from .prefixes import PREFIX_NAME
 
@@ -50,7 +48,7 @@ def load_adapted(cls, export, config, dtype=None, revision=None):
     hub = {"revision": base["revision"], "trust_remote_code": False}
     backbone, _ = load_whole(AutoModel.from_pretrained, base["path"], config=config.backbone, dtype=dtype, **hub)
     embedder = cls(config, backbone)
-    weights = load_file(cached_file(str(export), TRAINED_WEIGHTS, revision=revision))
+    weights = load_file(model_file(export, TRAINED_WEIGHTS, revision))
     own = {name: tuple(value.shape) for name, value in embedder.state_dict().items()}
     wrong = [name for name, value in weights.items() if own.get(name) != tuple(value.shape) or not is_finite(value)]
     missing = [
@@ -66,7 +64,7 @@ def load_adapted(cls, export, config, dtype=None, revision=None):
     peft = importlib.import_module("peft")
     lora = lora_config(peft.LoraConfig, export, revision)
     # Without it PEFT would look for a pickled one.
-    cached_file(str(export), "adapter_model.safetensors", subfolder=ADAPTER_FOLDER, revision=revision)
+    model_file(export, "adapter_model.safetensors", revision, ADAPTER_FOLDER)
     try:
         with warnings.catch_warnings():
             # PEFT only warns of weights that are missing, which then change nothing.
@@ -90,8 +88,8 @@ def lora_config(kind, export, revision):
     Raises:
         ValueError: one of the others is set.
     """
-    file, usual = cached_file(str(export), "adapter_config.json", subfolder=ADAPTER_FOLDER, revision=revision), kind()
-    settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    file, usual = model_file(export, "adapter_config.json", revision, ADAPTER_FOLDER), kind()
+    settings = json.loads(file.read_text(encoding="utf-8"))
     foreign = [
         name
         for name, value in settings.items()

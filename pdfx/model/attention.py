@@ -21,7 +21,8 @@ def prefix_attention(
     attention_mask,
     scaling=None,
     dropout=0.0,
-    packing: Packing = None,
+    *,
+    packing: Packing,
     attention="auto",
     **kwargs,
 ):

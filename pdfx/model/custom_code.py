@@ -16,6 +16,8 @@ def run_module_file(path: Path) -> ModuleType:
     name = f"pdfx_module_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{path} is not a Python file; its name must end in '.py'.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
@@ -35,10 +37,15 @@ def load_export_modules(export, revision: str | None, trust_remote_code: bool) -
         raise ValueError(
             f"{export} brings code of its own ({', '.join(names)}); read it, then pass trust_remote_code=True."
         )
-    files = [Path(cached_file(str(export), name, revision=revision)) for name in names]
+    files = [model_file(export, name, revision) for name in names]
     for file in files if needed else ():
         run_module_file(file)
     return files
+
+
+def model_file(path, name: str, revision: str | None = None, subfolder: str = "") -> Path:
+    """A file of a model, in its directory or in the hub's cache. Raises OSError if there is none."""
+    return Path(str(cached_file(str(path), name, revision=revision, subfolder=subfolder)))
 
 
 def write_own_modules(directory: Path, files: list[Path]) -> None:

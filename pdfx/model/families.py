@@ -2,9 +2,13 @@
 image."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import transformers
 from torch import nn
+
+Decoder = Any
+"""A language model of transformers: a module with ``config`` and ``layers``, for which there is no common type."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Family:
     image_settings: tuple[str, ...]
     transformers: tuple[int, int] = (5, 0)
 
-    def decoder_of(self, backbone: nn.Module) -> nn.Module:
+    def decoder_of(self, backbone: nn.Module) -> Decoder:
         return backbone.get_submodule(self.decoder)
 
     def vision_of(self, backbone: nn.Module) -> nn.Module:

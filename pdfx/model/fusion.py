@@ -69,6 +69,8 @@ def fuse(kind: str, embeddings: torch.Tensor, logits: torch.Tensor | None = None
     if kind == "concat":
         return unit(embeddings.flatten(1))
     if kind == "softmax":
+        if logits is None:
+            raise ValueError("The fusion 'softmax' needs its logits.")
         weights = logits.to(embeddings.dtype).softmax(0)
         return unit((weights[:, None] * embeddings).sum(1))
     return unit(embeddings.mean(1))

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
@@ -16,12 +17,13 @@ from .attention import ATTENTION_NAME
 from .configuration import ParallelEmbedderConfig, new_config
 from .custom_code import load_export_modules, write_own_modules
 from .custom_code_files import MODULE_FILES  # noqa: F401  transformers 5.8 to 5.10 copy only what a file imports by itself.
-from .families import family_of
+from .families import Decoder, family_of
 from .fusion import Fusion, fuse, pool, unit
 from .loading import as_dtype, backbone_config, load_whole, record_dtype
 from .packed_decoder import attach_hooks, packed_decoder
 from .packing import Packing
-from .pictures import ImageError  # noqa: F401  see below
+from .picture_bounds import ImageError  # noqa: F401  see custom_code_files
+from .pictures import decode_image  # noqa: F401
 from .prefixes import Gathered, attach_prefixes, initialise_prefixes
 from .processing import InputProcessor, append_inputs, checked_items
 from .texts import is_blank  # noqa: F401
@@ -121,10 +123,9 @@ class ParallelEmbedder(PreTrainedModel):
                 finite.
             OSError: the backbone was not found.
         """
-        hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-        backbone, _ = load_whole(
-            AutoModel.from_pretrained, path, config=backbone_config(path, **hub), dtype=dtype, **hub
-        )
+        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config = backbone_config(path, **hub)
+        backbone, _ = load_whole(AutoModel.from_pretrained, path, config=config, dtype=dtype, **hub)
         processor = AutoProcessor.from_pretrained(path, **hub)
         embedder = cls(new_config(backbone.config, inputs, prefix_layers, **settings), backbone)
         initialise_prefixes(embedder.decoder, embedder.config, seed, gathered)
@@ -141,7 +142,7 @@ class ParallelEmbedder(PreTrainedModel):
                 not set.
         """
         export = pretrained_model_name_or_path
-        revision = kwargs.get("revision")
+        revision: Any = kwargs.get("revision")
         wants_info = kwargs.pop("output_loading_info", False)
         files = load_export_modules(export, revision, trust_remote_code)
         config = kwargs.get("config") or cls.config_class.from_pretrained(export, revision=revision)
@@ -186,7 +187,7 @@ class ParallelEmbedder(PreTrainedModel):
         self._dummy = self.processor.dummy()
 
     @property
-    def decoder(self) -> PreTrainedModel:
+    def decoder(self) -> Decoder:
         """The language model that reads merged embeddings."""
         return self.family.decoder_of(self.backbone)
 

@@ -12,14 +12,14 @@ from contextvars import ContextVar
 from functools import partial
 
 import torch
-from torch import nn
 
+from .families import Decoder
 from .packing import Packing
 
 CALL: ContextVar[tuple[Packing, str] | None] = ContextVar("the decoder's call in this thread", default=None)
 
 
-def attach_hooks(decoder: nn.Module, first_prefix_layer: int) -> None:
+def attach_hooks(decoder: Decoder, first_prefix_layer: int) -> None:
     """Set the hooks by which a decoder and its layers follow ``packed_decoder``.
 
     Args:

@@ -5,28 +5,16 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
-MAX_IMAGE_PIXELS = 89_478_485
-MAX_PIECES = 100_000
-"""Chunks of a PNG, strips or tiles of a TIFF: each takes some microseconds, however small it is."""
-MAX_SEGMENTS = 4096
-"""Segments and fill bytes of a JPEG before its first scan."""
-MAX_RUN_LENGTH_PIXELS = 1 << 24
-"""Of a BMP with run lengths, which Pillow decodes in Python."""
-MAX_PROFILES = 16
-"""Of a PNG, each of which is inflated to at most a megabyte; and EXIF segments of a JPEG, which Pillow copies again for
-each further one. One is usual."""
+from .picture_bounds import MAX_IMAGE_PIXELS, ImageError, refuse_pieces, refuse_slow
 
 EXTENSIONS = {
     "PNG": "png",
@@ -43,31 +31,7 @@ out on purpose."""
 
 _FORMATS = [name for name in EXTENSIONS if name != "MPO"]
 
-_MODES = {
-    "1",
-    "L",
-    "LA",
-    "La",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBa",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-    "HSV",
-    "I;16",
-    "I;16L",
-    "I;16B",
-    "I;16N",
-}
-_SCAN_PIXELS = 25 * MAX_IMAGE_PIXELS
-"""A JPEG's scans times its pixels: two to three seconds. Files of every day have up to 14 scans."""
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-"""What stands between a JPEG's segments and ends a scan's data."""
-_STRIP_TAGS = (273, 279, 324, 325)
-"""A TIFF's offsets and lengths of strips and of tiles."""
+_MODES = {*"1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV I;16 I;16L I;16B I;16N".split()}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -96,10 +60,6 @@ _LOOKS = [
 ]
 
 
-class ImageError(ValueError):
-    """A picture that cannot be used; the message is the part of a sentence that says why."""
-
-
 def decode_image(given: bytes | str | os.PathLike | Image.Image, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """What the model sees of a picture: upright, RGB, 8 bits per channel. It no longer needs the file.
 
@@ -120,8 +80,8 @@ def decode_image(given: bytes | str | os.PathLike | Image.Image, max_pixels: int
     _refuse_pixel_types(image, name)
     try:
         with _quiet():
-            if getattr(image, "tile", None):
-                _refuse_slow(image, name)
+            if isinstance(image, ImageFile.ImageFile) and image.tile:
+                refuse_slow(image, name)
                 _scale_transparency(image)
             image.load()
             turn = _turn(image)
@@ -145,7 +105,7 @@ def image_header(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[str, 
         ImageError: no known format, or more than ``max_pixels`` pixels.
     """
     image = _open(data, max_pixels)
-    return EXTENSIONS[image.format], image.size
+    return EXTENSIONS[str(image.format)], image.size
 
 
 def max_file_bytes(max_pixels: int) -> int:
@@ -170,8 +130,8 @@ def _content(given: bytes | str | os.PathLike, max_pixels: int) -> bytes:
     raise ImageError(f"{str(given)!r} is not a plain file of at most {max_file_bytes(max_pixels)} bytes")
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    _refuse_pieces(data)
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    refuse_pieces(data)
     try:
         with _quiet():
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -210,23 +170,7 @@ def _tiff_tag(image: Image.Image, tag: int) -> int | None:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _refuse_slow(image: Image.Image, name: str) -> None:
-    """Bounds on what the decoder of pixels that are still to be read repeats: a small file can ask for hours."""
-    if image.fp is None or getattr(image.fp, "closed", False):
-        raise ImageError(f"{name} was closed before its pixels were read; give its path, or load it first")
-    codec, pixels = image.tile[0][0], image.width * image.height
-    if codec == "bmp_rle" and pixels > MAX_RUN_LENGTH_PIXELS:
-        raise ImageError(
-            f"{name} has run lengths and {pixels} pixels, more than the {MAX_RUN_LENGTH_PIXELS} allowed then"
-        )
-    if codec == "jpeg" and image.format in ("JPEG", "MPO"):
-        allowed = max(25, min(100, _SCAN_PIXELS // pixels))
-        scans = _scans(image.fp, allowed)
-        if scans > allowed:
-            raise ImageError(f"{name} has {scans} scans, more than the {allowed} allowed for its {pixels} pixels")
-
-
-def _scale_transparency(image: Image.Image) -> None:
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
     """Pillow brings a PNG's pixels to 8 bits, and leaves the transparent level or colour as the file has it."""
     transparent, raw = image.info.get("transparency"), image.tile[0][3]
     if transparent is None or image.format != "PNG":
@@ -237,78 +181,10 @@ def _scale_transparency(image: Image.Image) -> None:
         image.info["transparency"] = tuple(level >> 8 for level in transparent)
 
 
-def _scans(stream: BinaryIO, enough: int) -> int:
-    """The scans of a JPEG. Places where one could begin are counted first, which is quick and rarely gives more than
-    ``enough``."""
-    back = stream.tell()
-    stream.seek(0)
-    data = stream.read()
-    stream.seek(back)
-    count, place = data.count(b"\xff\xda"), 2
-    if count <= enough:
-        return count
-    count = 0
-    while (found := _MARKER.search(data, place)) and found[1] != b"\xd9":
-        count += found[1] == b"\xda"
-        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return count
-
-
-def _refuse_pieces(data: bytes) -> None:
-    """Raises ImageError for a PNG of too many chunks or profiles, or a TIFF of too many strips or tiles: Pillow reads
-    all of them before the size is known."""
-    is_png = data.startswith(b"\x89PNG")
-    try:
-        pieces = _chunks(data) if is_png else _strips(data) if data[:2] in (b"II", b"MM") else 0
-    except struct.error:  # cut or damaged, which Pillow is to say
-        return
-    if pieces > MAX_PIECES or (is_png and data.count(b"iCCP") > MAX_PROFILES):
-        raise ImageError(
-            f"the picture has more chunks, strips or tiles than the {MAX_PIECES} allowed, or more colour profiles "
-            f"than the {MAX_PROFILES} allowed"
-        )
-    if data.startswith(b"\xff\xd8") and (_segments(data) > MAX_SEGMENTS or data.count(b"Exif\0\0") > MAX_PROFILES):
-        raise ImageError(
-            f"the JPEG picture has more than {MAX_SEGMENTS} segments, or more than {MAX_PROFILES} with EXIF data"
-        )
-
-
-def _segments(data: bytes) -> int:
-    """The segments of a JPEG before its first scan and their fill bytes, counted no further than needed."""
-    place, count = 2, 0
-    while count <= MAX_SEGMENTS and (found := _MARKER.search(data, place)) and found[1] not in (b"\xda", b"\xd9"):
-        count += len(found[0]) - 1
-        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return count
-
-
-def _chunks(data: bytes) -> int:
-    """The chunks of a PNG, counted no further than needed."""
-    place, count = 8, 0
-    while place + 8 <= len(data) and count <= MAX_PIECES:
-        place += 12 + struct.unpack_from(">I", data, place)[0]
-        count += 1
-    return count
-
-
-def _strips(data: bytes) -> int:
-    """The largest number of strips or tiles that a TIFF's first directory declares."""
-    order, is_big = "<" if data[:1] == b"I" else ">", 43 in data[2:4]
-    place = struct.unpack_from(order + ("8xQ" if is_big else "4xI"), data)[0]
-    head, entry = (order + "Q", order + "HHQ8x") if is_big else (order + "H", order + "HHI4x")
-    first = place + struct.calcsize(head)
-    size = min(struct.unpack_from(head, data, place)[0], 1 << 16) * struct.calcsize(entry)
-    size = min(size, (len(data) - first) // struct.calcsize(entry) * struct.calcsize(entry))
-    return max(
-        (count for tag, _, count in struct.iter_unpack(entry, data[first : first + size]) if tag in _STRIP_TAGS),
-        default=0,
-    )
-
-
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What makes a picture upright, if anything."""
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata of a sound picture
         return None
 

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from .families import Decoder
+
 PREFIX_NAME = "prefix"
 
 Gathered = Callable[[list[nn.Parameter]], AbstractContextManager]
@@ -33,7 +35,7 @@ class PathPrefix(nn.Module):
         return self.key.index_select(0, paths), self.value.index_select(0, paths)
 
 
-def attach_prefixes(decoder: nn.Module, config) -> None:
+def attach_prefixes(decoder: Decoder, config) -> None:
     """Give every layer of ``config.prefix_layers`` a ``PathPrefix``. Raises ValueError for a layer that does not
     exist."""
     layers = decoder.layers
@@ -60,7 +62,7 @@ def prefixes_of(module: nn.Module) -> list[PathPrefix]:
 
 
 @torch.no_grad()
-def initialise_prefixes(decoder: nn.Module, config, seed: int, gathered: Gathered = nullcontext) -> None:
+def initialise_prefixes(decoder: Decoder, config, seed: int, gathered: Gathered = nullcontext) -> None:
     """Draw all prefixes apart from one another (ours).
 
     ``normal``: independent draws of standard deviation ``prefix_init_std``. ``tokens``: each layer's own keys and

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .modeling import ParallelEmbedder
 from .prefixes import Gathered
 
 Output = tuple[torch.Tensor, ...]
 
 
-def cache_vision_tower(embedder: nn.Module, gigabytes: float, gathered: Gathered = nullcontext) -> "CachedTower":
+def cache_vision_tower(embedder: ParallelEmbedder, gigabytes: float, gathered: Gathered = nullcontext) -> "CachedTower":
     """Put a cache of at most ``gigabytes`` (10^9 bytes) of host memory in place of the embedder's frozen vision tower,
     oldest use dropped first.
 
@@ -63,7 +64,7 @@ class CachedTower(nn.Module):
         # Not through nn.Module's registration, which would make it a child.
         self.__dict__["tower"] = tower.eval()
         layers = getattr(backbone_config, "vision_feature_layer", None)
-        self.layers = [layers] if isinstance(layers, int) else layers
+        self.layers: list[int] = [layers] if isinstance(layers, int) else list(layers or ())
         self.limit = limit
         self.entries: OrderedDict[bytes, Output] = OrderedDict()
         self.bytes = self.computed = self.found = 0
@@ -125,7 +126,8 @@ class CachedCropTower(CachedTower):
             layer: torch.stack([output[i] for output in outputs]).to(pixel_values.device)
             for i, layer in enumerate(self.layers)
         }
-        return BaseModelOutputWithPooling(hidden_states=states)
+        # Backbones index it by layer, as they would the tuple of all layers.
+        return BaseModelOutputWithPooling(hidden_states=states)  # type: ignore[arg-type]
 
 
 class CachedGridTower(CachedTower):
