@@ -57,7 +57,7 @@ def write_adapter(
     records[f"{ADAPTER_FOLDER}/adapter_model.safetensors"] = write_shard(
         folder / "adapter_model.safetensors", of_adapter
     )
-    peft_config(lora, embedder.family.decoder, config).save_pretrained(folder)
+    peft_config(lora, embedder.family.decoder, config).save_pretrained(str(folder))
     return records
 
 

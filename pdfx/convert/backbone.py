@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from pdfx.config import ModelSection
 from pdfx.errors import UserError, in_short
 from pdfx.host.reading import read_json
 from pdfx.host.tensor_files import TensorFile
+from pdfx.model.custom_code import model_file
 from pdfx.model.loading import load_whole
 
 
@@ -75,7 +76,7 @@ def open_backbone(model: ModelSection, backbone: PreTrainedModel) -> BackboneWei
         places = files and weight_places([TensorFile(path) for path in files], backbone)
         if places:
             return BackboneFiles(places)
-        hub = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        hub: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         return LoadedBackbone(load_whole(AutoModel.from_pretrained, model.path, dtype=torch.float32, **hub)[0])
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"The weights of model.path '{model.path}' cannot be read: {in_short(error)}") from error
@@ -84,15 +85,15 @@ def open_backbone(model: ModelSection, backbone: PreTrainedModel) -> BackboneWei
 def safetensors_files(model: ModelSection) -> list[Path]:
     """The backbone's weight files, in its directory or in the hub's cache; none if it has other kinds of files."""
     try:
-        return [Path(cached_file(model.path, SAFE_WEIGHTS_NAME, revision=model.revision))]
+        return [model_file(model.path, SAFE_WEIGHTS_NAME, model.revision)]
     except OSError:
         pass
     try:
-        index = Path(cached_file(model.path, SAFE_WEIGHTS_INDEX_NAME, revision=model.revision))
+        index = model_file(model.path, SAFE_WEIGHTS_INDEX_NAME, model.revision)
     except OSError:
         return []
     names = sorted(set(read_json(index)["weight_map"].values()))
-    return [Path(cached_file(model.path, name, revision=model.revision)) for name in names]
+    return [model_file(model.path, name, model.revision) for name in names]
 
 
 def weight_places(files: list[TensorFile], backbone: PreTrainedModel) -> dict[str, tuple[TensorFile, str]] | None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 def main(export: str, probe: str, result: str) -> None:
     # Whatever is installed here, the export must not lean on it.
-    sys.modules["pdfx"] = None
+    sys.modules["pdfx"] = None  # type: ignore[assignment]  # the documented way to forbid an import
     from safetensors.torch import save_file
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype="auto").eval()
-    outputs = {"paths": [], "fused": []}
+    outputs: dict[str, list] = {"paths": [], "fused": []}
     for entry in json.loads((Path(probe) / "items.json").read_text(encoding="utf-8")):
         images = [Path(probe) / name for name in entry["images"]]
         output = model.embed([{"text": entry["text"], "images": images}], side=entry["side"])

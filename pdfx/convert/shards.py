@@ -38,7 +38,8 @@ def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> di
 
 def plan_shards(weights: Sequence[Weight], largest: int) -> list[list[Weight]]:
     """The weights in order, in files that the next one would not fit into."""
-    shards, size = [[]], 0
+    shards: list[list[Weight]] = [[]]
+    size = 0
     for weight in weights:
         if shards[-1] and size + weight.entry.bytes > largest:
             shards.append([])

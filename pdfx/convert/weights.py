@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,7 +18,7 @@ from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
 from pdfx.checkpoint.identity import bit_sum, check_same_frozen_weights, fingerprint
 from pdfx.checkpoint.parameters import MASTER, SavedParameters
 from pdfx.config import ModelSection
-from pdfx.convert.backbone import BackboneWeights, open_backbone
+from pdfx.convert.backbone import BackboneFiles, BackboneWeights, open_backbone
 from pdfx.embedder.lora import adapted_modules, merged_weight, remove_adapters
 from pdfx.errors import UserError
 from pdfx.host.tensor_files import Entry, TensorFile
@@ -69,7 +70,8 @@ class WeightSource:
         self.check(checkpoint)
         self.backbone = self.open_backbone(model)
         self.frozen = {name for name, parameter in embedder.named_parameters() if not parameter.requires_grad}
-        self.trained_as, self.sums = trained_as, {}
+        self.trained_as = trained_as
+        self.sums: dict[str, int] = {}
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raises UserError if the checkpoint's trained parameters are not the embedder's."""
@@ -93,11 +95,11 @@ class WeightSource:
                     "the configuration of this run."
                 )
 
-    def open_backbone(self, model: ModelSection) -> BackboneWeights | None:
-        """The backbone's weights, if some were not trained. Raises UserError if one is missing."""
+    def open_backbone(self, model: ModelSection) -> BackboneWeights:
+        """The backbone's weights; none if all were trained. Raises UserError if one is missing."""
         frozen = {self.in_backbone(name) for name in self.shapes if not self.is_known(name)}
         if not frozen:
-            return None
+            return BackboneFiles({})
         backbone = open_backbone(model, remove_adapters(copy.deepcopy(self.embedder)).backbone)
         missing = sorted(frozen - backbone.names())
         if missing:
@@ -145,7 +147,8 @@ class WeightSource:
         """The flattened weight of the adapted module ``name`` with its adapter folded in, in one piece. Raises
         UserError if it is not finite."""
         # In the masters' type: the backbone's own may be too narrow for the adapter's part of a sum.
-        real = copy.deepcopy(module).to(torch.float32).to_empty(device="cpu")
+        real: Any = copy.deepcopy(module)
+        real = real.to(torch.float32).to_empty(device="cpu")
         with torch.no_grad():
             for own, parameter in real.named_parameters():
                 parameter.copy_(self.read(f"{name}.{own}", 0, parameter.numel()).view(parameter.shape))

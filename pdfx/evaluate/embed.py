@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -153,24 +153,15 @@ def write_part(
         for start in mine:
             batch = lines[start : start + job.batch_size]
             output = _embed(job, model, start, batch, chosen)
-            rows.append(
-                output.fused if job.paths == "fused" else output.paths if chosen is None else output.paths[:, 0]
-            )
-            cut += [
-                number
-                for number, side in enumerate(batch, start=start + 1)
-                if model.processor.cut(model.processor.clean(side.text))[1]
-            ]
+            own = output.paths if chosen is None else output.paths[:, 0]
+            rows.append(output.fused if job.paths == "fused" else own)
+            cut += [number for number, side in enumerate(batch, start + 1) if model.processor.is_cut(side.text)]
             if on_progress is not None:
-                on_progress(
-                    min(start + job.batch_size, len(lines)) - mine.start, min(mine.stop, len(lines)) - mine.start
-                )
+                on_progress(start + len(batch) - mine.start, min(mine.stop, len(lines)) - mine.start)
     if rows:
-        limit = model.processor.settings["max_text_tokens"]
+        limit, numbers = model.processor.settings["max_text_tokens"], np.array(cut, dtype=np.int64)
         with naming(job.out):
-            np.savez(
-                _part(parts, rank), rows=torch.cat(rows).float().numpy(), cut=np.array(cut, dtype=np.int64), limit=limit
-            )
+            np.savez(_part(parts, rank), rows=torch.cat(rows).float().numpy(), cut=numbers, limit=limit)
 
 
 def _embed(
@@ -230,20 +221,16 @@ def merge_parts(job: EmbedJob, parts: Path, world_size: int) -> tuple[int, ...]:
         if job.out.suffix == ".npy":
             np.save(stream, embeddings)
         else:
-            stream.write(
-                safetensors_bytes({"embeddings": torch.from_numpy(embeddings)}, {"side": job.side, "paths": job.paths})
-            )
+            tensors, record = {"embeddings": torch.from_numpy(embeddings)}, {"side": job.side, "paths": job.paths}
+            stream.write(safetensors_bytes(tensors, record))
     cut = np.concatenate([part["cut"] for part in loaded]).tolist()
     if cut:
-        lines = ", ".join(map(str, cut[:NAMED_LINES])) + (
-            f" and {len(cut) - NAMED_LINES} more" if len(cut) > NAMED_LINES else ""
+        more = f" and {len(cut) - NAMED_LINES} more" if len(cut) > NAMED_LINES else ""
+        sentence = (
+            f"{len(cut)} of {len(embeddings)} texts are longer than the model's max_text_tokens "
+            f"({int(loaded[0]['limit'])}) and were cut there: lines {', '.join(map(str, cut[:NAMED_LINES]))}{more}."
         )
-        bound = f"max_text_tokens ({int(loaded[0]['limit'])})"
-        print(
-            f"{len(cut)} of {len(embeddings)} texts are longer than the model's {bound} and were cut there: lines "
-            f"{lines}.",
-            file=sys.stderr,
-        )
+        print(sentence, file=sys.stderr)
     return embeddings.shape
 
 
@@ -265,7 +252,7 @@ def _embed_in_processes(
     threads = max(1, torch.get_num_threads() // processes)
     total = len(read_lines(job))
     with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads, done, stop)) as pool:
-        waiting = [pool.submit(_work, job, parts, rank, processes) for rank in range(processes)]
+        waiting = {pool.submit(_work, job, parts, rank, processes) for rank in range(processes)}
         try:
             while waiting:
                 finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -276,8 +263,7 @@ def _embed_in_processes(
         except BrokenProcessPool:
             raise UserError(
                 "An embedding process was killed, most often because memory ran out; use fewer --processes or a "
-                "smaller "
-                "--batch-size."
+                "smaller --batch-size."
             ) from None
         finally:
             stop.set()
@@ -287,26 +273,26 @@ class _StoppedError(RuntimeError):
     """Another process has failed, and its message is the one to show."""
 
 
-_worker_done = None
-_worker_stop = None
+_shared: Any = None
+"""What a worker has in common with the process that started it: the number of lines done, and whether to stop."""
 
 
-def _start_worker(threads: int, done, stop) -> None:
+def _start_worker(threads: int, *shared: Any) -> None:
     # Shared counters reach a spawned process through its initializer only, not as arguments of its tasks.
-    global _worker_done, _worker_stop
+    global _shared
     torch.set_num_threads(threads)
-    _worker_done, _worker_stop = done, stop
+    _shared = shared
 
 
 def _work(job: EmbedJob, parts: Path, rank: int, world_size: int) -> None:
-    counted = 0
+    counted, (done, stop) = 0, _shared
 
     def count(lines_done: int, _: int) -> None:
         nonlocal counted
-        if _worker_stop.is_set():
+        if stop.is_set():
             raise _StoppedError
-        with _worker_done.get_lock():
-            _worker_done.value += lines_done - counted
+        with done.get_lock():
+            done.value += lines_done - counted
         counted = lines_done
 
     write_part(job, parts, rank, world_size, pick_device(rank), count)

@@ -3,7 +3,7 @@ what cannot be used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,12 +93,8 @@ def embed_shards(
                 progress(done, total)
         books.close()
         # Shares are consecutive, so all fillers stand at the end.
-        embedded.append(
-            [
-                all_gather([torch.cat([output[key] for output in outputs]).float()])[0][: len(side.samples)]
-                for key in ("paths", "fused")
-            ]
-        )
+        paths, fused = (torch.cat([output[key] for output in outputs]).float() for key in ("paths", "fused"))
+        embedded.append([all_gather([own])[0][: len(side.samples)] for own in (paths, fused)])
     if say is not None:
         books.tell(say)
     ask, search, candidates = left_after(items, *books.bad)
@@ -113,7 +109,7 @@ def embed_shards(
         "truncated_queries": books.truncated[0],
         "truncated_targets": books.truncated[1],
     }
-    return _rows(*embedded[0], items.queries, ask, candidates), _rows(*embedded[1], items.targets, search), counts
+    return _rows(embedded[0], items.queries, ask, candidates), _rows(embedded[1], items.targets, search), counts
 
 
 class _Books:
@@ -127,8 +123,11 @@ class _Books:
 
     def __init__(self, dataset: ShardedDataset, max_share: float, world_size: int, problems: dict[int, str]):
         self._dataset, self._max_share, self._world_size = dataset, max_share, world_size
-        self.problems, self.bad, self.truncated = problems, [], []
-        self._found, self._cut = {}, 0
+        self.problems = problems
+        self.bad: list[dict[int, str]] = []
+        self.truncated: list[int] = []
+        self._found: dict[int, str] = {}
+        self._cut = 0
         self._check()
 
     def add(self, truncated: int, problems: dict[int, str]) -> None:
@@ -170,16 +169,11 @@ class _Books:
 
 
 def _rows(
-    paths: Tensor, fused: Tensor, items: Items, rows: np.ndarray, candidates: Candidates | None = None
+    embedded: Sequence[Tensor], items: Items, rows: np.ndarray, candidates: Candidates | None = None
 ) -> EmbeddedItems:
-    chosen = torch.from_numpy(rows).to(paths.device)
-    return EmbeddedItems(
-        paths[chosen],
-        fused[chosen],
-        torch.from_numpy(items.target_ids[rows]).to(paths.device),
-        items.samples[rows],
-        candidates,
-    )
+    paths, fused = (tensor[torch.from_numpy(rows).to(tensor.device)] for tensor in embedded)
+    ids = torch.from_numpy(items.target_ids[rows]).to(paths.device)
+    return EmbeddedItems(paths, fused, ids, items.samples[rows], candidates)
 
 
 def _gather_objects(value: Any, world_size: int) -> list[Any]:
@@ -193,7 +187,7 @@ def _gather_objects(value: Any, world_size: int) -> list[Any]:
 def _from_first(make: Callable[[], Any], rank: int, world_size: int) -> Any:
     """What rank 0 makes, on every rank, so that all have the same whatever they would read. Raises UserError, on every
     rank, if rank 0 met it."""
-    holder = [None]
+    holder: list[Any] = [None]
     if rank == 0:
         try:
             holder = [make()]

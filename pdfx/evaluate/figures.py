@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import torch
@@ -74,7 +75,7 @@ def draw(
         colours = dict.fromkeys(
             ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), theme["text"]
         )
-        settings = {
+        settings: dict[Any, Any] = {
             **colours,
             "axes.edgecolor": theme["grid"],
             "grid.color": theme["grid"],

@@ -150,8 +150,8 @@ def chance_metrics(
         relevant: int64 [n], number of relevant candidates of each query.
         candidates: m of all queries; or int64 [n], if queries have candidates of their own.
     """
-    own = isinstance(candidates, Tensor)
-    sizes = candidates if own else torch.full_like(relevant, candidates)
+    sizes = candidates if isinstance(candidates, Tensor) else torch.full_like(relevant, candidates)
+    own = sizes is candidates
     levels, group = torch.stack([relevant, sizes], dim=1).unique(dim=0, return_inverse=True)
     names = [*([PRECISION] if own else []), *(f"recall@{k}" for k in recall_at), "mrr", f"ndcg@{NDCG_CUTOFF}"]
     table = torch.zeros(len(levels), len(names), dtype=torch.float64, device=relevant.device)

@@ -56,8 +56,9 @@ def write_report(
     require_folder(out)
     config, records = read_run(run)
     origin, notes = origin_of(model, run, config, max((record["step"] for record in records), default=0))
-    for sentence in notes if say else ():
-        say(sentence)
+    if say:
+        for sentence in notes:
+            say(sentence)
     dataset = ShardedDataset(shards)
     with opened_export(model, pick_device(), trust_remote_code) as embedder:
         queries, targets, counts = embed_shards(
@@ -123,8 +124,9 @@ def training_pictures(records: list[dict], paths: int) -> list[Picture]:
     """Curves of what the run recorded."""
     pictures = []
     losses, fused = [series(records, f"loss_path_{k}") for k in range(paths)], series(records, "loss_fused")
-    if fused and all(losses):
-        pictures.append(figures.loss_curves(losses, fused))
+    complete = [points for points in losses if points]
+    if fused and complete == losses:
+        pictures.append(figures.loss_curves(complete, fused))
     information, r2 = series(records, "mutual_information"), series(records, "mi_r2")
     if information and r2:
         pictures.append(figures.information_curves(information, r2))

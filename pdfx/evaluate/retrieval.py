@@ -78,13 +78,13 @@ def retrieval_metrics(
     means = torch.stack(list(sums.values()))
     if world_size > 1:
         distributed.all_reduce(means)
-    metrics = dict(zip(sums, means.tolist(), strict=True))
+    found: dict[str, float] = dict(zip(sums, means.tolist(), strict=True))
     if queries.paths.shape[1] > 1:
-        metrics["path_cosine"] = (path_cosine(queries.paths) + path_cosine(targets.paths)) / 2
-    metrics |= {"queries": len(queries.ids), "targets": len(targets.ids)}
+        found["path_cosine"] = (path_cosine(queries.paths) + path_cosine(targets.paths)) / 2
+    found |= {"queries": len(queries.ids), "targets": len(targets.ids)}
     if queries.candidates is not None:
-        metrics["candidates"] = len(queries.candidates.rows) / len(queries.ids)
-    return metrics
+        found["candidates"] = len(queries.candidates.rows) / len(queries.ids)
+    return found
 
 
 def directions_of(queries: EmbeddedItems, targets: EmbeddedItems) -> tuple[str, ...]:

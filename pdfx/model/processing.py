@@ -180,6 +180,10 @@ class InputProcessor:
             return text, False
         return text[: offsets[limit - 1][1]], True
 
+    def is_cut(self, text: str) -> bool:
+        """Whether an item loses a part of this text."""
+        return self.cut(self.clean(text))[1]
+
     def dummy(self) -> dict[str, torch.Tensor]:
         """The smallest item with an image, for a rank that has none when others have one."""
         return self([{"text": "", "images": [Image.new("RGB", (28, 28))]}], ["query"])[0]

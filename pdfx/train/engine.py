@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import deepspeed
 import torch
@@ -94,7 +95,7 @@ def group_of(name: str, parameter: nn.Parameter) -> str:
 def make_optimizer(groups: list[dict], settings: dict, train: TrainSection) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101): torch's own, or DeepSpeed's for the CPU if the optimiser is
     offloaded."""
-    options = {
+    options: dict[str, Any] = {
         "lr": train.learning_rate,
         "betas": (train.adam_beta1, train.adam_beta2),
         "eps": train.adam_epsilon,

@@ -79,7 +79,8 @@ class WideSums:
     def put_back(self) -> None:
         """Round the sums into ``grad``, once."""
         for number, total in self.sums.items():
-            self.parameters[number].grad.copy_(total)
+            # Kept by add.
+            self.parameters[number].grad.copy_(total)  # type: ignore[union-attr]
         self.sums.clear()
 
 

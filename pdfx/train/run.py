@@ -123,7 +123,8 @@ class Run:
 
     def __init__(self, config: Config, world: World, progress: Progress | None = None):
         self.config, self.world, self.progress = config, world, progress or Progress()
-        self.telemetry, self.timer = None, StepTimer(world.size)
+        self.telemetry: Telemetry | None = None
+        self.timer = StepTimer(world.size)
         with world.together():
             # Rank 0 is first, so that the others find its directory instead of racing to make it.
             path = open_run_directory(config.train) if world.rank == 0 else None
@@ -134,8 +135,8 @@ class Run:
             )
             self.evaluation = open_evaluation(config)
         self.checkpoint, self.passed_over = agree_on_checkpoint(self.path, config.train.resume, world)
-        self.saved = self.checkpoint.state() if self.checkpoint else {"step": 0, "loader": None}
-        self.step = self.saved["step"]
+        self.saved: dict[str, Any] = self.checkpoint.state() if self.checkpoint else {"step": 0, "loader": None}
+        self.step: int = self.saved["step"]
         with world.together():
             embedder = self._build(settings)
         self._start_engine(embedder, settings)
@@ -154,7 +155,7 @@ class Run:
         with sharded_loading(settings) as gathered:
             embedder = build_embedder(config, torch.bfloat16 if config.train.bf16 else torch.float32, gathered)
         self.processor = embedder.processor
-        self.constants = {
+        self.constants: dict[str, Any] = {
             MODEL: identity(embedder, config),
             SHARDING: sharding(config, stage, world.size),
             ORIGIN: origin(config.train.resume, self.saved),
@@ -233,8 +234,9 @@ class Run:
 
     def say(self, *sentences: str) -> None:
         """Print sentences on the console of rank 0."""
-        for sentence in sentences if self.telemetry else ():
-            self.telemetry.say(sentence)
+        if self.telemetry:
+            for sentence in sentences:
+                self.telemetry.say(sentence)
 
     def close(self) -> None:
         """Close the files; the console is a plain one again."""

@@ -27,11 +27,12 @@ def learning_rate_factor(step: int, train: TrainSection, total_steps: int) -> fl
     It rises linearly and is 1 in step ``warmup_steps``; from there ``linear`` and ``cosine`` fall towards 0, which the
     step after the last one would have, so that no step is without effect.
     """
-    if step <= train.warmup_steps:
-        return step / train.warmup_steps
+    warm_up = train.warmup_steps or 0
+    if step <= warm_up:
+        return step / warm_up
     if train.lr_scheduler_type == "constant":
         return 1.0
-    progress = (step - max(train.warmup_steps, 1)) / max(total_steps + 1 - max(train.warmup_steps, 1), 1)
+    progress = (step - max(warm_up, 1)) / max(total_steps + 1 - max(warm_up, 1), 1)
     return 1 - progress if train.lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -74,15 +75,16 @@ def count_steps(train: TrainSection, samples: int, world_size: int) -> tuple[int
             train.max_steps,
             f"{train.max_steps} steps of {batch} pairs ({origin}) are {epochs:.2f} epochs of {samples} samples.",
         )
-    wanted = math.floor(train.num_train_epochs * samples)
+    epochs = train.num_train_epochs or 0
+    wanted = math.floor(epochs * samples)
     steps, rest = divmod(wanted, batch)
     if steps == 0:
         raise UserError(
-            f"train.num_train_epochs {train.num_train_epochs} of {samples} samples are {wanted} pairs, fewer than "
+            f"train.num_train_epochs {epochs} of {samples} samples are {wanted} pairs, fewer than "
             f"one global batch of {batch} ({origin}); "
             "lower train.per_device_train_batch_size or raise train.num_train_epochs."
         )
-    sentence = f"{train.num_train_epochs:g} epochs of {samples} samples are {steps} steps of {batch} pairs ({origin})"
+    sentence = f"{epochs:g} epochs of {samples} samples are {steps} steps of {batch} pairs ({origin})"
     return steps, sentence + (f"; the last {rest} pairs do not fill a batch and are left out." if rest else ".")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import deepspeed
 import torch
@@ -146,13 +147,10 @@ class Stepper:
     def assemble(self, batch: Batch, passes: list[Pass], outputs: Iterator[Embeddings]) -> Embeddings:
         """Leaves that hold every pass's embeddings in their places."""
         items, count = (2 + batch.negatives) * batch.pairs, sum(map(len, self.path_groups))
-        whole = None
-        for part, output in zip(passes, outputs, strict=True):
-            if whole is None:
-                shape = (items, count, output.paths.shape[-1])
-                whole = Embeddings(
-                    output.paths.new_empty(shape), *(tensor.detach().clone() for tensor in output.tensors()[1:])
-                )
+        first = next(outputs)
+        shape, beside = (items, count, first.paths.shape[-1]), first.tensors()[1:]
+        whole = Embeddings(first.paths.new_empty(shape), *(tensor.detach().clone() for tensor in beside))
+        for part, output in zip(passes, chain([first], outputs), strict=True):
             whole.paths[part.place(whole.paths.device)] = output.paths.detach()[: len(part.chunk.slots)]
         return whole
 
@@ -167,8 +165,8 @@ class Stepper:
         )
         identities = PairIdentities(batch.target_ids, batch.negative_ids, batch.valid, batch.negative_valid)
         fit = self.objective.fit_variational(paths.query, paths.target, batch.valid)
-        loss, metrics = self.objective(paths, fused, identities, embeddings.log_temperature, step - 1)
-        metrics = {name: float(value) for name, value in {**metrics, **fit}.items()}
+        loss, found = self.objective(paths, fused, identities, embeddings.log_temperature, step - 1)
+        metrics = {name: float(value) for name, value in {**found, **fit}.items()}
         # A sum over all ranks, so they decide alike.
         if not math.isfinite(metrics["loss"]):
             return None, metrics

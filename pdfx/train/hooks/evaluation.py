@@ -24,7 +24,7 @@ class Evaluation(Hook):
             run.progress.mark("read a batch of the evaluation", "data")
             return output
 
-        def advance(done: int, total: int) -> None:
+        def advance(done: int, total: int | None) -> None:
             if done == total:
                 run.progress.mark("score the evaluation", "pause")
 

@@ -237,7 +237,7 @@ def checkpoint_before(run: Path, request: RollBack, world: World) -> Checkpoint:
     """
     for path in world.from_first([path for path in checkpoint_paths(run) if step_of(path) < request.step]):
         checkpoint, problem = open_together(path, world)
-        if problem is None:
+        if checkpoint is not None and problem is None:
             return checkpoint
     with world.together():
         raise UserError(
