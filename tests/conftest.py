@@ -4,25 +4,18 @@ A test that starts a process, or uses a fixture that does, is marked ``process``
 run side by side. A test without the mark that starts a process fails. Process tests run one after the other.
 """
 
+import gc
 import multiprocessing.process
 import os
 import sys
 
 import pytest
-import torch
-from distributed.ranks import Ranks
-from hypothesis import settings
 
 STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen", "multiprocessing"}
 """Audit events of a process that starts."""
 
 # Threads that wait for one another take ten times as long when other processes want their cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
-
-# The time that an example takes says nothing on a busy machine.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 HELPERS = {"gcc", "git", "scontrol", "uname"}
 """Programs that answer at once, which libraries and pdfx itself ask."""
@@ -47,6 +40,27 @@ def announced(process: multiprocessing.process.BaseProcess, start=multiprocessin
 multiprocessing.process.BaseProcess.start = announced
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    if session.config.pluginmanager.hasplugin("dsession"):
+        # Its workers collect. It would only hold them up by importing torch first.
+        return (yield)
+    # Nothing that an import makes is garbage, and later collections need not look at it.
+    gc.disable()
+    import torch
+    from hypothesis import settings
+
+    torch.set_num_threads(1)
+    # The time that an example takes says nothing on a busy machine.
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def same_environment():
     """Variables that a test sets, such as those of a process group that it joins, must not reach the next one."""
@@ -60,6 +74,8 @@ def same_environment():
 @pytest.fixture(scope="session")
 def two_ranks():
     """Two ranks for every test that needs a pair: starting them takes seconds, a training run in them does not."""
+    from distributed.ranks import Ranks
+
     with Ranks(2) as ranks:
         yield ranks
 

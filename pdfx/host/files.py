@@ -179,8 +179,9 @@ def write_checksummed(path: Path, data: bytes) -> FileRecord:
 def read_record(path: Path) -> FileRecord:
     """The record of a file that exists."""
     digest, size = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(PIECE))
     with os.fdopen(open_plain(path), "rb", buffering=0) as file:
+        # Most files are far smaller than a piece, and filling it with zeros takes longer than reading them.
+        buffer = memoryview(bytearray(min(PIECE, max(os.fstat(file.fileno()).st_size, 1))))
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             size += count
