@@ -50,8 +50,7 @@ class Checkpoint:
         return self.manifest.step
 
     def state(self) -> dict:
-        """The trainer's plain values: step, loader counters, model identity, how it was sharded. Raises UserError if
-        they cannot be read."""
+        """The trainer's plain values: step, loader counters, model identity. Raises UserError."""
         try:
             return read_json(self.file(STATE))
         except (OSError, ValueError) as error:
@@ -60,8 +59,7 @@ class Checkpoint:
             ) from None
 
     def file(self, name: str) -> Path:
-        """The path of one of its files. Raises DamagedError if the manifest does not list it: what was not verified is
-        not read."""
+        """The path of one of its files. Raises DamagedError if the manifest does not list it."""
         if name not in self.manifest.files:
             raise DamagedError(not_whole(self.path, [f"{MANIFEST} does not list {name}"]))
         return self.path / name
@@ -154,8 +152,7 @@ def newest_whole(run: Path, verify: Verify = verify_contents) -> tuple[Checkpoin
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint; of a link to one, the link alone. The manifest goes first, so that one half removed is not
-    taken for a whole one."""
+    """Remove a checkpoint; of a link, the link alone. The manifest goes first, so that half of one is not whole."""
     if path.is_symlink():
         path.unlink()
         return

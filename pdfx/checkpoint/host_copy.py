@@ -1,5 +1,4 @@
-"""A copy in host memory of what a rank keeps of parameters and optimiser, so that training can continue while the copy
-is written."""
+"""A copy of a rank's parameters and optimiser states in host memory: training continues while it is written."""
 
 from __future__ import annotations
 

@@ -100,8 +100,7 @@ def digest(content: dict) -> str:
 
 
 def wrong_sizes(directory: Path, manifest: Manifest) -> tuple[list[str], dict[str, tuple]]:
-    """What is missing or cut short, each as the end of a sentence, and the stamps of the files. Reads no file. Raises
-    OSError if one cannot be examined."""
+    """What is missing or cut short, each as the end of a sentence, and the files' stamps; no file is read."""
     problems, stamps = [], {}
     for name, record in manifest.files.items():
         try:

@@ -1,5 +1,4 @@
-"""Taking up a checkpoint: which one, whether it fits, and loading it into the engine, on any number of ranks under any
-stage of ZeRO."""
+"""Resuming from a checkpoint: which one, whether it fits, and loading it, at any world size and ZeRO stage."""
 
 from __future__ import annotations
 
@@ -43,8 +42,7 @@ def origin(resume: str, state: dict) -> str | None:
 
 
 def descendants(run: Path, start: Path) -> list[Path]:
-    """The run's checkpoints that were written after it was started from ``start``, newest first; what cannot be opened
-    is none."""
+    """The run's readable checkpoints that were written after it was started from ``start``, newest first."""
 
     def descends(path: Path) -> bool:
         try:
@@ -131,8 +129,7 @@ def candidates(run: Path, resume: str) -> list[Path]:
 
 
 def open_together(path: Path, world: World) -> tuple[Checkpoint | None, str | None]:
-    """A checkpoint whose contents all ranks found right, each its share of the files; or the sentence about what is
-    wrong."""
+    """A checkpoint whose contents all ranks found right, each a share of the files; or what is wrong."""
     found: tuple[Checkpoint | None, str | None] = None, None
     if world.rank == 0:
         try:

@@ -115,8 +115,7 @@ def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
 
 
 def frozen_sums(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
-    """``bit_sum`` of this rank's part of each frozen parameter, by name; of those that every rank keeps whole, on rank
-    0."""
+    """``bit_sum`` of this rank's part of each frozen parameter, by name; rank 0 adds those that all keep whole."""
     towers = [
         (prefix, module.tower) for prefix, module in engine.module.named_modules() if isinstance(module, CachedTower)
     ]

@@ -95,8 +95,7 @@ def _sentence(item: ErrorDetails, source: str) -> str:
 
 
 def _explains(other: ErrorDetails, item: ErrorDetails) -> bool:
-    """Whether ``item`` only says that a value is not of one of several types, and ``other`` what is wrong with it as
-    one of another type."""
+    """Whether ``item`` is about one type of a union, and ``other`` says what is wrong with it as another one."""
     key = _key(item)
     return _key(other)[: len(key)] == key and (len(_key(other)), other["type"] == "value_error") > (
         len(key),

@@ -43,8 +43,7 @@ class RecipeLoader(yaml.SafeLoader):
         self.sizes: dict[int, int] = {}
 
     def compose_node(self, parent, index):
-        """Raises a ComposerError if the document nests too deeply or its aliases make it too large, before any of it
-        is built."""
+        """Raises a ComposerError, before anything is built, if it is nested too deeply or too large."""
         event, before = self.peek_event(), self.values
         self.depth += 1
         if self.depth > MAX_DEPTH:

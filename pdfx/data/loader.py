@@ -1,5 +1,4 @@
-"""The training loader: batches cut from the canonical order, the same for any number of workers, resumable by counters
-at any world size."""
+"""The training loader: batches of the canonical order, for any number of workers, resumable at any world size."""
 
 from __future__ import annotations
 
@@ -48,8 +47,7 @@ class BatchReader:
         return batch
 
     def _read(self, places: list[tuple[int, int]]) -> list[Sample | SampleError]:
-        """The samples at ``places``; those of one data set are asked for together, so that remote ones are fetched side
-        by side."""
+        """The samples at ``places``; those of one data set are asked for together, to be fetched side by side."""
         samples: dict[int, Sample | SampleError] = {}
         for source in {source for source, _ in places}:
             own = [slot for slot, place in enumerate(places) if place[0] == source]

@@ -65,8 +65,7 @@ def plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
 
 
 class PlainTarInfo(tarfile.TarInfo):
-    """For the standard library's reader: refuses headers that it would read into memory whatever their size, those of
-    long names, attributes and holes."""
+    """For ``tarfile``, which would read long names, attributes and holes into memory whatever their size."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):

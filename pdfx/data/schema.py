@@ -1,5 +1,4 @@
-"""The one schema of a sample, as a JSONL record and as the JSON member of a shard, and the index of a directory of
-shards."""
+"""The schema of a sample, as a JSONL record and as a shard's JSON member, and of the index of a set of shards."""
 
 from __future__ import annotations
 

@@ -104,8 +104,7 @@ class Sequence:
         }
 
     def _take_up(self, state: dict) -> Start:
-        """Where the sequence begins that resumes from ``state``: where it began, unless sub-batches now have another
-        size."""
+        """Where a resumed sequence begins: where it began before, unless the sub-batches' size changed."""
         self._check(state)
         start = Start.from_plain(state["start"])
         if state["sub_batch_pairs"] == self._sub_batch:

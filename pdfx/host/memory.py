@@ -16,8 +16,7 @@ def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgr
 
 
 def control_group_room(membership: Path, groups: Path) -> list[int]:
-    """What each control group with a limit leaves, in bytes: this process's own group and those that it lies in. Cached
-    files count as free."""
+    """Bytes that each control group above this process leaves, if it has a limit; cached files count as free."""
     room = []
     for line in membership.read_text(encoding="utf-8").splitlines() if membership.exists() else []:
         _, controllers, path = line.split(":", 2)

@@ -1,5 +1,4 @@
-"""What the operating system refuses (a full disk, a limit, memory), whichever library raises it, as one sentence that
-names the file."""
+"""What the operating system refuses (disk, limits, memory), from any library, as a sentence that names the file."""
 
 from __future__ import annotations
 

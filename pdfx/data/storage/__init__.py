@@ -1,2 +1,1 @@
-"""Where shards lie: a folder of this machine, or what HTTP, S3 and fsspec reach; byte ranges, repetitions, the
-cache."""
+"""Where shards lie: a local folder, or what HTTP, S3 and fsspec reach; byte ranges, repetitions, the cache."""
