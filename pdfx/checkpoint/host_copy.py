@@ -57,11 +57,8 @@ def choose_background(setting: bool | str, flats: Flats, world: World) -> tuple[
         setting: ``train.save_in_background``.
     """
     if setting != "auto":
-        return (
-            bool(setting),
-            f"Checkpoints are written {'in the background' if setting else 'while training waits'}, as "
-            "train.save_in_background says.",
-        )
+        how = "in the background" if setting else "while training waits"
+        return bool(setting), f"Checkpoints are written {how}, as train.save_in_background says."
     own = sum(tensor.nbytes for tensors in flats.values() for tensor in tensors)
     return by_memory(world.gather(Need(socket.gethostname(), own, available_bytes())))
 
@@ -73,12 +70,8 @@ def by_memory(needs: list[Need]) -> tuple[bool, str]:
     available = {host: min(need.available for need in needs if need.host == host) for host in hosts}
     fullest = max(sorted(hosts), key=lambda host: taken[host] / max(available[host], 1))
     background = taken[fullest] <= SHARE * available[fullest]
-    sizes = (
-        f"{taken[fullest] / 2**30:.2f} GiB, {'at most' if background else 'more than'} {SHARE:.0%} of the "
-        f"{available[fullest] / 2**30:.1f} GiB free"
-    )
-    return (
-        background,
-        f"Checkpoints are written {'in the background' if background else 'while training waits'}: copies take "
-        f"{sizes} on {fullest}.",
+    how, bound = ("in the background", "at most") if background else ("while training waits", "more than")
+    return background, (
+        f"Checkpoints are written {how}: copies take {taken[fullest] / 2**30:.2f} GiB, {bound} {SHARE:.0%} of the "
+        f"{available[fullest] / 2**30:.1f} GiB free on {fullest}."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from pdfx.checkpoint.manifest import strays
 from pdfx.checkpoint.retention import Retention
 from pdfx.config.run_files import CHECKPOINTS
 from pdfx.errors import UserError
-
-Progress = Callable[[int, int], None]
-"""Called with (checkpoints done, checkpoints in all)."""
+from pdfx.host.console import ShowProgress
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Row:
     strays: tuple[str, ...] = ()
 
 
-def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: Progress | None = None) -> list[Row]:
+def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: ShowProgress | None = None) -> list[Row]:
     """The run's checkpoints, newest first, unfinished ones before.
 
     Args:
@@ -98,15 +95,8 @@ def table_of(rows: list[Row], rule: Retention, verified: bool) -> Table:
     """The rows for the console."""
     table = Table("step", "size", "age", *([rule.metric] if rule.metric else []), "state", title="Checkpoints")
     for row in rows:
-        state = (
-            "unfinished"
-            if not row.finished
-            else "not whole"
-            if row.problem
-            else "whole, contents verified"
-            if verified
-            else "whole"
-        )
+        whole = "whole, contents verified" if verified else "whole"
+        state = "unfinished" if not row.finished else "not whole" if row.problem else whole
         metric = [] if not rule.metric else ["" if row.metric is None else f"{row.metric:.4g}"]
         table.add_row(
             f"{row.step:,}", size_text(row.bytes), age_text(row.age), *metric, state + (", best" if row.best else "")

@@ -72,15 +72,13 @@ def set_aside(run: Path, start: Checkpoint) -> list[str]:
             raise UserError(
                 f"{path} cannot be set aside for a run that resumes from {start.path}: {error.strerror}."
             ) from None
+    if not foreign:
+        return []
     names = ", ".join(path.name for path in reversed(foreign))
-    return (
-        [
-            f"Set aside as '*{ASIDE}', because this run does not resume from them: {names}. Remove them when they are "
-            "not needed."
-        ]
-        if foreign
-        else []
-    )
+    return [
+        f"Set aside as '*{ASIDE}', because this run does not resume from them: {names}. Remove them when they are not "
+        "needed."
+    ]
 
 
 def free_name(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,25 +120,15 @@ def chosen_checkpoint(run: Path, choice: str, train: TrainSection) -> Checkpoint
     return checkpoint
 
 
-def whole_checkpoints(paths: list[Path]) -> list[Checkpoint]:
-    """Those whose files are all there in their sizes."""
-    whole = []
-    for path in paths:
-        try:
-            whole.append(open_checkpoint(path))
-        except UserError:
-            continue
-    return whole
-
-
 def best_checkpoint(run: Path, rule: Retention) -> Checkpoint:
     """The best of the run's whole checkpoints. Raises UserError if none has the metric, or the best is damaged."""
-    best = rule.best(whole_checkpoints(checkpoint_paths(run)))
+    whole = []
+    for path in checkpoint_paths(run):
+        with suppress(UserError):
+            whole.append(open_checkpoint(path))
+    best = rule.best(whole)
     if best is None:
-        cure = (
-            f"none of them has the metric '{rule.metric}'"
-            if rule.metric
-            else "the run names no train.metric_for_best_model"
-        )
+        unnamed = "the run names no train.metric_for_best_model"
+        cure = f"none of them has the metric '{rule.metric}'" if rule.metric else unnamed
         raise UserError(f"No checkpoint of {run} is known to be the best: {cure}; choose one by its step.")
     return open_verified(best.path)

@@ -53,12 +53,8 @@ class ParameterPart:
 
 def parts_of(engine: deepspeed.DeepSpeedEngine) -> list[ParameterPart]:
     """This rank's parts in the order of the module's parameters, without the padding that makes ranks' parts equal."""
-    parts = (
-        part_of(engine, name, parameter)
-        for name, parameter in engine.module.named_parameters()
-        if parameter.requires_grad
-    )
-    return [part for part in parts if part is not None]
+    trained = (pair for pair in engine.module.named_parameters() if pair[1].requires_grad)
+    return [part for pair in trained if (part := part_of(engine, *pair)) is not None]
 
 
 def part_of(engine: deepspeed.DeepSpeedEngine, name: str, parameter: torch.nn.Parameter) -> ParameterPart | None:
@@ -116,10 +112,12 @@ def optimizer_steps(engine: deepspeed.DeepSpeedEngine) -> int:
 
 def frozen_sums(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
     """``bit_sum`` of this rank's part of each frozen parameter, by name; rank 0 adds those that all keep whole."""
-    towers = [
-        (prefix, module.tower) for prefix, module in engine.module.named_modules() if isinstance(module, CachedTower)
-    ]
-    owned = {f"{prefix}.{name}": parameter for prefix, tower in towers for name, parameter in tower.named_parameters()}
+    owned = {
+        f"{prefix}.{name}": parameter
+        for prefix, module in engine.module.named_modules()
+        if isinstance(module, CachedTower)
+        for name, parameter in module.tower.named_parameters()
+    }
     sums = {}
     for name, parameter in {**dict(engine.module.named_parameters()), **owned}.items():
         if parameter.requires_grad:

@@ -1,8 +1,4 @@
-"""The configuration of a run: a YAML file, which may extend another one, strict, one nested section per component.
-
-An unknown key is an error that names the nearest known one; a value of the wrong kind is an error that names the file,
-the key and what was expected. Values can be overridden on the command line as ``section.key=value``.
-"""
+"""The configuration of a run: strict sections, and sentences about mistakes, which name the nearest known key."""
 
 from __future__ import annotations
 

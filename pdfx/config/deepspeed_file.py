@@ -44,9 +44,8 @@ def load_deepspeed_config(
 ) -> dict:
     """The settings for ``deepspeed.initialize``.
 
-    The recipe owns optimiser, schedule, precision, clipping and batch sizes. Where the file has ``auto`` there, or what
-    the recipe says, it is right; sizes of ZeRO-3's buckets that are ``auto`` follow from the model's hidden size, as
-    transformers' Trainer has it.
+    The recipe owns optimiser, schedule, precision, clipping and batch sizes: the file may have ``auto`` there, or what
+    the recipe says. Bucket sizes of ZeRO-3 that are ``auto`` follow from the hidden size.
 
     Args:
         hidden_size: of the model; only called if the file needs it.
@@ -65,43 +64,7 @@ def load_deepspeed_config(
         raise UserError(
             f"{path}: 'zero_optimization.stage' is {zero.get('stage', 0)}; pdfx needs ZeRO stage 1, 2 or 3."
         )
-    problems += offload_problems(zero)
-    problems += drop_update_rule(settings, train)
-    for key in ("fp16", "amp", "torch_autocast"):
-        section = settings.pop(key, None)
-        if isinstance(section, dict) and section.get("enabled", key == "amp") not in (False, "auto"):
-            problems.append(f"remove '{key}'; pdfx trains in bf16 or float32, as the recipe's train.bf16 says")
-
-    def own(section: dict, key: str, value, owner: str, also: tuple = (), prefix: str = "") -> None:
-        if section.get(key, "auto") not in ("auto", value, *also):
-            problems.append(
-                f"'{prefix}{key}' is {section[key]!r}, but {owner} sets it to {value!r}; remove it from the file"
-            )
-        section[key] = value
-
-    bf16 = settings.setdefault("bf16", {})
-    own(bf16, "enabled", train.bf16, "train.bf16", prefix="bf16.")
-    # Otherwise ZeRO 1 and 2 would apply gradients that are not finite.
-    own(bf16, "check_grad_overflow", True, "pdfx, which skips such updates,", prefix="bf16.")
-    own(settings, "gradient_clipping", train.max_grad_norm, "train.max_grad_norm")
-    # The chunks of an accumulated batch are contrasted with one another, which the engine's own accumulation would not
-    # do.
-    accumulates = "pdfx, which accumulates by itself (train.gradient_accumulation_steps),"
-    own(settings, "gradient_accumulation_steps", 1, accumulates, (train.gradient_accumulation_steps,))
-    own(
-        settings,
-        "train_batch_size",
-        world_size * train.per_device_train_batch_size,
-        "ranks x train.per_device_train_batch_size",
-    )
-    # DeepSpeed wants some number, so a shipped file's value of 1 is not a contradiction.
-    own(
-        settings,
-        "train_micro_batch_size_per_gpu",
-        train.per_device_train_batch_size,
-        "train.per_device_train_batch_size",
-        (1,),
-    )
+    problems += offload_problems(zero) + drop_update_rule(settings, train) + apply_recipe(settings, train, world_size)
     settings.setdefault("steps_per_print", 2**31 - 1)
     if train.bf16:
         settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
@@ -115,6 +78,34 @@ def load_deepspeed_config(
     except (ValueError, TypeError, AssertionError) as error:
         raise UserError(f"{path} is not what DeepSpeed takes: {' '.join(str(error).split())[:500]}") from None
     return settings
+
+
+def apply_recipe(settings: dict, train: TrainSection, world_size: int) -> list[str]:
+    """Set what the recipe owns; returns what the file says otherwise."""
+    problems, pairs, steps = [], train.per_device_train_batch_size, train.gradient_accumulation_steps
+    for key in ("fp16", "amp", "torch_autocast"):
+        section = settings.pop(key, None)
+        if isinstance(section, dict) and section.get("enabled", key == "amp") not in (False, "auto"):
+            problems.append(f"remove '{key}'; pdfx trains in bf16 or float32, as the recipe's train.bf16 says")
+    accumulates = "pdfx, which accumulates by itself (train.gradient_accumulation_steps),"
+    # Key, value, who sets it, and another value that the file may have.
+    for key, value, owner, other in (
+        ("bf16.enabled", train.bf16, "train.bf16", "auto"),
+        # Otherwise ZeRO 1 and 2 would apply gradients that are not finite.
+        ("bf16.check_grad_overflow", True, "pdfx, which skips such updates,", "auto"),
+        ("gradient_clipping", train.max_grad_norm, "train.max_grad_norm", "auto"),
+        # The engine's own accumulation would not contrast the chunks of a batch with one another.
+        ("gradient_accumulation_steps", 1, accumulates, steps),
+        ("train_batch_size", world_size * pairs, "ranks x train.per_device_train_batch_size", "auto"),
+        # DeepSpeed wants some number, so a shipped file's value of 1 is not a contradiction.
+        ("train_micro_batch_size_per_gpu", pairs, "train.per_device_train_batch_size", 1),
+    ):
+        name = key.removeprefix("bf16.")
+        section = settings if name == key else settings.setdefault("bf16", {})
+        if section.get(name, "auto") not in ("auto", value, other):
+            problems.append(f"'{key}' is {section[name]!r}, but {owner} sets it to {value!r}; remove it from the file")
+        section[name] = value
+    return problems
 
 
 def unused_keys(path: str | Path) -> list[str]:

@@ -87,11 +87,7 @@ RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"
 
 
 def parse_yaml(text: str):
-    """The value of a YAML document, in which all scalars but null are text.
-
-    Raises:
-        yaml.YAMLError: it is not YAML, repeats a key, or is too large.
-    """
+    """The value of a YAML document, in which all scalars but null are text. Raises yaml.YAMLError."""
     return yaml.load(text, RecipeLoader)
 
 
@@ -107,15 +103,7 @@ def read_small(path: Path) -> str:
 
 
 def read_recipe(path: Path, why: str = "") -> dict:
-    """The sections of one recipe's file.
-
-    Args:
-        why: it is read, for the message if it is missing.
-
-    Raises:
-        ConfigError: it is missing, is not a regular file of at most ``MAX_BYTES``, is not YAML, repeats a key, or holds
-            no sections.
-    """
+    """The sections of one recipe's file. Raises ConfigError, which says ``why`` it is read if it is missing."""
     try:
         tree = parse_yaml(read_small(path))
     except FileNotFoundError:

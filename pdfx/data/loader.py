@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,22 +17,15 @@ from pdfx.data.training_sets import Sequence, open_training_sets
 from pdfx.data.workers import run_ahead
 
 
+@dataclass
 class BatchReader:
     """From the places of one batch's samples to the batch; what workers run."""
 
-    def __init__(
-        self,
-        datasets: list[ShardedDataset],
-        processor: Processor,
-        chunk_pairs: int,
-        negatives: int,
-        chunk_tokens: int | None,
-    ):
-        self.datasets = datasets
-        self.processor = processor
-        self.chunk_pairs = chunk_pairs
-        self.negatives = negatives
-        self.chunk_tokens = chunk_tokens
+    datasets: list[ShardedDataset]
+    processor: Processor
+    chunk_pairs: int
+    negatives: int
+    chunk_tokens: int | None
 
     def __call__(self, places: list[tuple[int, int]]) -> Batch:
         samples = self._read(places)
@@ -106,7 +99,7 @@ class TrainLoader:
             BatchReader(
                 [own.dataset for own in self.sets], processor, batch_pairs, data.hard_negatives or 0, chunk_tokens
             ),
-            RankRequests(self._sequence.mixture, self.samples, rank, world_size, batch_pairs * chunks),
+            rank_requests(self._sequence.mixture, self.samples, rank, world_size, batch_pairs * chunks),
             data.num_workers,
             data.prefetch_batches,
             seed,
@@ -150,18 +143,9 @@ class TrainLoader:
         }
 
 
-class RankRequests:
-    """Endlessly, the places of one rank's samples, (data set, number) each, a list per step.
-
-    Args:
-        start: position of the canonical order at which the first step of all ranks begins.
-        pairs: samples of one rank and step.
-    """
-
-    def __init__(self, mixture: Mixture, start: int, rank: int, world_size: int, pairs: int):
-        self._mixture, self._pairs = mixture, pairs
-        self._positions = itertools.count(start + rank * pairs, world_size * pairs)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in self._positions:
-            yield self._mixture.samples(first, self._pairs)
+def rank_requests(
+    mixture: Mixture, start: int, rank: int, world_size: int, pairs: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Endlessly, the places (data set, number) of one rank's samples of a step, ``pairs`` of them; the first step of
+    all ranks begins at position ``start`` of the canonical order."""
+    return (mixture.samples(first, pairs) for first in itertools.count(start + rank * pairs, world_size * pairs))

@@ -110,7 +110,6 @@ class Start:
     consumed: tuple[int, ...]
 
     def to_plain(self) -> dict:
-        """As JSON can hold it."""
         return {"position": self.position, "epoch": self.epoch, "consumed": list(self.consumed)}
 
     @classmethod

@@ -138,8 +138,7 @@ def _members(tar: str) -> dict[str, tuple[int, int]] | str:
                 archive.members.clear()  # type: ignore[attr-defined]  # public, but not in typeshed
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # tarfile meets damaged bytes with many exception types (TarError, ValueError, RecursionError, ...)
+    # tarfile meets damaged bytes with many types of exception (TarError, ValueError, RecursionError, ...).
+    except Exception as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return places

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -65,7 +67,8 @@ def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
     Raises:
         UserError: there is no query, or a query's candidates lack its own target or name one that is not there.
     """
-    numbers, problems = _IdentityNumbers(), {}
+    # Candidates name the same few identities again and again, and hashing is slower than looking up.
+    number_of, problems = cache(identity_number), {}
     queries, targets, keys, listed = _Side("query"), _Side("target"), [], []
     for sample, found in enumerate(dataset.heads()):
         if isinstance(found, SampleError):
@@ -73,14 +76,12 @@ def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
             continue
         key, record = found
         identity = cast(str, record.target_id)
-        targets.add(sample, identity, numbers[identity], record.target)
+        targets.add(sample, identity, number_of(identity), record.target)
         if record.query is not None:
-            queries.add(sample, identity, numbers[identity], record.query)
+            queries.add(sample, identity, number_of(identity), record.query)
             keys.append(key)
             listed.append(
-                None
-                if record.candidates is None
-                else np.array([numbers[other] for other in record.candidates], dtype=np.int64)
+                None if record.candidates is None else np.array([*map(number_of, record.candidates)], dtype=np.int64)
             )
     if not keys:
         raise UserError(
@@ -93,15 +94,6 @@ def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
     asked = queries.all()
     candidates = _find_candidates(dataset, keys, asked.target_ids, listed, distinct.target_ids, lenient=bool(problems))
     return RetrievalItems(asked._replace(candidates=candidates), distinct, problems)
-
-
-class _IdentityNumbers(dict):
-    """The number of each identity. Candidates name the same few identities again and again, and hashing is slower than
-    looking up."""
-
-    def __missing__(self, identity: str) -> int:
-        number = self[identity] = identity_number(identity)
-        return number
 
 
 class _Side:
@@ -239,11 +231,13 @@ def iterate_inputs(
     )
 
 
+@dataclass
 class SideReader:
     """From sample numbers to the inputs of one side; what workers run."""
 
-    def __init__(self, dataset: ShardedDataset, side: str, processor: Processor):
-        self.dataset, self.side, self.processor = dataset, side, processor
+    dataset: ShardedDataset
+    side: str
+    processor: Processor
 
     def __call__(self, numbers: list[int]) -> SideBatch:
         found = iter(self.dataset.read_items([number for number in numbers if number != FILLER], self.side))

@@ -80,12 +80,8 @@ class Patience:
     """
 
     def __init__(self, settings: GuardsSection, storage: float = 0.0):
-        self.settings = settings
-        self.storage = storage
-        self.quiet = 0.0
-        self._longest = 0.0
-        self._seen = 0
-        self._pace = "pause"
+        self.settings, self.storage, self.quiet = settings, storage, 0.0
+        self._longest, self._seen, self._pace = 0.0, 0, "pause"
         self.setting = SETTINGS[self._pace]
         """Which one limits the time now."""
 
@@ -107,11 +103,10 @@ class Patience:
 
     def _limits(self, stall_seconds: float) -> dict[str, float]:
         usual = max(stall_seconds, SLACK * self._longest)
-        first, data = max(self.settings.first_seconds, usual, self.storage), max(usual, self.storage)
         return {
             "step": usual,
-            "data": data,
-            "first": first,
+            "data": max(usual, self.storage),
+            "first": max(self.settings.first_seconds, usual, self.storage),
             "pause": self.settings.pause_seconds,
             "stop": max(URGENT, SLACK * self._longest),
         }

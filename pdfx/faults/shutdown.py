@@ -85,14 +85,10 @@ def longest_read(config: Config) -> float:
     """Seconds that a batch may wait for storage: those of one request with its repetitions, and as many as any work may
     take; 0 if all data is local."""
     evaluation = config.data.evaluation or []
-    places = [own.path for own in config.data.training_sets()] + (
-        [evaluation] if isinstance(evaluation, str) else evaluation
-    )
-    return (
-        Reading.of(config.data).longest_seconds + (config.guards.stall_seconds or 0)
-        if any(map(is_url, places))
-        else 0.0
-    )
+    places = [evaluation] if isinstance(evaluation, str) else evaluation
+    if not any(map(is_url, [*places, *(own.path for own in config.data.training_sets())])):
+        return 0.0
+    return Reading.of(config.data).longest_seconds + (config.guards.stall_seconds or 0)
 
 
 def settle_alone(error: BaseException, progress: Progress) -> int | None:

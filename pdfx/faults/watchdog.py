@@ -48,16 +48,10 @@ class Watchdog:
         stop: StopRequest | None = None,
         storage: float = 0.0,
     ):
-        self.settings = settings
-        self.progress = progress
-        self.run = run
-        self.rank = rank
-        self.lifeline = lifeline
-        self.trouble = trouble
-        self.stop_request = stop
+        self.settings, self.progress, self.run, self.rank = settings, progress, run, rank
+        self.lifeline, self.trouble, self.stop_request = lifeline, trouble, stop
         self.patience = Patience(settings, storage)
-        self.beat = 0
-        self.first_silent = 0.0
+        self.beat, self.first_silent = 0, 0.0
         self.claimed = time.time()
         self.woke = -math.inf
         """When this process last got to run again after it was frozen for a while."""

@@ -133,15 +133,17 @@ class FileRecord:
 
 
 class ChecksummedStream:
-    """A binary stream that hashes what passes through it."""
+    """A binary stream that hashes what passes through it, and writes all of it to a raw file, which may stop early."""
 
     def __init__(self, stream):
         self.stream, self.hash, self.bytes = stream, hashlib.sha256(), 0
 
     def write(self, data) -> None:
-        self.stream.write(data)
-        self.hash.update(data)
-        self.bytes += memoryview(data).nbytes
+        rest = memoryview(data).cast("B")
+        self.hash.update(rest)
+        self.bytes += rest.nbytes
+        while rest:
+            rest = rest[self.stream.write(rest) :]
 
     @property
     def record(self) -> FileRecord:
@@ -152,21 +154,9 @@ class ChecksummedStream:
 def checksummed(path: Path) -> Iterator[ChecksummedStream]:
     """A new file; when the block ends it is on the disk and the stream's ``record`` is complete."""
     with naming(path), path.open("wb", buffering=0) as file:
-        stream = ChecksummedStream(_Whole(file))
+        stream = ChecksummedStream(file)
         yield stream
         os.fsync(file.fileno())
-
-
-class _Whole:
-    """Writes all of what it is given; a raw file may stop in between."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def write(self, data) -> None:
-        rest = memoryview(data).cast("B")
-        while rest:
-            rest = rest[self.file.write(rest) :]
 
 
 def write_checksummed(path: Path, data: bytes) -> FileRecord:

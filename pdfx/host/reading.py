@@ -107,9 +107,8 @@ def array_of(data: bytes) -> np.ndarray:
     try:
         np.lib.format.read_magic(stream)
         shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (
-        Exception
-    ) as error:  # numpy meets damaged headers with many exception types (ValueError, EOFError, SyntaxError, ...)
+    # numpy meets damaged headers with many types of exception (ValueError, EOFError, SyntaxError, ...).
+    except Exception as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None
     numbers = memoryview(data)[stream.tell() :]
     if dtype.hasobject or in_columns or dtype.itemsize * math.prod(shape) != len(numbers):

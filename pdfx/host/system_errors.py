@@ -54,12 +54,8 @@ def system_error(error: BaseException) -> tuple[int, str | None] | None:
     if isinstance(error, OSError) and error.errno:
         name = error.filename2 or error.filename
         return error.errno, None if name is None else os.fsdecode(name) if isinstance(name, bytes) else str(name)
-    found = (
-        None
-        if isinstance(error, UserError)
-        else next(filter(None, (pattern.search(str(error)) for pattern in _NUMBERS)), None)
-    )
-    if found is None:
+    found = next(filter(None, (pattern.search(str(error)) for pattern in _NUMBERS)), None)
+    if found is None or isinstance(error, UserError):
         return None
     name = found["file"]
     return int(found["number"]), f"{SHARED_MEMORY}{name}" if name and name.startswith("/torch_") else name
@@ -82,14 +78,8 @@ def sentence_of(error: BaseException) -> str | None:
     number, name = known
     if name is None and number == errno.ENOSPC:
         # Semaphores and batches of worker processes lie in shared memory, and errors about them name nothing.
-        name = next(
-            (
-                place
-                for place in (SHARED_MEMORY, tempfile.gettempdir())
-                if shutil.disk_usage(place).free < _NEXT_TO_NOTHING
-            ),
-            None,
-        )
+        places = (SHARED_MEMORY, tempfile.gettempdir())
+        name = next((place for place in places if shutil.disk_usage(place).free < _NEXT_TO_NOTHING), None)
     cure = f"; {CURES[number]}." if number in CURES else "."
     if name and name.startswith(SHARED_MEMORY):
         cure = (

@@ -113,10 +113,6 @@ def whole_size(value: object) -> int:
 class TensorFile:
     """A safetensors file to read from; only its header is in memory.
 
-    Attributes:
-        entries: by name.
-        metadata: of the header.
-
     Raises:
         UserError: there is no such file, or its header is not that of a safetensors file of this length.
     """
@@ -158,11 +154,7 @@ class TensorFile:
             ) from None
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
-        """``count`` elements from ``start`` on of a flattened tensor, all by default, as a new tensor.
-
-        Raises:
-            UserError: the file ends before.
-        """
+        """``count`` elements from ``start`` on of a flattened tensor. Raises UserError if the file ends before."""
         entry = self.entries[name]
         count = entry.elements - start if count is None else count
         values = torch.empty(count, dtype=entry.dtype)

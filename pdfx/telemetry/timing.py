@@ -67,11 +67,8 @@ class StepTimer:
 
     def reset(self) -> None:
         self.start = time.perf_counter()
-        self.waited = 0.0
-        self.pairs = 0
-        self.tokens = 0
-        self.flops = 0
-        self.padding_share = 0.0
+        self.waited = self.padding_share = 0.0
+        self.pairs = self.tokens = self.flops = 0
 
     def add(self, pairs: int, tokens: int, flops: int, padding_share: float) -> None:
         """Count a step; ``padding_share`` is kept of the last one."""

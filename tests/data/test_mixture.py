@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdfx.data.loader import RankRequests
+from pdfx.data.loader import rank_requests
 from pdfx.data.order import CanonicalOrder, Mixture, Start, quotas
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=5)
@@ -26,7 +26,7 @@ def mixture(sizes: list[int], shares: list[int], sub_batch: int, seed: int = 3, 
 
 def take(mixed: Mixture, start: int, world_size: int, pairs: int, steps: int) -> list[tuple[int, int]]:
     """What all ranks together read in ``steps`` steps, in the order of ranks."""
-    ranks = [list(islice(RankRequests(mixed, start, rank, world_size, pairs), steps)) for rank in range(world_size)]
+    ranks = [list(islice(rank_requests(mixed, start, rank, world_size, pairs), steps)) for rank in range(world_size)]
     return [place for step in zip(*ranks, strict=True) for places in step for place in places]
 
 

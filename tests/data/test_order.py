@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pdfx.config import DataSection
-from pdfx.data.loader import RankRequests
+from pdfx.data.loader import rank_requests
 from pdfx.data.order import CanonicalOrder, Mixture, random_permutation
 
 SMALL_SHARDS = st.lists(st.integers(0, 20), min_size=1, max_size=12)
@@ -18,7 +18,7 @@ SETTINGS = {"seed": st.integers(0, 2**63), "span_samples": st.integers(1, 12), "
 def take(order: CanonicalOrder, start: int, world_size: int, pairs: int, steps: int) -> list[int]:
     """What all ranks together read in ``steps`` steps, in the order of ranks."""
     mixture = Mixture([order], [len(order)], 4, order.seed)
-    ranks = [list(islice(RankRequests(mixture, start, rank, world_size, pairs), steps)) for rank in range(world_size)]
+    ranks = [list(islice(rank_requests(mixture, start, rank, world_size, pairs), steps)) for rank in range(world_size)]
     return [number for step in zip(*ranks, strict=True) for places in step for _, number in places]
 
 
