@@ -33,17 +33,12 @@ OPTIMIZER_STEPS = "optimizer_steps"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk whose files have the sizes that its manifest says.
-
-    Attributes:
-        path: its directory.
-        manifest: what it consists of.
-        stamps: of its files when it was opened, before their contents were compared.
-    """
+    """A checkpoint on disk whose files have the sizes that its manifest says."""
 
     path: Path
     manifest: Manifest
     stamps: dict[str, tuple] = field(default_factory=dict, compare=False)
+    """Of its files when it was opened, before their contents were compared."""
 
     @property
     def step(self) -> int:
@@ -54,9 +49,8 @@ class Checkpoint:
         try:
             return read_json(self.file(STATE))
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.path / STATE} cannot be read: {getattr(error, 'strerror', None) or error}."
-            ) from None
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{self.path / STATE} cannot be read: {reason}.") from None
 
     def file(self, name: str) -> Path:
         """The path of one of its files. Raises DamagedError if the manifest does not list it."""
@@ -93,15 +87,8 @@ def directory_name(step: int) -> str:
 
 def checkpoint_paths(run: Path) -> list[Path]:
     """The run's checkpoint directories, newest first; unfinished ones are none."""
-    return sorted(
-        (
-            path
-            for path in (run / CHECKPOINTS).glob("step-*")
-            if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()
-        ),
-        key=step_of,
-        reverse=True,
-    )
+    found = (path for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted((path for path in found if path.is_dir()), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:

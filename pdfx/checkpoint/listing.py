@@ -18,26 +18,21 @@ from pdfx.host.console import ShowProgress
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint.
-
-    Attributes:
-        bytes: of its files on the disk.
-        age: seconds since it was written.
-        problem: the sentence that says why it is not whole; None if it is.
-        finished: False if it is being written, or was when its run was killed.
-        metric: its value of the metric that chooses the best one, if it has one.
-        best: whether it is the best whole one.
-        strays: files that do not belong to it; looked for if contents are verified.
-    """
+    """One checkpoint."""
 
     step: int
     bytes: int
     age: float
+    """Seconds since it was written."""
     problem: str | None = None
+    """The sentence that says why it is not whole."""
     finished: bool = True
+    """False if it is being written, or was when its run was killed."""
     metric: float | None = None
+    """Its value of the metric that chooses the best one."""
     best: bool = False
     strays: tuple[str, ...] = ()
+    """Files that do not belong to it; looked for if contents are verified."""
 
 
 def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: ShowProgress | None = None) -> list[Row]:
@@ -66,9 +61,9 @@ def list_checkpoints(run: Path, rule: Retention, verify: bool, progress: ShowPro
     # A run in progress removes old ones meanwhile.
     found = {path: checkpoint for path, checkpoint in found.items() if path.is_dir()}
     best = rule.best([checkpoint for checkpoint in found.values() if isinstance(checkpoint, Checkpoint)])
-    partial = sorted((run / CHECKPOINTS).glob(f"step-*{PARTIAL}"), reverse=True)
     unfinished = [
-        Row(step_of(path.with_suffix("")), disk_bytes(path), age_of(path), finished=False) for path in partial
+        Row(step_of(path.with_suffix("")), disk_bytes(path), age_of(path), finished=False)
+        for path in sorted((run / CHECKPOINTS).glob(f"step-*{PARTIAL}"), reverse=True)
     ]
     return unfinished + [row_of(path, checkpoint, rule, best, verify) for path, checkpoint in found.items()]
 

@@ -34,17 +34,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of.
-
-    Attributes:
-        step: optimiser steps that it has behind it.
-        files: by path within the checkpoint.
-        metric: of the evaluation at this step, if the run chooses its best checkpoint by one.
-    """
+    """What a checkpoint after ``step`` optimiser steps consists of."""
 
     step: int
     files: dict[str, FileRecord]
+    """By path within the checkpoint."""
     metric: Metric | None = None
+    """Of the evaluation at this step, if the run chooses its best checkpoint by one."""
 
     @property
     def bytes(self) -> int:

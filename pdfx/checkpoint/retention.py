@@ -25,19 +25,14 @@ from pdfx.errors import UserError
 
 @dataclass(frozen=True)
 class Retention:
-    """What a recipe says about it.
-
-    Attributes:
-        newest: so many newest checkpoints stay.
-        every: those of steps that are multiples of it stay; none for that reason if None.
-        metric: name of the evaluation's figure by which the best one is known, which stays; none for that reason if
-            None.
-        greater_is_better: of the metric.
-    """
+    """What a recipe says about it."""
 
     newest: int
+    """So many newest checkpoints stay."""
     every: int | None = None
+    """Those of steps that are multiples of it stay."""
     metric: str | None = None
+    """Name of the evaluation's figure by which the best one is known, which stays."""
     greater_is_better: bool = True
 
     def best(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:

@@ -31,22 +31,16 @@ Records = dict[str, FileRecord]
 
 @dataclass(frozen=True)
 class Content:
-    """What a checkpoint holds beside parameters and optimiser; the same on every rank.
-
-    Attributes:
-        step: optimiser steps behind it.
-        state: plain values for ``Checkpoint.state``.
-        objective: the objective's state.
-        config: the resolved configuration as YAML.
-        write_probe: called on every rank with the probe's directory.
-        metric: of the evaluation at this step, if the best checkpoint is chosen by one.
-    """
+    """What a checkpoint holds beside parameters and optimiser; the same on every rank."""
 
     step: int
     state: dict
+    """Plain values for ``Checkpoint.state``."""
     objective: dict
     config: str
+    """YAML"""
     write_probe: Callable[[Path], None]
+    """Called on every rank with the probe's directory."""
     metric: Metric | None = None
 
 

@@ -28,22 +28,16 @@ Sharded: TypeAlias = Any
 
 @dataclass(frozen=True)
 class ParameterPart:
-    """A rank's part of one trained parameter.
-
-    Attributes:
-        name: of the parameter in the engine's module.
-        shape: of the whole parameter.
-        start: the part's first element in the flattened parameter.
-        count: its number of elements.
-        flat: number of the flat tensor that holds it.
-        offset: where in that tensor it begins.
-    """
+    """A rank's part of one trained parameter: ``count`` elements from ``start`` on of the flattened parameter."""
 
     name: str
+    """Of the parameter in the engine's module."""
     shape: tuple[int, ...]
+    """Of the whole parameter."""
     start: int
     count: int
     flat: int
+    """Number of the flat tensor that holds it, from ``offset`` on."""
     offset: int
 
     def of(self, flats: list[Tensor]) -> Tensor:

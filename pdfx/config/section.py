@@ -20,12 +20,8 @@ class Section(BaseModel):
 
 
 def expanded(path: str) -> str:
-    """A path with the home directory in place of ``~`` and with the values of variables (``$NAME``, ``${NAME}``); a URL
-    as it is.
-
-    Raises:
-        ValueError: it is empty, a variable is not set, or a user is not known.
-    """
+    """A path with the home directory for ``~`` and the values of variables (``$NAME``, ``${NAME}``); a URL as it is.
+    Raises ValueError."""
     if not path.strip():
         raise ValueError("it is empty; a variable of the shell may not have been set")
     if is_url(path):

@@ -129,8 +129,7 @@ def collate_by_tokens(
     an item belongs to.
 
     Items are ordered by length, longest first, so that a chunk's items are about equally long and the largest chunks
-    come first on every rank. An item of more tokens is a chunk of its own, counted in ``oversized``. The processor sees
-    all items in one call, and its ``select_items`` makes the chunks.
+    come first on every rank. An item of more tokens is a chunk of its own, counted in ``oversized``.
     """
     usable, inputs, truncated = _process(samples, processor, negatives)
     images = [len(item["images"]) for item in _items(usable, negatives)[0]]
@@ -163,13 +162,8 @@ def process_usable(
 ) -> tuple[list[Any], Any]:
     """``parts``, with an error in the place of each that the processor refuses, and what ``process`` makes of them all.
 
-    Args:
-        parts: of any kind, or SampleErrors, which are not tried.
-        process: runs the processor on a list of parts, with fillers in the place of errors.
-        blame: the error of a part, from the words for the reason.
-
-    Raises:
-        Exception: what ``process`` raises if no single part is to blame.
+    ``blame`` makes the error of a part from the words for the reason. Raises what ``process`` raises if no single part
+    is to blame.
     """
     try:
         return parts, process(parts)

@@ -12,8 +12,7 @@ _NAMED = 5
 
 
 def check_share(corrupt: int, read: int, max_share: float, names: list[str], samples: str, setting: str) -> None:
-    """Raises UserError if more of the ``read`` samples could not be used than ``max_share`` allows; a single one is
-    forgiven, unless the share is 0.
+    """Raises UserError if more of the ``read`` samples could not be used than ``max_share`` allows.
 
     Args:
         names: sentences about corrupt ones.
@@ -31,9 +30,8 @@ def check_share(corrupt: int, read: int, max_share: float, names: list[str], sam
 class CorruptSampleGuard:
     """Counts the samples that could not be used, over all ranks, and stops past a share (the rule is ours).
 
-    The run stops as soon as ``corrupt > max(share * read, 1)``. A single corrupt sample is thus always forgiven,
-    however early it comes, unless the share is 0, if none is; nothing but whole counts enters, so every rank that is
-    given the same counts decides alike.
+    The run stops as soon as ``corrupt > max(share * read, 1)``, so a single one is forgiven; if the share is 0, none
+    is. Ranks that are given the same counts decide alike.
 
     Args:
         max_share: the share of the samples read so far, 0 to 1.
@@ -46,12 +44,10 @@ class CorruptSampleGuard:
         self._names: list[str] = []
 
     def add(self, read: int, corrupt: int, names: list[str] | tuple[str, ...] = ()) -> None:
-        """Count ``read`` more samples, ``corrupt`` of which could not be used. All ranks must give the same, global,
-        counts.
+        """Count ``read`` more samples of all ranks, ``corrupt`` of which could not be used.
 
         Args:
-            names: sentences about the corrupt ones, as far as this rank knows them (``Batch.problems``); the latest are
-                reported if the run stops.
+            names: sentences about those that this rank knows; the latest are reported if the run stops.
 
         Raises:
             UserError: more than the share could not be used.
@@ -93,25 +89,20 @@ class Coverage:
             self.unusable[number // len(KINDS)][number % len(KINDS)] += count
 
     def report(self, consumed: list[int]) -> dict[str, dict]:
-        """By data set, for the run so far: ``samples`` that it holds; ``seen``, how many were handed out, which are
-        ``unique`` and ``repeated`` ones, and ``used`` and ``unusable`` ones; and ``not_yet_seen``. A data set is read
-        to its end before a sample of it is repeated.
-
-        Args:
-            consumed: samples handed out of each data set.
-        """
+        """By data set, for the run so far, if ``consumed`` samples of each were handed out (``seen``): each of them is
+        unique or repeated, and used or unusable. A data set is read to its end before a sample of it is repeated."""
         report = {}
         for name, size, seen, kinds in zip(self.names, self.sizes, consumed, self.unusable, strict=True):
             unique = min(seen, size)
-            unusable = {kind: count for kind, count in zip(KINDS, kinds, strict=True) if count}
-            counts = {
+            report[name] = {
                 "samples": size,
                 "seen": seen,
                 "unique": unique,
                 "repeated": seen - unique,
                 "used": seen - sum(kinds),
+                "unusable": {kind: count for kind, count in zip(KINDS, kinds, strict=True) if count},
+                "not_yet_seen": size - unique,
             }
-            report[name] = {**counts, "unusable": unusable, "not_yet_seen": size - unique}
         return report
 
 

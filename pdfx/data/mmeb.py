@@ -15,17 +15,13 @@ from pdfx.errors import UserError
 
 @dataclass(frozen=True)
 class MmebSet:
-    """One data set of MMEB.
-
-    Attributes:
-        name: as MMEB's evaluation data has it; its training data writes ``ImageNet_1K`` for ``ImageNet-1K``.
-        meta_task: one of ``META_TASKS``.
-        in_distribution: whether MMEB has training data of it.
-    """
+    """One data set of MMEB."""
 
     name: str
+    """As MMEB's evaluation data has it; its training data writes ``ImageNet_1K`` for ``ImageNet-1K``."""
     meta_task: str
     in_distribution: bool
+    """Whether MMEB has training data of it."""
 
 
 CLASSIFICATION, VQA, RETRIEVAL, GROUNDING = META_TASKS = ("Classification", "VQA", "Retrieval", "Visual grounding")

@@ -13,14 +13,9 @@ UNKNOWN = 0
 
 
 class NumberTable:
-    """What each number stands for.
+    """What each number stands for: ``numbers`` int64 [n] and ``values`` int64 [n], by default the numbers' places.
 
-    Args:
-        numbers: int64 [n]
-        values: int64 [n]; by default the places of the numbers.
-
-    Attributes:
-        numbers, values: by number; values of equal numbers keep their order.
+    Both are sorted by number; values of equal numbers keep their order.
     """
 
     def __init__(self, numbers: np.ndarray, values: np.ndarray | None = None):
@@ -48,11 +43,9 @@ class NumberTable:
 
 
 class FirstRecords:
-    """Which record first had a number. Two of n different identities have the same one with probability below n^2 /
-    2^65.
+    """Which record first had a number, in 16 bytes per number.
 
-    All but the latest lie in tables, each more than twice as long as the next: 16 bytes per number, and a look-up
-    searches in a few tables.
+    All but the latest lie in tables, each more than twice as long as the next, so that a look-up searches in a few.
     """
 
     def __init__(self) -> None:
@@ -90,8 +83,7 @@ def repeated_keys(numbers: np.ndarray, key_of: Callable[[int], str]) -> Iterator
 
     Args:
         numbers: int64 [samples], ``key_number`` of each sample's key.
-        key_of: the key of a sample. Only samples whose numbers are equal are asked for, so keys that merely collide are
-            not confused.
+        key_of: the key of a sample; asked for samples with equal numbers, which may merely collide.
     """
     first_of: dict[str, int] = {}
     for sample in NumberTable(numbers).repeated().tolist():

@@ -24,11 +24,8 @@ import numpy as np
 def random_permutation(size: int, seed: int, purpose: str, *counters: int) -> np.ndarray:
     """A permutation of ``range(size)``, int64, that is a function of its arguments alone.
 
-    It ranks the raw output of a Philox generator (Salmon et al., 2011), which numpy keeps stable between versions; it
-    does not promise that for ``Generator.permutation``. The sort is stable, so that even equal draws have one outcome.
-
-    Args:
-        counters: at most two numbers; streams of different counters never overlap.
+    It ranks the raw output of a Philox generator (Salmon et al., 2011), which numpy keeps stable between versions,
+    unlike ``Generator.permutation``. Streams of different ``counters``, at most two numbers, never overlap.
     """
     key = np.frombuffer(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest(), dtype="<u8").astype(
         np.uint64
@@ -96,8 +93,7 @@ class CanonicalOrder:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a sequence of sub-batches of one size begins: at the run's beginning, or where a run resumed with another
-    size.
+    """Where a sequence of sub-batches of one size begins: with the run, or where it resumed with another size.
 
     Attributes:
         position: samples of the run before it.
@@ -211,15 +207,9 @@ class Mixture:
 def quotas(sizes: list[int], weights: list[float | None], most: list[int | None], temperature: float) -> list[int]:
     """Samples of each data set per epoch.
 
-    All data sets together give as many as they hold, each at most ``most``; they share that by ``weights`` or, if
-    none are set, by their sizes to the power of ``1 / temperature`` (1: each gives all it holds once; larger: small
-    data sets come more often than large ones).
-
-    Args:
-        sizes: samples of each, at least 1.
-        weights: relative; all None, or none of them.
-        most: bounds, None if there is none.
-        temperature: more than 0.
+    All data sets together give as many as they hold, each at most ``most``; they share that by ``weights`` (all None,
+    or none of them) or, if none are set, by their sizes to the power of ``1 / temperature`` (1: each gives all it holds
+    once; larger: small data sets come more often than large ones).
     """
     held = np.array([min(size, bound or size) for size, bound in zip(sizes, most, strict=True)], dtype=np.int64)
     if weights[0] is None and temperature == 1:

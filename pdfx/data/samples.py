@@ -31,12 +31,8 @@ _MOST_RECORD_BYTES = 1 << 26
 
 
 def plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
-    """Names and contents of all members, in order; None where a header is not that of a plain file with a short name,
-    or anything is damaged.
-
-    Args:
-        data: whole blocks of 512 bytes, without the empty ones at a tar's end.
-    """
+    """Names and contents of all members in a tar's blocks, without the empty ones at its end; None if a header is not
+    that of a plain file with a short name, or anything is damaged."""
     members: list[tuple[str, bytes]] = []
     place = 0
     while place < len(data):
@@ -88,12 +84,7 @@ class PlainTarInfo(tarfile.TarInfo):
 
 
 class SampleError(ValueError):
-    """One sample cannot be used; the message is a sentence that names the shard, the key and the reason.
-
-    Attributes:
-        key: empty if the damage hides it.
-        kind: one of ``KINDS``, what coverage reports count.
-    """
+    """One sample cannot be used, in a sentence. ``key`` is empty if the damage hides it, ``kind`` one of ``KINDS``."""
 
     def __init__(self, message: str, key: str = "", kind: str = "damaged"):
         super().__init__(message)
@@ -134,11 +125,7 @@ class Place:
 
 
 def open_members(data: bytes, place: Place) -> tuple[str, dict[str, bytes]]:
-    """A sample's key, and its members' bytes by suffix.
-
-    Raises:
-        SampleError: the bytes are not a sound tar, or hold something other than plain members of one key.
-    """
+    """A sample's key, and its members' bytes by suffix. Raises SampleError unless they are plain and of one key."""
     members: dict[str, bytes] = {}
     keys: set[str] = set()
     for name, content in plain_members(data) or _any_members(data, place):

@@ -35,12 +35,7 @@ _LONGEST_HEADER = 4096
 
 
 class Shard:
-    """One tar of samples with its byte offsets. Safe to use after a fork and to pickle.
-
-    Args:
-        place: the folder of shards, or its storage.
-        cache: keeps spans of what is read.
-    """
+    """One tar of samples, in a folder or a storage, with its byte offsets. Safe to use after a fork and to pickle."""
 
     def __init__(
         self,
@@ -80,11 +75,8 @@ class Shard:
 
     @property
     def offsets(self) -> np.ndarray:
-        """int64 [samples + 1]: where each sample begins in the tar, in bytes, and where the last one ends.
-
-        Raises:
-            UserError: the file of offsets is damaged, does not fit the shard, or cannot be reached.
-        """
+        """int64 [samples + 1]: where each sample begins in the tar, in bytes, and where the last one ends. Raises
+        UserError."""
         try:
             return self._load_offsets()
         except StorageError as error:
@@ -97,11 +89,7 @@ class Shard:
         self._storage.close(self.entry.name)
 
     def fetch(self, i: int, limit: int | None = None) -> bytes:
-        """The bytes of sample ``i`` of this shard, or its first ``limit`` ones at least.
-
-        Raises:
-            SampleError: they cannot be read.
-        """
+        """The bytes of sample ``i`` of this shard, or its first ``limit`` ones at least. Raises SampleError."""
         try:
             start, stop = self._load_offsets()[i : i + 2].tolist()
             if stop - start > MOST_SAMPLE_BYTES:
@@ -126,14 +114,7 @@ class Shard:
         return Place(self.entry.name, i)
 
     def record(self, i: int, head: bytes | None = None) -> tuple[str, Record]:
-        """Key and record of sample ``i`` of this shard; reads a few kilobytes, no images.
-
-        Args:
-            head: the sample's first bytes, if they were fetched before.
-
-        Raises:
-            SampleError: the bytes are damaged.
-        """
+        """Key and record of sample ``i``, from its first bytes if they were fetched before. Raises SampleError."""
         return parse_head(self.fetch(i, HEAD_BYTES) if head is None else head, self.place(i)) or self.raw(i)[:2]
 
     def raw(self, i: int, data: bytes | None = None) -> tuple[str, Record, dict[str, bytes]]:
@@ -142,14 +123,7 @@ class Shard:
         return key, parse_record(members["json"], key, self.place(i)), members
 
     def read(self, i: int, data: bytes | None = None) -> Sample:
-        """Sample ``i`` of this shard with decoded images.
-
-        Args:
-            data: its bytes, if they were fetched before.
-
-        Raises:
-            SampleError: the bytes, the record or an image are damaged.
-        """
+        """Sample ``i`` with decoded images, from its bytes if they were fetched before. Raises SampleError."""
         return parse_sample(self.fetch(i) if data is None else data, self.place(i), self.max_image_pixels)
 
     def read_item(self, i: int, side: str, data: bytes | None = None) -> dict:

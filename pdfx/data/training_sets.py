@@ -49,11 +49,8 @@ def _require_room(sets: list[TrainingSet], data: DataSection) -> None:
     """A cache smaller than the windows, within which the order jumps, would fetch every span again and again."""
     if data.cache_dir is None:
         return
-    needed = (
-        sum(own.dataset.bytes_of(data.window_spans * data.span_samples) for own in sets if own.dataset.remote)
-        / CACHE_USE
-        / 1e9
-    )
+    window = data.window_spans * data.span_samples
+    needed = sum(own.dataset.bytes_of(window) for own in sets if own.dataset.remote) / CACHE_USE / 1e9
     if needed > data.cache_gigabytes:
         raise UserError(
             f"data.cache_gigabytes is {data.cache_gigabytes:g}, and windows of {data.window_spans} x "

@@ -32,16 +32,11 @@ ALIGNMENT = 64
 
 @dataclass
 class Parcel:
-    """A result, packed.
-
-    Attributes:
-        skeleton: the pickled result, with numbers in the place of tensors.
-        shapes: dtype, shape and first byte of each tensor.
-        block: uint8 [bytes]
-    """
+    """A result, packed: pickled with numbers in the place of tensors, and their bytes as one block, uint8 [bytes]."""
 
     skeleton: bytes
     shapes: list[tuple[torch.dtype, torch.Size, int]]
+    """dtype, shape and first byte of each tensor."""
     block: Tensor
 
     @classmethod
@@ -61,10 +56,10 @@ class Parcel:
 
     def open(self) -> Any:
         """The result; its tensors are views of the block."""
-        tensors = []
-        for dtype, shape, start in self.shapes:
-            size = shape.numel() * dtype.itemsize
-            tensors.append(self.block[start : start + size].view(dtype).reshape(shape))
+        tensors = [
+            self.block[start : start + shape.numel() * dtype.itemsize].view(dtype).reshape(shape)
+            for dtype, shape, start in self.shapes
+        ]
         return _Unpickler(io.BytesIO(self.skeleton), tensors).load()
 
     def pin_memory(self) -> Parcel:
@@ -107,11 +102,11 @@ JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 which needs its workers meanwhile."""
 
 
+@dataclass
 class Caught:
     """A worker's UserError on its way to the main process; raised, it would arrive wrapped in a stack trace."""
 
-    def __init__(self, message: str):
-        self.message = message
+    message: str
 
 
 class CatchingDataset(Dataset):

@@ -58,23 +58,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Sign:
-    """A sign of life.
-
-    Attributes:
-        beat: grows with every sign.
-        step: optimiser step that the main thread is in.
-        marks: of its progress in the step.
-        doing: what it is at.
-        waiting: whether it waits for other ranks; only looked at when something is wrong.
-        place: file, line and function; the same.
-    """
+    """A sign of life: what the main thread is at, and how far."""
 
     beat: int
+    """Grows with every sign."""
     step: int
     marks: int
+    """Of progress in the step."""
     doing: str
     waiting: bool = False
+    """Whether it waits for other ranks; only looked at when something is wrong, as is ``place``."""
     place: str = ""
+    """File, line and function."""
 
 
 def blame(signs: dict[int, Sign]) -> list[int]:
@@ -127,9 +122,8 @@ class Lifeline:
 
     def describe_lost(self, ranks: list[int]) -> str:
         """What there is to say about ranks that vanished."""
-        names = ", ".join(self.name(rank) for rank in ranks[:3]) + (
-            f" and {len(ranks) - 3} more" if len(ranks) > 3 else ""
-        )
+        more = f" and {len(ranks) - 3} more" if len(ranks) > 3 else ""
+        names = ", ".join(map(self.name, ranks[:3])) + more
         if all(map(self.is_frozen, ranks)):
             return (
                 f"{names} gave no more sign of life, so the job ends: the process is still there, but it does not run; "

@@ -37,12 +37,10 @@ PHASES = {
 
 
 class Progress:
-    """What the main thread has reached. It marks, the watchdog looks.
+    """What the main thread has reached: it marks, the watchdog looks.
 
     Attributes:
-        count: of all marks.
-        step: optimiser step that it is in.
-        marks: within that step.
+        count, marks: of marks in all, and within the optimiser step ``step``.
         doing: what it is at.
         pace: how long that may take, a key of ``SETTINGS``.
         begun: optimiser steps that this process has begun.

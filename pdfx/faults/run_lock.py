@@ -31,27 +31,21 @@ STALE = 45.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock.
-
-    Attributes:
-        token: drawn by the holder.
-        host: for people; containers and clouds give several machines the same name.
-        machine: one start of one machine, and the process numbers that count there.
-        process: its number.
-        started: when the process began, since numbers are used again: ticks since the machine's start, which no setting
-            of the clock changes.
-        job: SLURM's number, or "".
-        restart: how often SLURM has requeued the job.
-        since: seconds of the clock.
-    """
+    """Who holds a lock."""
 
     token: str
+    """Drawn by the holder."""
     host: str
+    """For people; containers and clouds give several machines the same name."""
     machine: str
+    """One start of one machine, and the process numbers that count there."""
     process: int
     started: float
+    """When the process began, since numbers are used again: ticks since the machine's start, whatever the clock."""
     job: str
+    """SLURM's number, or ""."""
     restart: str
+    """How often SLURM has requeued the job."""
     since: float
 
 

@@ -27,10 +27,6 @@ class Watchdog:
     """Looks once a second: has the main thread made progress, does every rank live, has some rank failed?
 
     Args:
-        settings: the recipe's section ``guards``.
-        progress: the main thread's.
-        run: the run's directory.
-        rank: this process.
         lifeline: None for a run of one rank.
         trouble: asked at every look; a sentence ends the run with it. It must answer at once.
         stop: attended to from now on; one that comes before the first step ends the run at once.

@@ -25,11 +25,7 @@ _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 def open_plain(path: str | Path) -> int:
-    """A descriptor to read a plain file, or a link to one, from.
-
-    Raises:
-        OSError: it cannot be opened, or is a pipe, a device or a directory; it never blocks.
-    """
+    """A descriptor of a plain file. Raises OSError, and never blocks, for a pipe, a device or a directory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):

@@ -27,19 +27,16 @@ from pdfx.model.packing import Packing
 
 @dataclass(frozen=True)
 class ModuleGroup:
-    """Modules that see the same rows.
-
-    Attributes:
-        weights: of linear and convolution modules.
-        trained: those of them that get a gradient.
-        attention: width of all heads, summed over layers.
-        reached: whether gradients flow through.
-    """
+    """Modules that see the same rows."""
 
     weights: int
+    """Of linear and convolution modules."""
     trained: int
+    """Those of them that get a gradient."""
     attention: int
+    """Width of all heads, summed over layers."""
     reached: bool
+    """Whether gradients flow through."""
 
     def forward(self, rows: int, pairs: int = 0) -> int:
         return 2 * self.weights * rows + 4 * self.attention * pairs

@@ -27,15 +27,8 @@ TENSORBOARD = "tensorboard"
 
 
 class Telemetry:
-    """Writes records of steps.
-
-    Args:
-        run: the run's directory, which exists.
-        total_steps: of the whole run.
-        first_step: the step that comes next; records of it and later ones, which a killed run may have left, are
-            dropped.
-        tensorboard: whether to write TensorBoard files.
-    """
+    """Writes records of steps into the run's directory. Those of ``first_step``, the next one, and of later steps,
+    which a killed run may have left, are dropped."""
 
     def __init__(self, run: Path, total_steps: int, first_step: int, tensorboard: bool):
         self.console = console()

@@ -16,12 +16,7 @@ _SETTINGS = DataSection.model_fields
 
 
 class StorageError(Exception):
-    """A file, or a part of it, could not be read; the message is the part of a sentence that says why.
-
-    Attributes:
-        missing: there is no such file.
-        changed: it is another than it was.
-    """
+    """A file could not be read, is ``missing`` or has ``changed``; the message is the part of a sentence."""
 
     def __init__(self, reason: str, missing: bool = False, changed: bool = False):
         super().__init__(reason)

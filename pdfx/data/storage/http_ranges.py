@@ -34,12 +34,8 @@ class RangedHTTP(HTTPFileSystem):
     async def _cat_file(
         self, url: str, start: int | None = None, end: int | None = None, limit: int = SMALL, **options: Any
     ) -> bytes:
-        """A whole file of at most ``limit`` bytes, or its bytes from ``start`` to ``end``.
-
-        Raises:
-            ValueError: the server sent another range, or more.
-            ReplacedError: it is another file than before.
-        """
+        """A whole file of at most ``limit`` bytes, or its bytes from ``start`` to ``end``. Raises ValueError if the
+        server sends other bytes, and ReplacedError if it is another file than before."""
         async with await self._get(url, start, end, **options) as response:
             self._check_file(response, url, None if end is None else self._sent_range(response)[2])
             self._raise_not_found_for_status(response, url)

@@ -16,12 +16,8 @@ class RangedS3(S3FileSystem):
     sightings: Sightings
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, limit: int = SMALL) -> bytes:
-        """A whole file of at most ``limit`` bytes, or its bytes from ``start`` to ``end``.
-
-        Raises:
-            ValueError: more came.
-            ReplacedError: it is another file than before.
-        """
+        """A whole file of at most ``limit`` bytes, or its bytes from ``start`` to ``end``. Raises ValueError if more
+        came, and ReplacedError if it is another file than before."""
         bucket, key, version = self.split_path(path)
         options = {
             **({"VersionId": version} if version else {}),
