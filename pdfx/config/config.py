@@ -38,15 +38,31 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a recipe and what it extends, and apply ``section.key=value`` overrides, whose values are read as
-    ``overrides.value_of`` says.
+    """Read a recipe and what it extends, and apply overrides.
 
     In a run's or a checkpoint's own ``config.yaml``, ``model.trust_remote_code`` does not count; as an override it
     does.
 
+    Args:
+        path: of a YAML file with the sections of ``Config``; ``extends`` in it names another one.
+        overrides: ``section.key=value`` each, as on the command line; a value is text, a number, ``null``, or a list or
+            section in YAML's braces.
+
+    Returns:
+        The recipe, complete and validated: what it does not set has its default value.
+
     Raises:
         ConfigError: the file is missing or no mapping, a key is unknown (the nearest is named) or given twice, or a
             value does not fit.
+
+    Example:
+        >>> import pdfx
+        >>> config = pdfx.load_config("recipe.yaml", ["train.learning_rate=1e-4", "model.lora=null"])
+        >>> config.train.learning_rate, config.model.lora, config.model.pooling
+        (0.0001, None, 'last')
+        >>> pdfx.load_config("recipe.yaml", ["model.poling=mean"])
+        Traceback (most recent call last):
+        pdfx.config.recipe_file.ConfigError: recipe.yaml: unknown key 'model.poling'; did you mean 'model.pooling'?
     """
     tree, source = read_extended(Path(path))
     apply_overrides(tree, overrides, Config)

@@ -30,13 +30,30 @@ _HEADS_AT_ONCE = 1024
 class ShardedDataset:
     """The samples of a directory of shards, by number, in the order of the index.
 
+    A sample is one pair: a query and a target, each ``{"text": str, "images": [PIL.Image in RGB, ...]}``, with any
+    number of hard negatives of the same form. Samples are read one by one, in any order. A data set may be pickled, and
+    used after a fork.
+
     Args:
-        path: a local directory, or a URL that fsspec knows.
-        reading: how to read from a URL.
+        path: a local directory made by ``pdfx shards build``, or a URL that fsspec knows (``https://``, ``s3://``).
+        max_image_pixels: width x height; a sample with a larger picture is a SampleError.
+        reading: for URLs: requests at a time, repetitions, time limits in seconds, cache. ``Reading.of(config.data)``
+            is what a recipe says.
 
     Raises:
         UserError: the directory, its index or a shard is missing or cannot be reached, or a file has not the size that
             the index says; the message names the file.
+
+    Example:
+        >>> import pdfx
+        >>> dataset = pdfx.ShardedDataset("shards")
+        >>> len(dataset)
+        24
+        >>> sample = dataset.read(1)
+        >>> sample.key, sample.target["text"], [image.size for image in sample.query["images"]]
+        ('sample1', 'the answer to 1', [(48, 48)])
+        >>> [key for key, record in dataset.records([0, 23])]
+        ['sample0', 'sample23']
     """
 
     def __init__(self, path: str | Path, max_image_pixels: int = MAX_IMAGE_PIXELS, reading: Reading | None = None):
@@ -83,7 +100,12 @@ class ShardedDataset:
         return self._storage.retries
 
     def read(self, i: int) -> Sample:
-        """Sample ``i`` with decoded images. Raises SampleError if it is damaged, IndexError if there is none."""
+        """Sample ``i`` with decoded images.
+
+        Raises:
+            SampleError: its bytes cannot be fetched, or its record or a picture is damaged.
+            IndexError: there is no such sample.
+        """
         shard, row = self._locate(i)
         return self._with_query(shard, row, shard.read(row))
 
