@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import re
@@ -6,7 +7,10 @@ import pytest
 from command_line import run_pdfx, told
 from tiny_shards import picture, write_records
 
+from data_tools.build.settings import BuildSettings, Encoding
+from pdfx.cli.build import build
 from pdfx.data import ShardedDataset
+from pdfx.host.files import parse_size
 
 PAIR = {"query": {"text": "q"}, "target": {"text": "t"}}
 BROKEN = {"query": {"images": ["absent.png"]}, "target": {"text": "t"}}
@@ -15,6 +19,14 @@ BROKEN = {"query": {"images": ["absent.png"]}, "target": {"text": "t"}}
 @pytest.fixture
 def pdfx(capfd):
     return lambda *words: run_pdfx(capfd, *words)
+
+
+def test_the_options_have_the_defaults_of_the_settings():
+    defaults = {name: option.default for name, option in inspect.signature(build).parameters.items()}
+    assert parse_size(defaults["shard_bytes"]) == BuildSettings.shard_bytes
+    assert defaults["quality"] == Encoding.quality
+    for name in ("samples_per_shard", "deduplicate", "drop_leaked", "max_bad_share", "overwrite"):
+        assert defaults[name] == getattr(BuildSettings, name)
 
 
 def test_the_summary_counts_what_was_built_and_what_was_not(pdfx, tmp_path):

@@ -15,8 +15,7 @@ from tiny_models import tiny_backbone
 
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.documents import write_documents, write_record
-from pdfx.convert.shards import write_shards
-from pdfx.convert.weights import WeightSource
+from pdfx.convert.weights import WeightSource, write_shards
 from pdfx.embedder.build import build_on_meta
 from pdfx.embedder.exports import RECORD, files_of, opened_export
 from pdfx.embedder.lora import remove_adapters

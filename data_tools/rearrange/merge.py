@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -27,7 +27,7 @@ _NAMED = 3
 
 
 def merge_shards(
-    paths: list[str | Path],
+    paths: Sequence[str | Path],
     out: Path,
     link: bool = False,
     prefix_keys: bool = False,

@@ -11,11 +11,9 @@ from typing import Annotated, Literal
 import typer
 
 from pdfx import __version__
-from pdfx.cli.checkpoints import checkpoints, convert
-from pdfx.cli.init import EXAMPLES as INIT_EXAMPLES
-from pdfx.cli.init import init
+from pdfx.cli.runs import RunArgument, checkpoints, convert, init
 from pdfx.cli.shards import shards_app
-from pdfx.cli.shared import SHARDS_HELP, JsonOption, ProgressBar, example, fail, give_json, prints_json
+from pdfx.cli.shared import JsonOption, ProgressBar, ShardsArgument, example, fail, give_json, prints_json
 from pdfx.config import ConfigError, EvaluateSection, load_config
 from pdfx.errors import UserError
 from pdfx.host.console import console, open_streams, outlive_stdout
@@ -33,14 +31,17 @@ app.add_typer(shards_app, name="shards")
 
 INTERRUPTED = 130
 DEFAULTS = EvaluateSection()
-MODEL_HELP = "Directory that 'pdfx convert' wrote."
-TRUST_HELP = (
-    "Run the model code inside MODEL; needed if its backbone brings classes of its own. Only for models "
-    "whose source you trust."
-)
-BATCH_HELP = "Items of one forward pass."
-TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)]
-BatchOption = Annotated[int, typer.Option(min=1, help=BATCH_HELP)]
+ModelArgument = Annotated[Path, typer.Argument(help="Directory that 'pdfx convert' wrote.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the model code inside MODEL; needed if its backbone brings classes of its own. Only for models "
+        "whose source you trust.",
+    ),
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Items of one forward pass.")]
+DecodersOption = Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")]
 CorruptOption = Annotated[
     float, typer.Option(min=0, max=1, help="Stop if more of the samples cannot be used; one is forgiven, unless 0.")
 ]
@@ -64,15 +65,10 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-app.command(epilog=example(*INIT_EXAMPLES))(init)
+app.command(epilog=example("pdfx init my-run", "pdfx init my-run --recipe llava-1.6-7b-lr"))(init)
 
 
-@app.command(
-    epilog=example(
-        "pdfx train recipe.yaml train.max_steps=20",
-        "deepspeed --module pdfx.train recipe.yaml",
-    )
-)
+@app.command(epilog=example("pdfx train recipe.yaml train.max_steps=20", "deepspeed --module pdfx.train recipe.yaml"))
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as section.key=value.")] = None,
@@ -111,7 +107,7 @@ app.command(epilog=example("pdfx checkpoints runs/quickstart", "pdfx checkpoints
     )
 )
 def embed(
-    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    model: ModelArgument,
     input: Annotated[
         Path, typer.Argument(metavar="INPUT.jsonl", help="One item per line: text, images (a list of paths), or both.")
     ],
@@ -164,7 +160,7 @@ def embed(
     )
 )
 def evaluate(
-    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
+    model: ModelArgument,
     shards: Annotated[
         list[str],
         typer.Argument(
@@ -173,7 +169,7 @@ def evaluate(
     ],
     json_file: JsonOption = None,
     batch_size: BatchOption = DEFAULTS.batch_size,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    num_workers: DecodersOption = 0,
     max_corrupt_share: CorruptOption = DEFAULTS.max_corrupt_share,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -200,12 +196,12 @@ def evaluate(
 
 @app.command(epilog=example("pdfx report runs/quickstart exported shards/evaluation --out report.html"))
 def report(
-    run: Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")],
-    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
-    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
+    run: RunArgument,
+    model: ModelArgument,
+    shards: ShardsArgument,
     out: Annotated[Path, typer.Option(help="HTML file to write; it holds everything it shows.")],
     batch_size: BatchOption = DEFAULTS.batch_size,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    num_workers: DecodersOption = 0,
     max_corrupt_share: CorruptOption = DEFAULTS.max_corrupt_share,
     trust_remote_code: TrustOption = False,
 ) -> None:

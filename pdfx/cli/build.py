@@ -7,13 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pdfx.cli.shared import JsonOption, ProgressBar, WorkersOption, fail, give_json, prints_json, worker_count
+from pdfx.cli.shared import (
+    SHARD_BYTES,
+    BytesOption,
+    JsonOption,
+    ProgressBar,
+    SamplesOption,
+    WorkersOption,
+    fail,
+    give_json,
+    prints_json,
+    worker_count,
+)
 from pdfx.errors import UserError
-from pdfx.host.files import parse_size
+
+if TYPE_CHECKING:
+    from data_tools.build.builder import BuildSummary
+    from data_tools.build.settings import BuildSettings
 
 EXAMPLES = (
     "pdfx shards build records.jsonl --images pictures --out shards/train",
@@ -59,76 +73,83 @@ def one_sentence_when_interrupted(what_now: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE", help="File or directory of records, in one of the formats that 'pdfx shards formats' lists."
+    ),
+]
+OutOption = Annotated[
+    Path, typer.Option(help="Directory to write; new, empty, or that of the same build, which then resumes.")
+]
+FormatOption = Annotated[
+    str,
+    typer.Option(
+        help="Format of SOURCE: jsonl (the project's own) or another one; 'auto' detects it from what SOURCE holds."
+    ),
+]
+FormatOptions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An option of the format that 'pdfx shards formats FORMAT' lists."),
+]
+ImagesOption = Annotated[
+    Path | None, typer.Option(help="Folder, or tar, that image paths start from; SOURCE's own folder by default.")
+]
+ResizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Shrink pictures whose longer side has more pixels to so many.")
+]
+ImageFormatOption = Annotated[
+    Literal["jpeg", "webp", "png"] | None,
+    typer.Option(help="Encode every picture again; by default only those that are shrunk are."),
+]
+QualityOption = Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP pictures that are encoded again.")]
+DeduplicateOption = Annotated[
+    bool, typer.Option("--deduplicate", help="Leave out records whose query and target are those of an earlier one.")
+]
+EvaluationOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SHARDS", help="Shards to report leakage against; can be given several times."),
+]
+LeakOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[query|target|image]",
+        help="What is compared; all three by default. Leave 'target' out if targets are labels.",
+    ),
+]
+DropOption = Annotated[
+    bool, typer.Option("--drop-leaked", help="Leave out the records that share something with them.")
+]
+BadShareOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Stop if more of the records cannot be used; one is forgiven, unless 0.")
+]
+PixelsOption = Annotated[
+    int | None, typer.Option(min=1, help="Refuse pictures of more pixels; of more than 89 million by default.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Delete an earlier build in the directory and start over.")
+]
+
+
 def build(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SOURCE",
-            help="File or directory of records, in one of the formats that 'pdfx shards formats' lists.",
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(help="Directory to write; new, empty, or that of the same build, which then resumes.")
-    ],
-    format: Annotated[
-        str,
-        typer.Option(
-            help="Format of SOURCE: jsonl (the project's own) or another one; 'auto' detects it from what SOURCE holds."
-        ),
-    ] = "auto",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="An option of the format that 'pdfx shards formats FORMAT' lists."),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder, or tar, that image paths start from; SOURCE's own folder by default.")
-    ] = None,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples of one tar file.")] = 10_000,
-    shard_bytes: Annotated[
-        int,
-        typer.Option(
-            parser=parse_size, metavar="SIZE", help="Most bytes of samples of one tar file, as in 500MB or 1GiB."
-        ),
-    ] = "1GB",
-    resize: Annotated[
-        int | None, typer.Option(min=1, help="Shrink pictures whose longer side has more pixels to so many.")
-    ] = None,
-    image_format: Annotated[
-        Literal["jpeg", "webp", "png"] | None,
-        typer.Option(help="Encode every picture again; by default only those that are shrunk are."),
-    ] = None,
-    quality: Annotated[
-        int, typer.Option(min=1, max=100, help="Of JPEG and WebP pictures that are encoded again.")
-    ] = 90,
-    deduplicate: Annotated[
-        bool,
-        typer.Option("--deduplicate", help="Leave out records whose query and target are those of an earlier one."),
-    ] = False,
-    evaluation: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SHARDS", help="Shards to report leakage against; can be given several times."),
-    ] = None,
-    leak: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[query|target|image]",
-            help="What is compared; all three by default. Leave 'target' out if targets are labels.",
-        ),
-    ] = None,
-    drop_leaked: Annotated[
-        bool, typer.Option("--drop-leaked", help="Leave out the records that share something with them.")
-    ] = False,
-    max_bad_share: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Stop if more of the records cannot be used; one is forgiven, unless 0."),
-    ] = 0.01,
-    max_image_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse pictures of more pixels; of more than 89 million by default.")
-    ] = None,
+    source: SourceArgument,
+    out: OutOption,
+    format: FormatOption = "auto",
+    option: FormatOptions = None,
+    images: ImagesOption = None,
+    samples_per_shard: SamplesOption = 10_000,
+    shard_bytes: BytesOption = SHARD_BYTES,
+    resize: ResizeOption = None,
+    image_format: ImageFormatOption = None,
+    quality: QualityOption = 90,
+    deduplicate: DeduplicateOption = False,
+    evaluation: EvaluationOption = None,
+    leak: LeakOption = None,
+    drop_leaked: DropOption = False,
+    max_bad_share: BadShareOption = 0.01,
+    max_image_pixels: PixelsOption = None,
     workers: WorkersOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete an earlier build in the directory and start over.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Pack records and their pictures into tar shards with an index and checksums.
@@ -139,10 +160,7 @@ def build(
     Ends with 0 if the shards are built, 1 if too many records cannot be used, 2 on a mistake of the user, and 75
     if it was interrupted.
     """
-    from data_tools.build.builder import build as build_shards
-    from data_tools.build.quarantine import TooManyBadRecords
     from data_tools.build.settings import LEAKS, BuildSettings, Encoding
-    from data_tools.sources.registry import open_source
 
     quiet = prints_json(json_file)
     settings = BuildSettings(
@@ -158,23 +176,32 @@ def build(
         workers=worker_count(workers),
         overwrite=overwrite,
     )
-    with one_sentence_when_interrupted("the same command resumes where it stopped"), ProgressBar() as bar:
-        records = open_source(format, source, parse_options(option or []))
-        if images is not None and not images.exists():
-            raise UserError(f"There is no image folder {images}; name it with --images.")
-        folder = images if images is not None else source if source.is_dir() else source.parent
-        try:
-            summary = build_shards(
-                records, folder, out, settings, bar.counter("packing"), bar.counter("reading evaluation sets")
-            )
-        except TooManyBadRecords as error:
-            fail(str(error), TOO_MANY_BAD_RECORDS)
+    summary = _build(source, format, parse_options(option or []), images, out, settings)
     give_json({"shards": str(out), **asdict(summary)}, json_file)
     if not quiet:
         print("\n".join(_summary_lines(out, summary, drop_leaked)))
 
 
-def _summary_lines(out: Path, summary, drop_leaked: bool) -> Iterator[str]:
+def _build(
+    source: Path, format: str, options: dict[str, str], images: Path | None, out: Path, settings: BuildSettings
+) -> BuildSummary:
+    from data_tools.build.builder import build as build_shards
+    from data_tools.build.quarantine import TooManyBadRecords
+    from data_tools.sources.registry import open_source
+
+    with one_sentence_when_interrupted("the same command resumes where it stopped"), ProgressBar() as bar:
+        records = open_source(format, source, options)
+        if images is not None and not images.exists():
+            raise UserError(f"There is no image folder {images}; name it with --images.")
+        folder = images if images is not None else source if source.is_dir() else source.parent
+        counters = bar.counter("packing"), bar.counter("reading evaluation sets")
+        try:
+            return build_shards(records, folder, out, settings, *counters)
+        except TooManyBadRecords as error:
+            fail(str(error), TOO_MANY_BAD_RECORDS)
+
+
+def _summary_lines(out: Path, summary: BuildSummary, drop_leaked: bool) -> Iterator[str]:
     from data_tools.build.builder import counts_by_kind
     from data_tools.build.quarantine import LEFT_OUT
 

@@ -12,9 +12,12 @@ from rich.table import Table
 
 from pdfx.cli.build import EXAMPLES, build, one_sentence_when_interrupted
 from pdfx.cli.shared import (
-    SHARDS_HELP,
+    SHARD_BYTES,
+    BytesOption,
     JsonOption,
     ProgressBar,
+    SamplesOption,
+    ShardsArgument,
     WorkersOption,
     example,
     give_json,
@@ -23,10 +26,9 @@ from pdfx.cli.shared import (
 )
 from pdfx.errors import UserError
 from pdfx.host.console import console
-from pdfx.host.files import parse_size, require_folder
+from pdfx.host.files import require_folder
 
 _NOTHING_LEFT = "nothing is left behind"
-
 
 shards_app = typer.Typer(help="Build, check, describe, split and merge directories of samples.", no_args_is_help=True)
 shards_app.command(epilog=example(*EXAMPLES))(build)
@@ -64,7 +66,7 @@ def _table(left: str, right: str, rows: dict[str, str]) -> Table:
     )
 )
 def check(
-    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
+    shards: ShardsArgument,
     full: Annotated[
         bool, typer.Option("--full", help="Also read everything: checksums, offsets, keys, every record and picture.")
     ] = False,
@@ -108,7 +110,7 @@ def check(
     )
 )
 def describe(
-    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
+    shards: ShardsArgument,
     workers: WorkersOption = None,
     json_file: JsonOption = None,
     contact_sheet: Annotated[
@@ -148,7 +150,7 @@ def describe(
     )
 )
 def split(
-    shards: Annotated[str, typer.Argument(help=SHARDS_HELP)],
+    shards: ShardsArgument,
     out: Annotated[
         list[str],
         typer.Option(
@@ -162,10 +164,8 @@ def split(
         ),
     ] = "target",
     seed: Annotated[int, typer.Option(help="Another seed gives other parts.")] = 0,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Most samples of one tar file.")] = 10_000,
-    shard_bytes: Annotated[
-        int, typer.Option(parser=parse_size, metavar="SIZE", help="Most bytes of one tar file, such as 500MB or 1GiB.")
-    ] = "1GB",
+    samples_per_shard: SamplesOption = 10_000,
+    shard_bytes: BytesOption = SHARD_BYTES,
     json_file: JsonOption = None,
 ) -> None:
     """Split shards into parts, for training and test say, that have no target in common. The same shards, shares and

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from pdfx.host.console import console
-from pdfx.host.files import require_folder, write_json
+from pdfx.host.files import parse_size, require_folder, write_json
 
 _SECONDS_BETWEEN_UPDATES = 0.05
 
@@ -77,12 +77,22 @@ class ProgressBar(Progress):
         return show
 
 
-SHARDS_HELP = "Directory that 'pdfx shards build' wrote, or the URL of one (s3://..., https://...)."
+ShardsArgument = Annotated[
+    str,
+    typer.Argument(help="Directory that 'pdfx shards build' wrote, or the URL of one (s3://..., https://...)."),
+]
 JsonOption = Annotated[
     Path | None,
     typer.Option(
         "--json", metavar="FILE", help="Also write the result to this file; '-' prints it instead of the rest."
     ),
+]
+SamplesOption = Annotated[int, typer.Option(min=1, help="Most samples of one tar file.")]
+SHARD_BYTES: Any = "1GB"
+"""The default of ``BytesOption``, as it is shown."""
+BytesOption = Annotated[
+    int,
+    typer.Option(parser=parse_size, metavar="SIZE", help="Most bytes of samples of one tar file, as in 500MB or 1GiB."),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Processes that share the work; one per core by default, at most 8.")

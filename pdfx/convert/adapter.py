@@ -14,13 +14,12 @@ from peft import LoraConfig
 from pdfx.checkpoint.directory import Checkpoint
 from pdfx.config import Config, LoraSection
 from pdfx.convert.documents import write_documents
-from pdfx.convert.shards import write_shard
-from pdfx.convert.weights import Weight, WeightSource
+from pdfx.convert.weights import Weight, WeightSource, write_shard
 from pdfx.embedder.lora import remove_adapters
 from pdfx.errors import UserError
 from pdfx.host.files import FileRecord
 from pdfx.host.tensor_files import Entry
-from pdfx.model.adapter_export import ADAPTER_FOLDER, TRAINED_WEIGHTS
+from pdfx.model.loading import ADAPTER_FOLDER, TRAINED_WEIGHTS
 
 
 def write_adapter(

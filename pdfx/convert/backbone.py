@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,50 +22,13 @@ from pdfx.host.tensor_files import TensorFile
 from pdfx.model.custom_code import model_file
 from pdfx.model.loading import load_whole
 
-
-class BackboneWeights(Protocol):
-    """Weights by their names in the backbone's module."""
-
-    def names(self) -> set[str]: ...
-
-    def read(self, name: str, start: int, count: int) -> Tensor:
-        """``count`` elements from ``start`` on of a flattened weight, in the type it is stored in."""
+Reader = Callable[[int, int], Tensor]
+"""Gives ``count`` elements from ``start`` on of a flattened weight, in the type it is stored in."""
 
 
-class BackboneFiles:
-    """Weights in safetensors files, which may call them by older names.
-
-    Args:
-        places: the file and the name in it of each weight.
-    """
-
-    def __init__(self, places: dict[str, tuple[TensorFile, str]]):
-        self.places = places
-
-    def names(self) -> set[str]:
-        return set(self.places)
-
-    def read(self, name: str, start: int, count: int) -> Tensor:
-        file, stored = self.places[name]
-        return file.read(stored, start, count)
-
-
-class LoadedBackbone:
-    """Weights of a backbone that transformers loaded as a whole, for files that must be converted while they are
-    read."""
-
-    def __init__(self, backbone: PreTrainedModel):
-        self.weights = {name: weight.detach().reshape(-1) for name, weight in backbone.state_dict().items()}
-
-    def names(self) -> set[str]:
-        return set(self.weights)
-
-    def read(self, name: str, start: int, count: int) -> Tensor:
-        return self.weights[name].narrow(0, start, count)
-
-
-def open_backbone(model: ModelSection, backbone: PreTrainedModel) -> BackboneWeights:
-    """The weights of a recipe's backbone.
+def open_backbone(model: ModelSection, backbone: PreTrainedModel) -> dict[str, Reader]:
+    """The weights of a recipe's backbone by their names in its module; loaded as a whole if its files must be converted
+    while they are read.
 
     Args:
         backbone: the same without weights, whose class decides what its weights are called.
@@ -75,9 +40,10 @@ def open_backbone(model: ModelSection, backbone: PreTrainedModel) -> BackboneWei
         files = safetensors_files(model)
         places = files and weight_places([TensorFile(path) for path in files], backbone)
         if places:
-            return BackboneFiles(places)
+            return {name: partial(file.read, stored) for name, (file, stored) in places.items()}
         hub: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-        return LoadedBackbone(load_whole(AutoModel.from_pretrained, model.path, dtype=torch.float32, **hub)[0])
+        whole, _ = load_whole(AutoModel.from_pretrained, model.path, dtype=torch.float32, **hub)
+        return {name: partial(weight.detach().reshape(-1).narrow, 0) for name, weight in whole.state_dict().items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"The weights of model.path '{model.path}' cannot be read: {in_short(error)}") from error
 

@@ -17,8 +17,7 @@ from pdfx.config.run_files import CONFIG
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.check import check_words, verify_export
 from pdfx.convert.documents import write_documents, write_record
-from pdfx.convert.shards import write_shards
-from pdfx.convert.weights import WeightSource
+from pdfx.convert.weights import WeightSource, write_shards
 from pdfx.embedder.build import build_on_meta
 from pdfx.embedder.lora import remove_adapters
 from pdfx.errors import UserError

@@ -1,27 +1,31 @@
-"""Every weight of an export and where its values come from: the checkpoint, the backbone's files, or both if LoRA is
-merged."""
+"""Every weight of an export: where its values come from (the checkpoint, the backbone's files, or both if LoRA is
+merged), and the files it goes to."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from pdfx.checkpoint.directory import BUFFERS, PARAMETERS, Checkpoint
 from pdfx.checkpoint.identity import bit_sum, check_same_frozen_weights, fingerprint
 from pdfx.checkpoint.parameters import MASTER, SavedParameters
 from pdfx.config import ModelSection
-from pdfx.convert.backbone import BackboneFiles, BackboneWeights, open_backbone
+from pdfx.convert.backbone import Reader, open_backbone
 from pdfx.embedder.lora import adapted_modules, merged_weight, remove_adapters
 from pdfx.errors import UserError
-from pdfx.host.tensor_files import Entry, TensorFile
+from pdfx.host.files import FileRecord
+from pdfx.host.tensor_files import Entry, TensorFile, write_tensors
 from pdfx.model import ParallelEmbedder
 
 BLOCK = 2**22
@@ -95,13 +99,13 @@ class WeightSource:
                     "the configuration of this run."
                 )
 
-    def open_backbone(self, model: ModelSection) -> BackboneWeights:
+    def open_backbone(self, model: ModelSection) -> dict[str, Reader]:
         """The backbone's weights; none if all were trained. Raises UserError if one is missing."""
         frozen = {self.in_backbone(name) for name in self.shapes if not self.is_known(name)}
         if not frozen:
-            return BackboneFiles({})
+            return {}
         backbone = open_backbone(model, remove_adapters(copy.deepcopy(self.embedder)).backbone)
-        missing = sorted(frozen - backbone.names())
+        missing = sorted(frozen - backbone.keys())
         if missing:
             raise UserError(
                 f"The files of model.path '{model.path}' lack {len(missing)} weights, {missing[0]} among them."
@@ -123,7 +127,7 @@ class WeightSource:
             return self.saved.read(MASTER, MODULE_PREFIX + name, start, count)
         if MODULE_PREFIX + name in self.buffers.entries:
             return self.buffers.read(MODULE_PREFIX + name, start, count)
-        values = self.backbone.read(self.in_backbone(name), start, count)
+        values = self.backbone[self.in_backbone(name)](start, count)
         if name in self.frozen:
             self.sums[name] = self.sums.get(name, 0) + bit_sum(values.to(self.trained_as))
         return values
@@ -182,3 +186,43 @@ def narrowed(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
             "float32."
         )
     return result
+
+
+def write_shards(directory: Path, weights: Sequence[Weight], largest: int) -> dict[str, FileRecord]:
+    """Write all weights, each when its turn comes, in files of at most ``largest`` bytes of weights (more if a
+    single weight is larger).
+
+    Returns:
+        What each file of weights is, by its name.
+    """
+    shards = plan_shards(weights, largest)
+    if len(shards) == 1:
+        return {SAFE_WEIGHTS_NAME: write_shard(directory / SAFE_WEIGHTS_NAME, shards[0])}
+    stem, suffix = SAFE_WEIGHTS_NAME.split(".")
+    names = [f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}" for number in range(1, len(shards) + 1)]
+    records = {name: write_shard(directory / name, shard) for name, shard in zip(names, shards, strict=True)}
+    totals = {
+        "total_size": sum(weight.entry.bytes for weight in weights),
+        "total_parameters": sum(weight.entry.elements for weight in weights),
+    }
+    places = {weight.entry.name: name for name, shard in zip(names, shards, strict=True) for weight in shard}
+    index = json.dumps({"metadata": totals, "weight_map": dict(sorted(places.items()))}, indent=2)
+    (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(index + "\n", encoding="utf-8")
+    return records
+
+
+def plan_shards(weights: Sequence[Weight], largest: int) -> list[list[Weight]]:
+    """The weights in order, in files that the next one would not fit into."""
+    shards: list[list[Weight]] = [[]]
+    size = 0
+    for weight in weights:
+        if shards[-1] and size + weight.entry.bytes > largest:
+            shards.append([])
+            size = 0
+        shards[-1].append(weight)
+        size += weight.entry.bytes
+    return shards
+
+
+def write_shard(path: Path, weights: Sequence[Weight]) -> FileRecord:
+    return write_tensors(path, [(weight.entry, weight.pieces()) for weight in weights], {"format": "pt"})

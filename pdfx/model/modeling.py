@@ -12,16 +12,14 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .adapter_export import load_adapted
 from .attention import ATTENTION_NAME
 from .configuration import ParallelEmbedderConfig, new_config
 from .custom_code import load_export_modules, write_own_modules
 from .custom_code_files import MODULE_FILES  # noqa: F401  transformers 5.8 to 5.10 copy only what a file imports by itself.
 from .families import Decoder, family_of
 from .fusion import Fusion, fuse, pool, unit
-from .loading import as_dtype, backbone_config, load_whole, record_dtype
-from .packed_decoder import attach_hooks, packed_decoder
-from .packing import Packing
+from .loading import as_dtype, backbone_config, load_adapted, load_whole, record_dtype
+from .packing import Packing, attach_hooks, packed_decoder
 from .picture_bounds import ImageError  # noqa: F401  see custom_code_files
 from .pictures import decode_image  # noqa: F401
 from .prefixes import Gathered, attach_prefixes, initialise_prefixes

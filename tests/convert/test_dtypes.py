@@ -12,8 +12,7 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.documents import write_documents
-from pdfx.convert.shards import write_shards
-from pdfx.convert.weights import WeightSource
+from pdfx.convert.weights import WeightSource, write_shards
 from pdfx.embedder.build import build_on_meta
 from pdfx.embedder.exports import load_export
 from pdfx.embedder.lora import remove_adapters

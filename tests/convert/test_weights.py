@@ -13,8 +13,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 from pdfx.config import Config
 from pdfx.convert import weights as weights_module
 from pdfx.convert.adapter import write_adapter
-from pdfx.convert.shards import plan_shards
-from pdfx.convert.weights import WeightSource
+from pdfx.convert.weights import WeightSource, plan_shards
 from pdfx.embedder.build import build_embedder, build_on_meta
 from pdfx.embedder.exports import load_export
 from pdfx.embedder.lora import adapted_modules, merged_weight, remove_adapters

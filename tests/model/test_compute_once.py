@@ -5,7 +5,7 @@ import torch
 from tiny_models import FAMILIES, items
 
 from pdfx.model import cache_vision_tower, modeling
-from pdfx.model.packed_decoder import packed_decoder
+from pdfx.model.packing import packed_decoder
 
 
 def gradients(embedder, inputs) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
-"""The commands about what a run saved: ``checkpoints`` and ``convert``."""
+"""The commands before and after training: ``init``, ``checkpoints`` and ``convert``."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from dataclasses import asdict
@@ -11,9 +12,40 @@ from typing import Annotated, Literal
 import typer
 
 from pdfx.cli.shared import JsonOption, ProgressBar, give_json, prints_json
+from pdfx.config.run_files import CONFIG, RECIPES, SHIPPED
+from pdfx.errors import UserError
 from pdfx.host.console import console
 
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run (train.output_dir).")]
+# The quickstart's recipe needs its programs, which a checkout has.
+NAMES = sorted({path.stem for path in RECIPES.glob("*.yaml")} - {"quickstart"})
+NEXT = """Next:
+  cd {folder}
+  pdfx shards build records.jsonl --images pictures --out shards/train
+  # In recipe.yaml, set data.train, data.evaluation and what else differs from {recipe}.
+  pdfx train recipe.yaml --dry-run
+  torchrun --nproc-per-node 8 -m pdfx.train recipe.yaml
+  # Under SLURM: sbatch --gpus-per-node 8 --ntasks-per-node 8 --cpus-per-task 12 launch/slurm/srun.sbatch recipe.yaml"""
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder that is empty or does not exist.")],
+    recipe: Annotated[
+        str, typer.Option(help=f"What to start from: {', '.join(NAMES)}.", autocompletion=lambda: NAMES)
+    ] = "qwen2-vl-2b",
+) -> None:
+    """Fill an empty folder with a recipe to edit, the recipe that it extends, and job scripts for SLURM."""
+    if recipe not in NAMES:
+        raise UserError(f"There is no recipe '{recipe}' to start from; give one of {', '.join(NAMES)}.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; give another folder.")
+    # copyfile: installed files may be read-only, and the copies are there to be edited.
+    for place in ("launch/slurm", "launch/recipes/base"):
+        shutil.copytree(SHIPPED / place, folder / place.replace("launch/recipes/", ""), copy_function=shutil.copyfile)
+    shutil.copyfile(RECIPES / f"{recipe}.yaml", folder / "recipe.yaml")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(path)
+    print(NEXT.format(folder=folder, recipe=recipe))
 
 
 def checkpoints(
@@ -26,7 +58,6 @@ def checkpoints(
     from pdfx.checkpoint.listing import list_checkpoints, table_of
     from pdfx.checkpoint.retention import Retention, retention_of
     from pdfx.config import load_config
-    from pdfx.config.run_files import CONFIG
 
     alone = prints_json(json_file)
     # Without a readable configuration there is no best checkpoint, but all else can be shown.
@@ -81,15 +112,5 @@ def convert(
     # So that what is half written goes when the job's time is up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tell = console(sys.stderr, soft_wrap=True).print
-    run_conversion(
-        run,
-        out,
-        checkpoint,
-        dtype,
-        max_shard_size,
-        adapter,
-        not skip_check,
-        tell,
-        trust_remote_code,
-    )
+    run_conversion(run, out, checkpoint, dtype, max_shard_size, adapter, not skip_check, tell, trust_remote_code)
     print(out)
