@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def settings_without_effect(config: Config, steps: int, ranks: int) -> list[str]
     """
     changed = {key: value for key, value, default in leaves(config) if value != default}
     reasons: dict[str, list[str]] = {}
-    for patterns, condition, reason in TABLE:
+    for patterns, (condition, reason) in TABLE:
         found = [
             key
             for key in changed
@@ -69,88 +70,68 @@ def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Any]]
             yield f"{prefix}{name}", value, value if default is PydanticUndefined else default
 
 
-def is_local(config: Config) -> bool:
+def is_local(config: Config, *_: int) -> bool:
     named = config.data.evaluation or []
-    return not any(
-        map(
-            is_url,
-            [*(own.path for own in config.data.training_sets()), *([named] if isinstance(named, str) else named)],
-        )
-    )
+    sets = [own.path for own in config.data.training_sets()]
+    return not any(map(is_url, [*sets, *([named] if isinstance(named, str) else named)]))
 
 
-def has_information(config: Config) -> bool:
-    return config.objective.diversity == "mutual_information" and config.model.paths > 1
+def has_no_information(config: Config, *_: int) -> bool:
+    return config.objective.diversity != "mutual_information" or config.model.paths == 1
 
 
-def has_chunks(config: Config) -> bool:
-    train = config.train
-    return (
-        train.gradient_accumulation_steps > 1
-        or train.chunk_tokens is not None
-        or (train.chunk_paths or config.model.paths) < config.model.paths
-    )
+def has_one_pass(config: Config, *_: int) -> bool:
+    train, paths = config.train, config.model.paths
+    one_chunk = train.gradient_accumulation_steps == 1 and train.chunk_tokens is None
+    return one_chunk and (train.chunk_paths or paths) >= paths
 
 
 Condition = Callable[[Config, int, int], bool]
-TABLE: list[tuple[str, Condition, str]] = [
-    ("model.revision", lambda c, *_: Path(c.model.path).is_dir(), "model.path is a local folder"),
-    (
-        "model.prefix.layers model.prefix.init* model.prefix.learning_rate",
-        lambda c, *_: c.model.prefix.length == 0,
-        "model.prefix.length is 0",
-    ),
-    (
-        "model.prefix.init_std",
-        lambda c, *_: c.model.prefix.init == "tokens",
-        "it belongs to model.prefix.init 'normal'",
-    ),
+
+
+def _is(key: str, value: Any) -> tuple[Condition, str]:
+    """The condition that a setting has a value, and that in words."""
+    words = "not set" if value is None else "off" if value is False else repr(value)
+    return lambda config, *_: attrgetter(key)(config) == value, f"{key} is {words}"
+
+
+TABLE: list[tuple[str, tuple[Condition, str]]] = [
+    ("model.revision", (lambda c, *_: Path(c.model.path).is_dir(), "model.path is a local folder")),
+    ("model.prefix.layers model.prefix.init* model.prefix.learning_rate", _is("model.prefix.length", 0)),
+    ("model.prefix.init_std", (_is("model.prefix.init", "tokens")[0], "it belongs to model.prefix.init 'normal'")),
     (
         "model.fusion objective.diversity* objective.mutual_information.* guards.collapsed_paths.*",
-        lambda c, *_: c.model.paths == 1,
-        "model.paths is 1",
+        _is("model.paths", 1),
     ),
-    ("train.chunk_paths", lambda c, *_: c.train.chunk_paths >= c.model.paths, "it is not below model.paths"),
-    ("model.cache_vision_gigabytes", lambda c, *_: not c.model.cache_vision, "model.cache_vision is off"),
-    ("objective.diversity_weight", lambda c, *_: c.objective.diversity == "none", "objective.diversity is 'none'"),
+    ("train.chunk_paths", (lambda c, *_: c.train.chunk_paths >= c.model.paths, "it is not below model.paths")),
+    ("model.cache_vision_gigabytes", _is("model.cache_vision", False)),
+    ("objective.diversity_weight", _is("objective.diversity", "none")),
     (
         "objective.mutual_information.* guards.variational.*",
-        lambda c, *_: not has_information(c),
-        "no mutual information is estimated",
+        (has_no_information, "no mutual information is estimated"),
     ),
-    (
-        "guards.variational.resets",
-        lambda c, *_: c.guards.variational.action == "stop",
-        "guards.variational.action is 'stop'",
-    ),
-    ("guards.non_finite.*_*", lambda c, *_: c.guards.non_finite.action == "stop", "guards.non_finite.action is 'stop'"),
+    ("guards.variational.resets", _is("guards.variational.action", "stop")),
+    ("guards.non_finite.*_*", _is("guards.non_finite.action", "stop")),
     (
         "guards.collapsed_paths.cosine guards.collapsed_paths.steps",
-        lambda c, *_: c.guards.collapsed_paths.action == "off",
-        "that guard is off",
+        (_is("guards.collapsed_paths.action", "off")[0], "that guard is off"),
     ),
     (
         "guards.agreement_steps guards.lost_seconds",
-        lambda c, _, ranks: ranks == 1,
-        "one process has none to compare itself with",
+        (lambda _, __, ranks: ranks == 1, "one process has none to compare itself with"),
     ),
-    ("train.gradient_reduction", lambda c, *_: not has_chunks(c), "a step is a single pass"),
-    (
-        "train.greater_is_better",
-        lambda c, *_: c.train.metric_for_best_model is None,
-        "train.metric_for_best_model is not set",
-    ),
-    ("train.resume_elastic", lambda c, *_: c.train.resume == "never", "train.resume is 'never'"),
+    ("train.gradient_reduction", (has_one_pass, "a step is a single pass")),
+    ("train.greater_is_better", _is("train.metric_for_best_model", None)),
+    ("train.resume_elastic", _is("train.resume", "never")),
     (
         "data.mixture_temperature data.sub_batch_pairs",
-        lambda c, *_: len(c.data.training_sets()) == 1,
-        "there is a single data set",
+        (lambda c, *_: len(c.data.training_sets()) == 1, "there is a single data set"),
     ),
-    ("data.prefetch_batches", lambda c, *_: c.data.num_workers == 0, "data.num_workers is 0"),
-    ("data.read_* data.cache_dir data.cache_gigabytes", lambda c, *_: is_local(c), "all data is in local folders"),
-    ("data.cache_gigabytes", lambda c, *_: c.data.cache_dir is None, "data.cache_dir is not set"),
-    ("data.read_retry_seconds", lambda c, *_: c.data.read_retries == 0, "data.read_retries is 0"),
-    ("evaluate.*", lambda c, *_: c.data.evaluation is None, "data.evaluation is not set"),
+    ("data.prefetch_batches", _is("data.num_workers", 0)),
+    ("data.read_* data.cache_dir data.cache_gigabytes", (is_local, "all data is in local folders")),
+    ("data.cache_gigabytes", _is("data.cache_dir", None)),
+    ("data.read_retry_seconds", _is("data.read_retries", 0)),
+    ("evaluate.*", _is("data.evaluation", None)),
 ]
 """Patterns of settings, the condition under which they have no effect, and the reason."""
 
