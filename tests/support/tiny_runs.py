@@ -9,7 +9,7 @@ from tiny_models import SENTENCES, picture, tiny_backbone
 from data_tools.build.builder import build_shards
 from pdfx.config import Config, parse_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def tiny_shards(

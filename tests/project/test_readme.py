@@ -14,7 +14,7 @@ import warm
 import yaml
 from tiny_models import picture, tiny_backbone
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
 MAKE = [command for command in COMMANDS if command.startswith("make ")]

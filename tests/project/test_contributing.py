@@ -9,7 +9,7 @@ import yaml
 
 import pdfx
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
@@ -25,7 +25,7 @@ def test_the_paths_and_names_in_the_guide_exist():
     for name, file in (
         ("FAMILIES", "pdfx/model/families.py"),
         ("_diversity", "pdfx/objective/objective.py"),
-        ("check_source", "tests/source_checks.py"),
+        ("check_source", "tests/support/source_checks.py"),
         ("problem", "data_tools/sources/base.py"),
     ):
         assert name in GUIDE and name in (ROOT / file).read_text(encoding="utf-8")

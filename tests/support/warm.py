@@ -24,7 +24,7 @@ import types
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     "deepspeed",
     "peft",

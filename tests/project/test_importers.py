@@ -16,7 +16,7 @@ from data_tools.sources.registry import FORMATS
 from pdfx.cli.app import main
 from pdfx.data import ShardedDataset
 
-TEXT = (Path(__file__).parents[1] / "docs" / "importers.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "importers.md").read_text(encoding="utf-8")
 SECTIONS = {
     match[1]: match[2] for match in re.finditer(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
 }
@@ -105,5 +105,5 @@ def test_every_format_has_a_section_and_each_of_its_options_is_in_it():
 
 def test_every_link_leads_somewhere():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
-    folder = Path(__file__).parents[1] / "docs"
+    folder = Path(__file__).parents[2] / "docs"
     assert all(link[1:] in SECTIONS if link.startswith("#") else (folder / link).exists() for link in links)

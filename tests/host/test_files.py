@@ -13,7 +13,7 @@ import pytest
 from pdfx.errors import UserError
 from pdfx.host.files import draft_beside, parse_size, write_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys
 from pathlib import Path
