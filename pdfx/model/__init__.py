@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import Any
 
 _FILES = {
-    "EmbedderOutput": "modeling",
+    "EmbedderOutput": "fusion",
     "InputProcessor": "processing",
     "ParallelEmbedder": "modeling",
     "ParallelEmbedderConfig": "configuration",
     "cache_vision_tower": "vision_cache",
-    "join_outputs": "modeling",
+    "join_outputs": "fusion",
 }
 
 __all__ = list(_FILES)

@@ -48,6 +48,14 @@ def model_file(path, name: str, revision: str | None = None, subfolder: str = ""
     return Path(str(cached_file(str(path), name, revision=revision, subfolder=subfolder)))
 
 
+def require_modules(files: list[Path], names: list[str]) -> None:
+    """Raises ValueError unless these are the files of a configuration's modules."""
+    if {file.name for file in files} != set(names):
+        raise ValueError(
+            f"The model needs the modules {', '.join(names)}; say where they are by setting its module_files."
+        )
+
+
 def write_own_modules(directory: Path, files: list[Path]) -> None:
     """Let the backbone's own modules travel in an export: copied beside our code, and imported by it before the
     backbone's configuration is read.

@@ -41,6 +41,13 @@ class Family:
     def vision_of(self, backbone: nn.Module) -> nn.Module:
         return backbone.get_submodule(self.vision)
 
+    def trains_vision(self, backbone: nn.Module) -> bool:
+        """Whether a parameter is trained that only images reach: in the vision tower, the projector, or of the backbone
+        itself (LLaVA-NeXT's line ends)."""
+        parts = (self.vision_of(backbone), backbone.get_submodule(self.projector))
+        parameters = [*backbone.parameters(recurse=False), *(own for part in parts for own in part.parameters())]
+        return any(parameter.requires_grad for parameter in parameters)
+
 
 FAMILIES = {
     family.model_type: family

@@ -1,12 +1,31 @@
-"""From packed hidden states to unit embeddings, and from K of them to one."""
+"""From packed hidden states to unit embeddings, from K of them to one, and the output that holds both."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.utils import ModelOutput
 
 from .packing import Packing
 
 MINIMUM_NORM = 1e-6
+
+
+@dataclass
+class EmbedderOutput(ModelOutput):
+    """Embeddings of n inputs.
+
+    Attributes:
+        paths: float32 ``[n, K, D]``, unit rows.
+        fused: float32 ``[n, F]``, unit rows.
+        fusion_logits: float32 ``[K]``, what a learned fusion weighs all paths with; None if the weights are not
+            learned.
+    """
+
+    paths: torch.Tensor | None = None
+    fused: torch.Tensor | None = None
+    fusion_logits: torch.Tensor | None = None
 
 
 def pool(states: torch.Tensor, packing: Packing, pooling: str) -> torch.Tensor:
@@ -74,3 +93,15 @@ def fuse(kind: str, embeddings: torch.Tensor, logits: torch.Tensor | None = None
         weights = logits.to(embeddings.dtype).softmax(0)
         return unit((weights[:, None] * embeddings).sum(1))
     return unit(embeddings.mean(1))
+
+
+def join_outputs(
+    outputs: list[EmbedderOutput], truncate_dim: int | None = None, fusion: str = "mean"
+) -> EmbedderOutput:
+    """Outputs of consecutive batches as one, on the CPU, optionally cut to leading dimensions and normalised again."""
+    paths, fused = (torch.cat([output[name].cpu() for output in outputs]) for name in ("paths", "fused"))
+    if truncate_dim is not None:
+        paths = unit(paths[..., :truncate_dim])
+        # The leading dimensions of a concatenation would be the first path's alone.
+        fused = fuse(fusion, paths) if fusion == "concat" else unit(fused[..., :truncate_dim])
+    return EmbedderOutput(paths=paths, fused=fused)

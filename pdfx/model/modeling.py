@@ -3,23 +3,21 @@
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .attention import ATTENTION_NAME
 from .configuration import ParallelEmbedderConfig, new_config
-from .custom_code import load_export_modules, write_own_modules
+from .custom_code import load_export_modules, require_modules, write_own_modules
 from .custom_code_files import MODULE_FILES  # noqa: F401  transformers 5.8 to 5.10 copy only what a file imports by itself.
 from .families import Decoder, family_of
-from .fusion import Fusion, fuse, pool, unit
+from .fusion import EmbedderOutput, Fusion, join_outputs, pool
 from .loading import as_dtype, backbone_config, load_adapted, load_whole, record_dtype
-from .packing import Packing, attach_hooks, packed_decoder
+from .packing import Packing, attach_hooks, chosen_paths, packed_decoder
 from .picture_bounds import ImageError  # noqa: F401  see custom_code_files
 from .pictures import decode_image  # noqa: F401
 from .prefixes import Gathered, attach_prefixes, initialise_prefixes
@@ -31,22 +29,6 @@ LOCK = Lock()
 evaluation mode."""
 
 
-@dataclass
-class EmbedderOutput(ModelOutput):
-    """Embeddings of n inputs.
-
-    Attributes:
-        paths: float32 ``[n, K, D]``, unit rows.
-        fused: float32 ``[n, F]``, unit rows.
-        fusion_logits: float32 ``[K]``, what a learned fusion weighs all paths with; None if the weights are not
-            learned.
-    """
-
-    paths: torch.Tensor | None = None
-    fused: torch.Tensor | None = None
-    fusion_logits: torch.Tensor | None = None
-
-
 class ParallelEmbedder(PreTrainedModel):
     """A multimodal LLM that gives K embeddings per input (Parallel Decoupling Framework, arXiv 2511.01588; the
     construction is ours).
@@ -54,6 +36,14 @@ class ParallelEmbedder(PreTrainedModel):
     The vision tower, the projector and the token embedding run once per input. At the decoder's door the padded batch
     becomes one row of tokens without padding, repeated for each path; every layer's attention prepends the path's own
     keys and values.
+
+    >>> model = ParallelEmbedder.from_pretrained("exported")
+    >>> queries = model.embed([{"text": "a red square"}, {"text": "a dog"}], side="query")
+    >>> targets = model.embed([{"images": [Image.new("RGB", (32, 32), "red")]}], side="target")
+    >>> (queries.fused @ targets.fused.T).shape
+    torch.Size([2, 1])
+    >>> queries.paths.shape == (2, model.config.paths, model.config.hidden_size)
+    True
 
     Attributes:
         processor: turns texts and images into inputs; set by ``from_backbone`` and ``from_pretrained``.
@@ -74,11 +64,7 @@ class ParallelEmbedder(PreTrainedModel):
         self.family = family_of(config.backbone)
         # transformers sets the default type to what is to be loaded, of which the backbone's own configuration need not
         # know.
-        self.backbone = (
-            backbone
-            if backbone is not None
-            else AutoModel.from_config(config.backbone, dtype=torch.get_default_dtype())
-        )
+        self.backbone = backbone or AutoModel.from_config(config.backbone, dtype=torch.get_default_dtype())
         record_dtype(config, self.backbone.dtype)
         decoder = self.family.decoder_of(self.backbone)
         decoder.config._attn_implementation = ATTENTION_NAME
@@ -168,11 +154,7 @@ class ParallelEmbedder(PreTrainedModel):
                 "save_pretrained(push_to_hub=True) would leave the processor behind; call push_to_hub, which sends "
                 "all files."
             )
-        if {file.name for file in self.module_files} != set(self.config.modules):
-            raise ValueError(
-                f"The model needs the modules {', '.join(self.config.modules)}; say where they are by setting its "
-                "module_files."
-            )
+        require_modules(self.module_files, self.config.modules)
         record_dtype(self.config, self.dtype)
         super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
         write_own_modules(Path(save_directory), self.module_files)
@@ -213,11 +195,11 @@ class ParallelEmbedder(PreTrainedModel):
         count = len(inputs["input_ids"])
         # ZeRO-3 applies an earlier step's gradient to parameters that the first backward pass does not reach, so
         # trained vision takes part in each.
-        needed = "pixel_values" in inputs or (self.training and self.trains_vision)
+        needed = "pixel_values" in inputs or (self.training and self.family.trains_vision(self.backbone))
         missing_images = self.vision_agreement(needed) and "pixel_values" not in inputs
         if missing_images:
             inputs = append_inputs(inputs, self._dummy_inputs())
-        chosen = self._chosen(paths, inputs["input_ids"].device)
+        chosen = chosen_paths(paths, self.config.paths).to(inputs["input_ids"].device)
         states, packing = self._decode(inputs, chosen)
         embeddings = pool(states, packing, self.config.pooling)
         if missing_images:
@@ -235,24 +217,6 @@ class ParallelEmbedder(PreTrainedModel):
         with packed_decoder(inputs["attention_mask"], chosen, share_trunk, self.config.attention) as packing:
             output = self.backbone(**inputs, use_cache=False)
         return output.last_hidden_state, packing
-
-    def _chosen(self, paths: list[int] | None, device) -> torch.Tensor:
-        known = range(self.config.paths)
-        chosen = known if paths is None else paths
-        if not isinstance(chosen, (list, tuple, range)) or not chosen or not all(path in known for path in chosen):
-            raise ValueError(f"Paths must be a list of numbers among 0 to {len(known) - 1}, not {paths!r}.")
-        return torch.tensor(list(chosen), device=device)
-
-    @property
-    def trains_vision(self) -> bool:
-        """Whether a parameter is trained that only images reach: in the vision tower, the projector, or of the backbone
-        itself (LLaVA-NeXT's line ends)."""
-        parts = (self.family.vision_of(self.backbone), self.backbone.get_submodule(self.family.projector))
-        parameters = [
-            *self.backbone.parameters(recurse=False),
-            *(parameter for part in parts for parameter in part.parameters()),
-        ]
-        return any(parameter.requires_grad for parameter in parameters)
 
     def _dummy_inputs(self) -> dict[str, torch.Tensor]:
         if self._dummy is None:
@@ -290,9 +254,7 @@ class ParallelEmbedder(PreTrainedModel):
         """
         if self.processor is None:
             raise ValueError("The embedder has no processor; load it with from_pretrained or call attach_processor.")
-        if side not in ("query", "target"):
-            raise ValueError(f"side must be 'query' or 'target', not '{side}'.")
-        items = checked_items(items)
+        items = checked_items(items, side)
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}.")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.config.hidden_size:
@@ -330,18 +292,6 @@ class ParallelEmbedder(PreTrainedModel):
                 self._evaluations -= 1
                 if self._evaluations == 0:
                     self.train(self._was_training)
-
-
-def join_outputs(
-    outputs: list[EmbedderOutput], truncate_dim: int | None = None, fusion: str = "mean"
-) -> EmbedderOutput:
-    """Outputs of consecutive batches as one, on the CPU, optionally cut to leading dimensions and normalised again."""
-    paths, fused = (torch.cat([output[name].cpu() for output in outputs]) for name in ("paths", "fused"))
-    if truncate_dim is not None:
-        paths = unit(paths[..., :truncate_dim])
-        # The leading dimensions of a concatenation would be the first path's alone.
-        fused = fuse(fusion, paths) if fusion == "concat" else unit(fused[..., :truncate_dim])
-    return EmbedderOutput(paths=paths, fused=fused)
 
 
 AutoConfig.register(ParallelEmbedderConfig.model_type, ParallelEmbedderConfig, exist_ok=True)

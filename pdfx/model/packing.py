@@ -201,6 +201,15 @@ class Packing:
 CALL: ContextVar[tuple[Packing, str] | None] = ContextVar("the decoder's call in this thread", default=None)
 
 
+def chosen_paths(paths: list[int] | None, count: int) -> torch.Tensor:
+    """The numbers of paths as int64 ``[k]``, those of all ``count`` if ``paths`` is None. Raises ValueError for one
+    that does not exist."""
+    chosen = range(count) if paths is None else paths
+    if not isinstance(chosen, (list, tuple, range)) or not chosen or not all(path in range(count) for path in chosen):
+        raise ValueError(f"Paths must be a list of numbers among 0 to {count - 1}, not {paths!r}.")
+    return torch.tensor(list(chosen))
+
+
 def attach_hooks(decoder: Decoder, first_prefix_layer: int) -> None:
     """Set the hooks by which a decoder and its layers follow ``packed_decoder``.
 

@@ -192,14 +192,16 @@ class InputProcessor:
         self.processor.save_pretrained(directory)
 
 
-def checked_items(items: list[dict]) -> list[dict]:
+def checked_items(items: list[dict], side: str) -> list[dict]:
     """What a caller gave, as items with both a text and a list of images.
 
     Raises:
-        ValueError: it is not a list of items.
+        ValueError: it is not a list of items, or there is no such side.
         ItemError: an item is not a mapping, has an unknown key or nothing to embed, or one of its values has the wrong
             type.
     """
+    if side not in ("query", "target"):
+        raise ValueError(f"side must be 'query' or 'target', not '{side}'.")
     if isinstance(items, (str, bytes, dict)) or not hasattr(items, "__iter__"):
         raise ValueError(f"The items must be a list of dicts with 'text' and 'images', not one {type(items).__name__}.")
     checked = [_checked_item(number, item) for number, item in enumerate(items)]
