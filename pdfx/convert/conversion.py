@@ -50,15 +50,23 @@ def convert(
         out: a directory that does not exist yet or is empty.
         checkpoint: ``newest`` (whole one), ``best`` (by ``train.metric_for_best_model``) or a step.
         dtype: ``float32``, ``bfloat16`` or ``float16``; what the run trained in by default.
-        max_shard_size: of one file of weights.
+        max_shard_size: of one file of weights, as in ``500MB``.
         adapter: leave the backbone's weights where they are: write LoRA as a PEFT adapter, and what else was trained.
         check: whether to re-embed.
         say: is given a sentence about the check.
         trust_remote_code: run the Python files that the run names in ``model.modules``, and code that its backbone
             brings.
 
+    Returns:
+        ``out``.
+
     Raises:
         UserError: there is no such whole checkpoint, weights are missing, ``out`` is in use, or the embeddings differ.
+
+    >>> import pdfx
+    >>> pdfx.convert("run", "converted", say=print)
+    Checked: loaded without pdfx, the export embeds 6 inputs of the run as the trainer did; ...
+    PosixPath('converted')
     """
     disable_progress_bar()
     run, out, largest = Path(run), Path(out), parse_size(max_shard_size)

@@ -34,6 +34,13 @@ def evaluate(
 
     Raises:
         UserError: the model or the shards cannot be used.
+
+    >>> import pdfx
+    >>> metrics = pdfx.evaluate("converted", "shards")
+    >>> metrics["queries"], metrics["targets"]
+    (24, 24)
+    >>> metrics["query_to_target/fused/recall@10"] >= metrics["query_to_target/fused/recall@1"]
+    True
     """
     from pdfx.config import EvaluateSection
     from pdfx.evaluate.data_sets import evaluate_export, report_of

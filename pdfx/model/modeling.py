@@ -25,8 +25,7 @@ from .processing import InputProcessor, append_inputs, checked_items
 from .texts import is_blank  # noqa: F401
 
 LOCK = Lock()
-"""Held while a tokenizer works, whose padding is a state of its own, and while a model changes between training and
-evaluation mode."""
+"""Held while a tokenizer works, whose padding is a state of its own, and while a model enters or leaves evaluation."""
 
 
 class ParallelEmbedder(PreTrainedModel):
@@ -37,13 +36,19 @@ class ParallelEmbedder(PreTrainedModel):
     becomes one row of tokens without padding, repeated for each path; every layer's attention prepends the path's own
     keys and values.
 
-    >>> model = ParallelEmbedder.from_pretrained("exported")
+    >>> import pdfx
+    >>> from PIL import Image
+    >>> model = pdfx.ParallelEmbedder.from_pretrained("export")
     >>> queries = model.embed([{"text": "a red square"}, {"text": "a dog"}], side="query")
     >>> targets = model.embed([{"images": [Image.new("RGB", (32, 32), "red")]}], side="target")
-    >>> (queries.fused @ targets.fused.T).shape
+    >>> queries.paths.shape  # [n, K, D]
+    torch.Size([2, 3, 32])
+    >>> (queries.fused @ targets.fused.T).shape  # one score per pair
     torch.Size([2, 1])
-    >>> queries.paths.shape == (2, model.config.paths, model.config.hidden_size)
-    True
+
+    Args:
+        config: what decides an embedding.
+        backbone: one with random weights if None.
 
     Attributes:
         processor: turns texts and images into inputs; set by ``from_backbone`` and ``from_pretrained``.
@@ -110,10 +115,9 @@ class ParallelEmbedder(PreTrainedModel):
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         config = backbone_config(path, **hub)
         backbone, _ = load_whole(AutoModel.from_pretrained, path, config=config, dtype=dtype, **hub)
-        processor = AutoProcessor.from_pretrained(path, **hub)
         embedder = cls(new_config(backbone.config, inputs, prefix_layers, **settings), backbone)
         initialise_prefixes(embedder.decoder, embedder.config, seed, gathered)
-        embedder.attach_processor(processor)
+        embedder.attach_processor(AutoProcessor.from_pretrained(path, **hub))
         return embedder
 
     @classmethod
@@ -130,8 +134,7 @@ class ParallelEmbedder(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         files = load_export_modules(export, revision, trust_remote_code)
         config = kwargs.get("config") or cls.config_class.from_pretrained(export, revision=revision)
-        asked = kwargs.pop("torch_dtype", None)
-        dtype = as_dtype(kwargs.pop("dtype", asked), config.dtype)
+        dtype = as_dtype(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)), config.dtype)
         if config.base_model:
             model, info = load_adapted(cls, export, config, dtype, revision), {}
         else:
@@ -198,7 +201,12 @@ class ParallelEmbedder(PreTrainedModel):
         needed = "pixel_values" in inputs or (self.training and self.family.trains_vision(self.backbone))
         missing_images = self.vision_agreement(needed) and "pixel_values" not in inputs
         if missing_images:
-            inputs = append_inputs(inputs, self._dummy_inputs())
+            if self._dummy is None:
+                raise ValueError(
+                    "This rank has no image while another one has, and no processor to make a stand-in; call "
+                    "attach_processor first."
+                )
+            inputs = append_inputs(inputs, self._dummy)
         chosen = chosen_paths(paths, self.config.paths).to(inputs["input_ids"].device)
         states, packing = self._decode(inputs, chosen)
         embeddings = pool(states, packing, self.config.pooling)
@@ -217,14 +225,6 @@ class ParallelEmbedder(PreTrainedModel):
         with packed_decoder(inputs["attention_mask"], chosen, share_trunk, self.config.attention) as packing:
             output = self.backbone(**inputs, use_cache=False)
         return output.last_hidden_state, packing
-
-    def _dummy_inputs(self) -> dict[str, torch.Tensor]:
-        if self._dummy is None:
-            raise ValueError(
-                "This rank has no image while another one has, and no processor to make a stand-in; call "
-                "attach_processor first."
-            )
-        return self._dummy
 
     @torch.no_grad()
     def embed(

@@ -26,6 +26,11 @@ def train(config: Config, stop: StopRequest | None = None, dry_run: bool = False
     Raises:
         UserError: a mistake in data, model, checkpoint or settings.
         SystemExit: a signal stopped the run, or another rank reports a user's mistake.
+
+    >>> import pdfx
+    >>> pdfx.train(pdfx.load_config("recipe.yaml", ["train.seed=1"]))
+    pdfx ...
+    Finished after step 3: ...
     """
     import torch
 

@@ -58,7 +58,29 @@ def train(config: Config, stop: StopRequest | None = None) -> None:
 
 
 class Trainer(Run):
-    """A run with its hooks, and the loop that makes its steps. Arguments and errors as of ``Run``."""
+    """A run with its hooks, and the loop that makes its steps. All ranks make one, in one process each.
+
+    ``pdfx.train`` does this and more: it handles signals, a watchdog and the failures of single ranks.
+
+    >>> import pdfx
+    >>> from pdfx.distributed.world import join_world
+    >>> from pdfx.faults.stopping import StopRequest
+    >>> from pdfx.train.trainer import Trainer
+    >>> trainer = Trainer(pdfx.load_config("recipe.yaml", ["train.output_dir=other"]), join_world())
+    Starting a new run...
+    >>> trainer.run(StopRequest())
+    step ...
+    True
+    >>> trainer.close()
+
+    Args:
+        config: the recipe; what it leaves open is settled in place.
+        world: this run's ranks.
+        progress: marked wherever the run makes progress.
+
+    Raises:
+        UserError: a mistake in data, model, checkpoint or settings.
+    """
 
     def __init__(self, config: Config, world: World, progress: Progress | None = None):
         with world.together():
