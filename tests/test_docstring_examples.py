@@ -1,8 +1,8 @@
-"""The examples in the docstrings of pdfx's public names, run as a reader would run them.
+"""The examples in the docstrings of pdfx's public names and of the trainer, run as a reader would run them.
 
 They find in the working directory: ``shards`` (24 samples), ``recipe.yaml`` (two paths, three steps, trained into
-``run``), ``backbone`` and ``export`` (a tiny LLaVA-NeXT, and an export of it). Those of ``train``, ``convert`` and
-``evaluate`` run in that order, each with what the ones before it left.
+``run``), ``backbone`` and ``export`` (a tiny LLaVA-NeXT, and an export of it). Those of ``train``, ``convert``,
+``evaluate`` and ``Trainer`` run in that order, each with what the ones before it left.
 """
 
 import ast
@@ -21,7 +21,8 @@ from tiny_runs import ROOT, tiny_shards, tiny_tree
 
 STUB = ast.parse((ROOT / "pdfx/__init__.pyi").read_text(encoding="utf-8"))
 MODULES = {node.names[0].name: node.module for node in STUB.body if isinstance(node, ast.ImportFrom)}
-TOGETHER = ("train", "convert", "evaluate")
+MODULES["Trainer"] = "pdfx.train.trainer"
+TOGETHER = ("train", "convert", "evaluate", "Trainer")
 """Too much for the process of the tests: an engine, ranks, handlers of signals."""
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
