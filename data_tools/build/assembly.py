@@ -45,9 +45,8 @@ class Assembly:
         last = journal.last
         self.position, self.targets_only, self.stamp = last.position, last.targets_only, last.stamp
         self.rejected, self.leaks = Counter(last.rejected), Counter(last.leaks)
-        self._files = {
-            name: AppendedFile(out / name, last.lengths.get(name, 0)) for name in (QUARANTINE_NAME, LEAKAGE_NAME)
-        }
+        names = QUARANTINE_NAME, LEAKAGE_NAME
+        self._files = {name: AppendedFile(out / name, last.lengths.get(name, 0)) for name in names}
         self._bad_share = BadShare(
             settings.max_bad_share, total, out / QUARANTINE_NAME, lambda: overview(self.rejected)
         )
@@ -70,8 +69,21 @@ class Assembly:
         Raises:
             TooManyBadRecords: more records than allowed cannot be used.
         """
-        rejected = result if isinstance(result, Rejected) else self._earlier.find(result)
-        shared = [] if rejected else [share for evaluation in self.evaluation for share in evaluation.find(result)]
+        rejected = result if isinstance(result, Rejected) else self._take_packed(source, result)
+        if rejected is not None:
+            self.rejected[rejected.kind] += 1
+            self._files[QUARANTINE_NAME].append(quarantine_line(source, self.position, rejected))
+        self.position += 1
+        self.stamp = chained(self.stamp, result.stamp)
+        if self._writer.samples == self.settings.samples_per_shard:
+            self._finish_shard()
+        if rejected is not None:
+            self._check_share(is_end=False)
+
+    def _take_packed(self, source: SourceRecord, packed: Packed) -> Rejected | None:
+        """Add a sample to the shard, or say why it is left out."""
+        rejected = self._earlier.find(packed)
+        shared = [] if rejected else [share for evaluation in self.evaluation for share in evaluation.find(packed)]
         if shared and self.settings.drop_leaked:
             rejected = Rejected(
                 "leaked",
@@ -80,25 +92,18 @@ class Assembly:
             )
         # Before anything of this record is written: what a shard's step in the journal covers ends with the record
         # before.
-        if (
-            rejected is None
-            and self._writer.samples
-            and self._writer.bytes + len(result.data) > self.settings.shard_bytes
-        ):
+        is_full = self._writer.samples and self._writer.size + len(packed.data) > self.settings.shard_bytes
+        if rejected is None and is_full:
             self._finish_shard()
         if shared:
-            self._report(source, result.key, shared, rejected is not None)
-        if rejected is not None:
-            self._reject(source, rejected)
-        else:
-            self._earlier.add(self.position, result)
-            self._writer.add(result.data, result.counts)
-        self.position += 1
-        self.stamp = chained(self.stamp, result.stamp)
-        if self._writer.samples == self.settings.samples_per_shard:
-            self._finish_shard()
-        if rejected is not None:
-            self._check_share(is_end=False)
+            self.leaks.update(["records", *{share["shares"] for share in shared}])
+            self._files[LEAKAGE_NAME].append(
+                {"origin": source.origin, "key": packed.key, "left_out": rejected is not None, "shared": shared}
+            )
+        if rejected is None:
+            self._earlier.add(self.position, packed)
+            self._writer.add(packed.data, packed.counts)
+        return rejected
 
     def finish(self) -> ShardIndex | None:
         """Write the last shard and the index; None, and nothing, if there is no sample at all.
@@ -126,21 +131,10 @@ class Assembly:
         for file in self._files.values():
             file.sync()
         sync(self.out)
-        state = {"rejected": dict(self.rejected), "leaks": dict(self.leaks)}
-        state |= {name: getattr(self, name) for name in ("position", "targets_only", "stamp")}
-        self.journal.append(
-            step.model_copy(update={**state, "lengths": {name: file.length for name, file in self._files.items()}})
-        )
-
-    def _reject(self, source: SourceRecord, rejected: Rejected) -> None:
-        self.rejected[rejected.kind] += 1
-        self._files[QUARANTINE_NAME].append(quarantine_line(source, self.position, rejected))
-
-    def _report(self, source: SourceRecord, key: str, shared: list[dict], is_left_out: bool) -> None:
-        self.leaks.update(["records", *{share["shares"] for share in shared}])
-        self._files[LEAKAGE_NAME].append(
-            {"origin": source.origin, "key": key, "left_out": is_left_out, "shared": shared}
-        )
+        state = {name: getattr(self, name) for name in ("position", "targets_only", "stamp")}
+        state |= {"rejected": dict(self.rejected), "leaks": dict(self.leaks)}
+        state["lengths"] = {name: file.length for name, file in self._files.items()}
+        self.journal.append(step.model_copy(update=state))
 
     def _check_share(self, is_end: bool) -> None:
         # The reasons are read from the file.

@@ -79,8 +79,8 @@ def build_shards(
     **settings,
 ) -> BuildSummary:
     """``build`` for a JSONL file, in this process; ``settings`` are further ones of ``BuildSettings``."""
-    settings = BuildSettings(samples_per_shard=samples_per_shard, max_image_pixels=max_image_pixels, **settings)
-    return build(JsonlSource(records_path), Path(images_dir), Path(out_dir), settings, progress)
+    chosen = BuildSettings(samples_per_shard=samples_per_shard, max_image_pixels=max_image_pixels, **settings)
+    return build(JsonlSource(records_path), Path(images_dir), Path(out_dir), chosen, progress)
 
 
 def build(
@@ -121,12 +121,8 @@ def build(
         "settings": settings.identity(),
         "evaluation": [of.fingerprint for of in evaluation],
     }
-    packer = Packer(
-        PictureFolder(images, settings.max_image_pixels),
-        settings.encoding,
-        settings.max_image_pixels,
-        with_parts=bool(evaluation),
-    )
+    folder = PictureFolder(images, settings.max_image_pixels)
+    packer = Packer(folder, settings.encoding, settings.max_image_pixels, with_parts=bool(evaluation))
     out.mkdir(parents=True, exist_ok=True)
     with _out_of_space_told(out), Journal(out, identity, settings.overwrite) as journal:
         _remove_unfinished(out, journal)
@@ -136,15 +132,15 @@ def build(
             index = read_index(out)
         else:
             index = _run(source, chain([first], records), packer, out, settings, journal, evaluation, progress)
-        last, bytes_ = journal.last, sum(entry.bytes for entry in index.shards)
-        if index.samples + sum(last.rejected.values()) != last.position:
+        last = journal.last
+        accounted = index.samples + sum(last.rejected.values())
+        if accounted != last.position:
             raise UserError(
-                f"{out} accounts for {index.samples + sum(last.rejected.values())} of its {last.position} records: "
-                f"it is damaged; {START_OVER}."
+                f"{out} accounts for {accounted} of its {last.position} records: it is damaged; {START_OVER}."
             )
         journal.tidy()
-        counts = len(index.shards), index.samples, bytes_, index.fingerprint, last.rejected, last.leaks
-        return BuildSummary(*counts, was_finished, last.position, source.notes())
+        counts = len(index.shards), index.samples, sum(entry.bytes for entry in index.shards), index.fingerprint
+        return BuildSummary(*counts, last.rejected, last.leaks, was_finished, last.position, source.notes())
 
 
 def _run(
@@ -234,17 +230,16 @@ def _remove_unfinished(out: Path, journal: Journal) -> None:
 def _overview(source: Source, packer: Packer, rejected: Mapping[str, int]) -> str:
     """What helps if many records cannot be used: how many of each kind there are, also among those that were not read
     yet."""
-    found = Counter(map(packer.glance, islice(source.records(), _LOOKED_OVER)))
-    records = found.total()
-    del found[None]
+    kinds = [packer.glance(record) for record in islice(source.records(), _LOOKED_OVER)]
+    found, records = Counter(filter(None, kinds)), len(kinds)
     place = os.path.abspath(packer.folder.root or "")
-    places = (
-        [f"Pictures are looked up in {place}; name another folder with --images (images)."]
-        if rejected.get("missing image")
-        else []
-    )
-    ahead = f"A look at {records} records, not into their pictures, finds: {counts_by_kind(found)}."
-    return " ".join([f"By kind: {counts_by_kind(rejected)}.", ahead, *places, *source.notes()])
+    sentences = [
+        f"By kind: {counts_by_kind(rejected)}.",
+        f"A look at {records} records, not into their pictures, finds: {counts_by_kind(found)}.",
+    ]
+    if rejected.get("missing image"):
+        sentences.append(f"Pictures are looked up in {place}; name another folder with --images (images).")
+    return " ".join([*sentences, *source.notes()])
 
 
 def counts_by_kind(kinds: Mapping[str, int]) -> str:

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from queue import SimpleQueue
@@ -31,7 +31,9 @@ _SENT = 2
 UNIT_SAMPLES = 256
 
 
-def run_in_order(job: Callable[[Any], Any], requests: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+def run_in_order(
+    job: Callable[[Any], Any], requests: Iterable[Any], workers: int
+) -> Generator[tuple[Any, Any], None, None]:
     """Yields (request, ``job(request)``) for each request, in order. At most three requests per worker are held at a
     time.
 
@@ -58,7 +60,7 @@ def run_in_order(job: Callable[[Any], Any], requests: Iterable[Any], workers: in
 class _Pool:
     def __init__(self, job: Callable[[Any], Any], workers: int):
         context = _context(job)
-        self._processes = []
+        self._processes: list[multiprocessing.context.ForkServerProcess] = []
         self._sent: dict[connection.Connection, int] = {}
         """Per worker's connection, the requests that it has."""
         for _ in range(workers):
@@ -99,7 +101,7 @@ class _Pool:
             process.join()
 
     def _least_busy(self) -> connection.Connection | None:
-        own = min(self._sent, key=self._sent.get)
+        own = min(self._sent, key=self._sent.__getitem__)
         return own if self._sent[own] < _SENT else None
 
     def _send(self, to: connection.Connection, message: tuple[int, Any]) -> None:
@@ -113,12 +115,13 @@ class _Pool:
         """(result, error) by number: errors are raised in their turn, so that what is reported does not depend on which
         worker is faster."""
         results = {}
-        for ready in connection.wait([own for own, sent in self._sent.items() if sent]):
+        ready = connection.wait([own for own, sent in self._sent.items() if sent])
+        for own in self._sent.keys() & ready:
             try:
-                number, result, error = ready.recv()
+                number, result, error = own.recv()
             except (EOFError, OSError):
                 raise _killed() from None
-            self._sent[ready] -= 1
+            self._sent[own] -= 1
             results[number] = result, error
         return results
 
@@ -129,15 +132,14 @@ def _killed() -> UserError:
     )
 
 
-def _context(job: Callable[[Any], Any]) -> multiprocessing.context.BaseContext:
+def _context(job: Callable[[Any], Any]) -> multiprocessing.context.ForkServerContext:
     """Workers are forked by a server that was started clean: a fork of this process would inherit the locks of threads
     (a progress bar's, say)."""
     context = multiprocessing.get_context("forkserver")
     # Each worker runs the main module's imports again; it has them at once if the server has them.
-    of_main = {getattr(value, "__module__", None) for value in vars(sys.modules["__main__"]).values()}
-    context.set_forkserver_preload(
-        [__name__, type(job).__module__, *sorted(of_main & sys.modules.keys() - {"__main__"})]
-    )
+    of_main = {str(getattr(value, "__module__", "")) for value in vars(sys.modules["__main__"]).values()}
+    of_main &= sys.modules.keys() - {"__main__"}
+    context.set_forkserver_preload([__name__, type(job).__module__, *sorted(of_main)])
     return context
 
 
@@ -148,6 +150,7 @@ def _work(job: Callable[[Any], Any], own: connection.Connection) -> None:
     threading.Thread(target=_take_requests, args=(own, requests), daemon=True).start()
     while True:
         number, request = requests.get()
+        message: tuple[int, Any, tuple[Exception, str] | None]
         try:
             message = number, job(request), None
         except Exception as error:  # whatever it is, the main process is to have it

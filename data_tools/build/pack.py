@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from data_tools.build.settings import Encoding
-from data_tools.build.shard_writer import pack_members
-from data_tools.build.stats import count_sample
+from data_tools.build.shard_writer import count_sample, pack_members
 from data_tools.sources.base import SourceRecord
 from pdfx.data.picture_folder import PictureError, PictureFolder
 from pdfx.data.schema import Record, content_identity, identity_number
@@ -88,7 +87,7 @@ class Packer:
 
     def glance(self, source: SourceRecord) -> str | None:
         """The kind of problem that a record has, found without reading its pictures."""
-        if source.problem or _problem(source.record):
+        if source.record is None or _problem(source.record):
             return source.kind
         try:
             for name in self.outside(source):
@@ -105,15 +104,14 @@ class Packer:
 
     def outside(self, source: SourceRecord) -> list[str]:
         """The names of those pictures that the source does not hold itself."""
-        return (
-            [name for _, side in source.record.sides() for name in side.images if name not in source.pictures]
-            if source.record is not None
-            else []
-        )
+        if source.record is None:
+            return []
+        return [name for _, side in source.record.sides() for name in side.images if name not in source.pictures]
 
     def _pack_or_reject(self, number: int, source: SourceRecord) -> Packed | Rejected:
-        problem = source.problem or _problem(source.record)
-        if problem is not None:
+        if source.record is None:
+            return Rejected(source.kind, str(source.problem))
+        if (problem := _problem(source.record)) is not None:
             return Rejected(source.kind, problem)
         try:
             return self._pack(source.record, source.record.key or f"{number + 1:09d}", source.pictures)
@@ -131,10 +129,9 @@ class Packer:
             prefix: content_identity(side.text, [pictures[name].stored for name in side.images])
             for prefix, side in packed.sides()
         }
-        for prefix, side in packed.sides():
-            holder = packed if prefix == "target" else side
-            if prefix != "query" and holder.target_id is None:
-                holder.target_id = identities[prefix]
+        packed.target_id = packed.target_id or identities["target"]
+        for number, negative in enumerate(packed.negatives):
+            negative.target_id = negative.target_id or identities[f"negatives.{number}"]
         counts = count_sample(packed, {name: (len(picture.stored), picture.size) for name, picture in pictures.items()})
         counts["images_reencoded"] = sum(picture.stored is not picture.given for picture in pictures.values())
         members = {
@@ -142,13 +139,8 @@ class Packer:
             **{name: picture.stored for name, picture in pictures.items()},
         }
         content = identity_number(f"{identities.get('query')} {identities['target']}")
-        return Packed(
-            key,
-            pack_members(key, members),
-            counts,
-            content,
-            _parts(packed, identities, pictures) if self.with_parts else {},
-        )
+        parts = _parts(packed, identities, pictures) if self.with_parts else {}
+        return Packed(key, pack_members(key, members), counts, content, parts)
 
     def _picture(self, name: str, own: dict[str, bytes]) -> _Picture:
         given = own[name] if name in own else self.folder.read(name)
@@ -179,20 +171,14 @@ def _problem(record: Record) -> str | None:
 
 
 def _parts(packed: Record, stored: dict[str, str], pictures: dict[str, _Picture]) -> dict[str, list[int]]:
-    parts = {}
-    for name, side in (("query", packed.query), ("target", packed.target)):
-        identities = (
-            [stored[name], content_identity(side.text, [pictures[image].given for image in side.images])]
-            if side is not None
-            else []
-        )
-        parts[name] = _numbers(identities)
-    return {
-        **parts,
-        "image": _numbers(
-            content_identity("", [data]) for picture in pictures.values() for data in (picture.given, picture.stored)
-        ),
-    }
+    """``Packed.parts``; ``stored`` holds the identities of the sides as they are stored."""
+    parts: dict[str, list[int]] = {"query": []}
+    for name, side in packed.sides():
+        if name in ("query", "target"):
+            given = content_identity(side.text, [pictures[image].given for image in side.images])
+            parts[name] = _numbers([stored[name], given])
+    data = (data for picture in pictures.values() for data in (picture.given, picture.stored))
+    return {**parts, "image": _numbers(content_identity("", [one]) for one in data)}
 
 
 def _numbers(identities: Iterable[str]) -> list[int]:

@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from data_tools.build.pack import Rejected
-from data_tools.sources.base import BELOW_LABEL, SourceRecord
-from data_tools.sources.lines import RAW_CHARACTERS
+from data_tools.sources.base import BELOW_LABEL, RAW_CHARACTERS, SourceRecord
 from pdfx.data.samples import too_many
 from pdfx.errors import UserError, shortened
 
@@ -47,7 +47,7 @@ class AppendedFile:
         else:
             os.truncate(path, length)
         self.length = length
-        self._stream = None
+        self._stream: BinaryIO | None = None
 
     def append(self, line: dict) -> None:
         if self._stream is None:
@@ -62,9 +62,9 @@ class AppendedFile:
             self._stream.flush()
 
     def sync(self) -> None:
-        """See to it that all lines are on the disk."""
-        self.flush()
+        """Put all lines on the disk."""
         if self._stream is not None:
+            self._stream.flush()
             os.fsync(self._stream.fileno())
 
     def close(self) -> None:
@@ -79,16 +79,9 @@ def quarantine_line(source: SourceRecord, number: int, rejected: Rejected) -> di
         number: in the source, from 0.
     """
     raw = source.raw or (source.record.model_dump_json(exclude_none=True) if source.record is not None else "")
-    origin, reason = (
-        shortened(text, _SENTENCE_CHARACTERS, _SENTENCE_CHARACTERS // 2) for text in (source.origin, rejected.reason)
-    )
-    return {
-        "number": number + 1,
-        "origin": origin,
-        "kind": rejected.kind,
-        "reason": reason,
-        "record": shortened(raw, RAW_CHARACTERS),
-    }
+    sentences = {"origin": source.origin, "kind": rejected.kind, "reason": rejected.reason}
+    cut = {name: shortened(text, _SENTENCE_CHARACTERS, _SENTENCE_CHARACTERS // 2) for name, text in sentences.items()}
+    return {"number": number + 1, **cut, "record": shortened(raw, RAW_CHARACTERS)}
 
 
 class BadShare:
@@ -120,13 +113,10 @@ class BadShare:
 
 def first_reasons(path: Path) -> str:
     """A sentence about the first record of each kind in a quarantine file, of a few kinds."""
+    first: dict[str, str] = {}
     with path.open("rb") as stream:
-        first = {}
         for line in map(json.loads, stream):
             if line["kind"] not in LEFT_OUT and len(first) < _NAMED:
-                first.setdefault(line["kind"], line)
-        sentences = [
-            shortened(f"{line['origin']}: {line['reason']}", _REASON_CHARACTERS, _REASON_CHARACTERS // 3)
-            for line in first.values()
-        ]
+                first.setdefault(line["kind"], f"{line['origin']}: {line['reason']}")
+    sentences = [shortened(reason, _REASON_CHARACTERS, _REASON_CHARACTERS // 3) for reason in first.values()]
     return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences)

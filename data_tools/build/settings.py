@@ -69,11 +69,10 @@ class Encoding:
         Raises:
             ImageError: the format cannot hold a picture of this size.
         """
-        is_shrunk = self.resize is not None and max(image.size) > self.resize
-        if not is_shrunk and self.format is None:
-            return None
-        if is_shrunk:
+        if self.resize is not None and max(image.size) > self.resize:
             image.thumbnail((self.resize, self.resize), Image.Resampling.LANCZOS)
+        elif self.format is None:
+            return None
         name = self.format or _KEPT_FORMATS.get(extension, "png")
         image.info.clear()
         stream = io.BytesIO()
@@ -142,8 +141,6 @@ class BuildSettings:
     def identity(self) -> dict:
         """Plain values of what decides the bytes that are written; the evaluation sets themselves are known by their
         fingerprints elsewhere."""
-        kept = {
-            name: getattr(self, name)
-            for name in ("samples_per_shard", "shard_bytes", "max_image_pixels", "deduplicate", "drop_leaked")
-        }
+        names = ("samples_per_shard", "shard_bytes", "max_image_pixels", "deduplicate", "drop_leaked")
+        kept = {name: getattr(self, name) for name in names}
         return {**kept, **self.encoding.identity(), "leaks": sorted(self.leaks)}

@@ -1,4 +1,4 @@
-"""Writing shards: a single one, a series of them, and whole directories of them."""
+"""Writing shards: a single one with its statistics, a series of them, and whole directories of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,24 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.build.stats import NAMES, count_sample
 from pdfx.data.schema import INDEX_NAME, Record, ShardEntry, ShardIndex, fingerprint
+from pdfx.data.storage.base import Storage, StorageError
 from pdfx.errors import UserError
 from pdfx.host.files import ChecksummedStream, checksummed, sync, write_checksummed
+from pdfx.host.reading import parse_json
 from pdfx.host.system_errors import naming
 from pdfx.model.pictures import ImageError, image_header
 
 STAGING_NAME = ".unfinished"
+_OF_SIDES = ("items", "texts", "characters", "images", "image_bytes", "pixels")
+STATISTICS = (
+    "samples",
+    "targets_only",
+    "images_reencoded",
+    *(f"{side}_{name}" for side in ("query", "target", "negatives") for name in _OF_SIDES),
+)
+"""What the ``NNNNN_stats.json`` beside a shard counts. Every value is a sum over samples, so shards add up."""
+_MOST_BYTES = 1 << 20
 
 
 def pack_members(key: str, members: Mapping[str, bytes]) -> bytes:
@@ -32,12 +42,60 @@ def pack_members(key: str, members: Mapping[str, bytes]) -> bytes:
     Args:
         members: contents by suffix.
     """
-    parts = []
+    parts: list[bytes] = []
     for suffix in sorted(members):
         header = tarfile.TarInfo(f"{key}.{suffix}")
         header.size, header.mode = len(members[suffix]), 0o644
         parts += header.tobuf(tarfile.USTAR_FORMAT), members[suffix], bytes(-len(members[suffix]) % tarfile.BLOCKSIZE)
     return b"".join(parts)
+
+
+def count_sample(record: Record, pictures: Mapping[str, tuple[int, tuple[int, int]]]) -> Counter[str]:
+    """The counts of one sample.
+
+    Args:
+        pictures: bytes and (width, height) of each image, by the name that the record gives it.
+    """
+    counts = Counter(samples=1, targets_only=int(record.query is None))
+    for prefix, side in record.sides():
+        name = prefix.partition(".")[0]
+        counts[f"{name}_items"] += 1
+        counts[f"{name}_texts"] += bool(side.text)
+        counts[f"{name}_characters"] += len(side.text)
+        for image in side.images:
+            size, (width, height) = pictures[image]
+            counts[f"{name}_images"] += 1
+            counts[f"{name}_image_bytes"] += size
+            counts[f"{name}_pixels"] += width * height
+    return counts
+
+
+def read_stats(storage: Storage, entry: ShardEntry) -> dict[str, int]:
+    """What the shard's ``NNNNN_stats.json`` says: "bytes", and ``STATISTICS``.
+
+    Raises:
+        UserError: it is missing or damaged, or counts other samples or bytes than the index does.
+    """
+    path = storage.where(entry.stats_name)
+    try:
+        stats = parse_json(storage.load(entry.stats_name, _MOST_BYTES))
+    except StorageError as error:
+        state = "are missing" if error.missing else f"cannot be read ({error})"
+        raise UserError(f"The statistics {path} {state}; copy them again, or build the shard again.") from None
+    except ValueError as error:
+        raise UserError(
+            f"The statistics {path} are not valid JSON ({error}); copy them again, or build the shard again."
+        ) from None
+    names = ("bytes", *STATISTICS)
+    if not isinstance(stats, dict) or not all(type(stats.get(name)) is int for name in names):
+        raise UserError(
+            f"The statistics {path} are damaged: they must hold whole numbers for {', '.join(names)}; build the shard "
+            "again."
+        )
+    counts = {name: stats[name] for name in names}
+    if (counts["bytes"], counts["samples"]) != (entry.bytes, entry.samples):
+        raise UserError(f"The statistics {path} do not fit the shard {entry.name}; copy both again, or build it again.")
+    return counts
 
 
 class ShardWriter:
@@ -51,7 +109,7 @@ class ShardWriter:
 
     def __init__(self, staging: Path, number: int):
         self.staging, self.name = staging, f"{number:05d}.tar"
-        self.counts: Counter[str] = Counter(dict.fromkeys(NAMES, 0))
+        self.counts: Counter[str] = Counter(dict.fromkeys(STATISTICS, 0))
         self._file = (staging / self.name).open("wb")
         self._stream = ChecksummedStream(self._file)
         self._offsets = [0]
@@ -61,8 +119,8 @@ class ShardWriter:
         return len(self._offsets) - 1
 
     @property
-    def bytes(self) -> int:
-        """Of the samples so far."""
+    def size(self) -> int:
+        """Bytes of the samples so far."""
         return self._offsets[-1]
 
     def add(self, sample: bytes, counts: Counter[str]) -> None:
@@ -70,10 +128,10 @@ class ShardWriter:
 
         Args:
             sample: what ``pack_members`` gave, or the bytes of a sample of another shard.
-            counts: what ``stats.count_sample`` gave.
+            counts: what ``count_sample`` gave.
         """
         self._stream.write(sample)
-        self._offsets.append(self.bytes + len(sample))
+        self._offsets.append(self.size + len(sample))
         self.counts.update(counts)
 
     def finish(self, out: Path) -> ShardEntry:
@@ -178,12 +236,9 @@ class ShardSeries:
         Raises:
             UserError: a picture is missing or has no sound header.
         """
+        names = [name for _, side in record.sides() for name in side.images]
         try:
-            pictures = {
-                name: (len(members[name]), image_header(members[name])[1])
-                for _, side in record.sides()
-                for name in side.images
-            }
+            pictures = {name: (len(members[name]), image_header(members[name])[1]) for name in names}
         except KeyError as error:
             raise UserError(
                 f"The sample '{key}' lacks its image {error}; find all such samples with 'pdfx shards check --full'."
@@ -194,12 +249,12 @@ class ShardSeries:
                 "check --full'."
             ) from None
         data = pack_members(key, members)
-        if self._writer is not None and (
-            self._writer.samples == self.samples_per_shard or self._writer.bytes + len(data) > self.shard_bytes
+        writer = self._writer
+        if writer is not None and (
+            writer.samples == self.samples_per_shard or writer.size + len(data) > self.shard_bytes
         ):
             self.end_shard()
-        if self._writer is None:
-            self._writer = ShardWriter(self.path / STAGING_NAME, len(self.entries))
+        self._writer = self._writer or ShardWriter(self.path / STAGING_NAME, len(self.entries))
         self._writer.add(data, count_sample(record, pictures))
 
     def end_shard(self) -> None:

@@ -13,8 +13,7 @@ import numpy as np
 
 from data_tools.build.journal import FOLDER_NAME
 from data_tools.build.ordered_workers import WorkUnit, share_out, work_units
-from data_tools.build.shard_writer import STAGING_NAME
-from data_tools.build.stats import NAMES, read_stats
+from data_tools.build.shard_writer import STAGING_NAME, STATISTICS, read_stats
 from data_tools.inspect.check_samples import Examiner, Findings, Processor
 from pdfx.data.numbers import repeated_keys
 from pdfx.data.samples import SampleError
@@ -157,7 +156,7 @@ class _Content:
         # Grown by what was read: the index may claim any number of samples.
         self._keys = array("q")
         self._runs: list[tuple[int, int]] = []
-        self._counts = [Counter() for _ in shards]
+        self._counts: list[Counter[str]] = [Counter() for _ in shards]
         self._misplaced: set[int] = set()
         self._target_ids = array("q")
         self._candidates: set[int] = set()
@@ -230,4 +229,4 @@ class _Content:
             # Reported already.
             return []
         # How many pictures a build encoded again cannot be seen from them.
-        return [name for name in NAMES if name != "images_reencoded" and stats[name] != counts[name]]
+        return [name for name in STATISTICS if name != "images_reencoded" and stats[name] != counts[name]]

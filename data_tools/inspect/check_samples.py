@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 from array import array
 from collections import Counter
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from data_tools.build.ordered_workers import WorkUnit
-from data_tools.build.stats import count_sample
+from data_tools.build.shard_writer import count_sample
 from pdfx.data.numbers import key_number
 from pdfx.data.samples import PlainTarInfo, SampleError
-from pdfx.data.schema import INDEX_NAME, identity_number
+from pdfx.data.schema import INDEX_NAME, ShardEntry, identity_number
 from pdfx.data.shard import Shard
 from pdfx.data.storage.base import Storage, StorageError
 from pdfx.model.pictures import ImageError, decode_image, image_header
@@ -27,14 +28,15 @@ _BLOCK = 1 << 23
 def examine_tar(storage: Storage, shard: Shard) -> tuple[list[str], bool]:
     """One sentence for each problem, and whether the offsets are those of the samples (as far as the tar can be read),
     so that these can be read by them."""
-    stream = _Stream(storage, shard.entry.name, shard.entry.bytes)
+    stream = _Stream(storage, shard.entry)
     try:
         starts, end = _sample_starts(stream)
-        stream.read_rest()
+        while stream.read(_BLOCK):
+            pass
     except StorageError as error:
         return [f"The shard {shard.path} cannot be read to its end: {error}."], True
     problems = []
-    if stream.sha256() != shard.entry.sha256:
+    if stream.digest.hexdigest() != shard.entry.sha256:
         problems.append(
             f"The shard {shard.path} has another SHA-256 than {INDEX_NAME} says; copy it again, or build it again."
         )
@@ -54,27 +56,20 @@ def examine_tar(storage: Storage, shard: Shard) -> tuple[list[str], bool]:
     return [*problems, sentence], False
 
 
-class _Stream:
+class _Stream(io.RawIOBase):
     """A file's bytes from its beginning to its end, for tarfile, with their checksum."""
 
-    def __init__(self, storage: Storage, name: str, size: int):
-        self._storage, self._name, self._size = storage, name, size
+    def __init__(self, storage: Storage, entry: ShardEntry):
+        self._storage, self._name, self._size = storage, entry.name, entry.bytes
         self._position = 0
-        self._digest = hashlib.sha256()
+        self.digest = hashlib.sha256()
 
-    def read(self, length: int) -> bytes:
-        length = min(length, self._size - self._position)
-        data = self._storage.read(self._name, self._position, length) if length else b""
-        self._position += length
-        self._digest.update(data)
+    def read(self, size: int = -1, /) -> bytes:
+        size = min(size if size >= 0 else self._size, self._size - self._position)
+        data = self._storage.read(self._name, self._position, size) if size else b""
+        self._position += size
+        self.digest.update(data)
         return data
-
-    def read_rest(self) -> None:
-        while self.read(_BLOCK):
-            pass
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
 
 
 def _sample_starts(stream: _Stream) -> tuple[list[int], int]:
@@ -90,7 +85,7 @@ def _sample_starts(stream: _Stream) -> tuple[list[int], int]:
                     last_key = key
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 # tarfile keeps a kilobyte of every member otherwise.
-                archive.members.clear()
+                archive.members.clear()  # type: ignore[attr-defined]  # missing from the library's type stubs
     except StorageError:
         raise
     except Exception:  # see pdfx.data.samples; the damage is what the caller sees in the numbers
@@ -152,7 +147,7 @@ def _examine_sample(shard: Shard, row: int, findings: Findings, processor: Proce
         yield str(error)
         return
     findings.keys.append(key_number(key))
-    findings.target_ids.append(identity_number(record.target_id))
+    findings.target_ids.append(identity_number(record.target_id or ""))
     if record.candidates is not None:
         findings.candidates.update(map(identity_number, record.candidates))
         if record.target_id not in record.candidates:
@@ -170,7 +165,9 @@ def _examine_sample(shard: Shard, row: int, findings: Findings, processor: Proce
             yield str(place.error(key, f"the image '{name}' cannot be used: {error}"))
     if len(pictures) == len(names):
         findings.counts.update(count_sample(record, pictures))
-    for name, side in record.sides() if processor else ():
+    if processor is None:
+        return
+    for name, side in record.sides():
         if all(image in decoded for image in side.images) and (
             reason := _refusal(processor, name, side.text, [decoded[image] for image in side.images])
         ):

@@ -100,12 +100,11 @@ class _Reader:
 
 
 def _side_summary(tally: SideTally) -> dict:
-    counts = {kind: tally.kinds[kind] for kind in ("text_only", "image_only", "text_and_image")}
-    named = {"image_formats": _by_frequency(tally.formats), "languages": _by_frequency(tally.languages)}
     return {
         "items": tally.kinds.total(),
-        **counts,
-        **named,
+        **{kind: tally.kinds[kind] for kind in ("text_only", "image_only", "text_and_image")},
+        "image_formats": _by_frequency(tally.formats),
+        "languages": _by_frequency(tally.languages),
         **{name: quantiles(tally.measures[name], QUANTILES) for name in MEASURES},
     }
 
@@ -141,26 +140,15 @@ def _side_table(side: str, summary: dict, description: dict) -> Table:
         f"{summary['text_and_image']:,} both)"
     )
     table = Table("", *QUANTILES, title=title)
-    _add_quantiles(
-        table,
-        {
-            name: value
-            for name, value in summary.items()
-            if name not in ("image_formats", "languages") and isinstance(value, dict)
-        },
-    )
-    lines = []
-    if summary["image_formats"]:
-        lines.append(f"formats: {_most_frequent(summary['image_formats'])}")
-    if summary["languages"]:
-        lines.append(f"languages: {_most_frequent(summary['languages'])}")
-        looked_at = (
-            f"guessed from {sum(summary['languages'].values()):,} texts of {description['language_samples']:,} samples"
-        )
-        lines.append(
-            looked_at
-            + (f"; {UNDETERMINED}: too short or too mixed to tell" if UNDETERMINED in summary["languages"] else "")
-        )
+    _add_quantiles(table, {name: summary[name] for name in MEASURES})
+    formats, languages, lines = summary["image_formats"], summary["languages"], []
+    if formats:
+        lines.append(f"formats: {_most_frequent(formats)}")
+    if languages:
+        lines.append(f"languages: {_most_frequent(languages)}")
+        unclear = f"; {UNDETERMINED}: too short or too mixed to tell" if UNDETERMINED in languages else ""
+        texts, samples = sum(languages.values()), description["language_samples"]
+        lines.append(f"guessed from {texts:,} texts of {samples:,} samples{unclear}")
     table.caption = "\n".join(lines)
     return table
 

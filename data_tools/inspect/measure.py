@@ -110,7 +110,7 @@ class Tally:
             return
         self.without_query += record.query is None
         self.negatives[len(record.negatives)] += 1
-        self.target_ids.append(identity_number(record.target_id))
+        self.target_ids.append(identity_number(record.target_id or ""))
         self._count_contents(record, pictures)
         for prefix, side in record.sides():
             tally = self.sides[prefix.partition(".")[0]]

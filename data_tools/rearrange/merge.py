@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.build.shard_writer import ShardSeries, Written, finish_directory, new_directories
-from data_tools.build.stats import read_stats
+from data_tools.build.shard_writer import ShardSeries, Written, finish_directory, new_directories, read_stats
 from pdfx.data.numbers import key_number, repeated_keys
 from pdfx.data.schema import INDEX_NAME, Record, ShardEntry
 from pdfx.data.shards import SampleError, Shard, ShardedDataset

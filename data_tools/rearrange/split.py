@@ -125,9 +125,10 @@ def split_shards(path: str | Path, settings: SplitSettings, progress: ShowProgre
             for part in settings.parts
         ]
         for done, (key, record, members) in enumerate(_samples(dataset), start=1):
-            part = parts[settings.part_of(record.target_id if settings.by == "target" else key)]
+            target_id = record.target_id or ""
+            part = parts[settings.part_of(target_id if settings.by == "target" else key)]
             part.series.add(key, record, members)
-            part.targets.append(identity_number(record.target_id))
+            part.targets.append(identity_number(target_id))
             if progress:
                 progress(done, len(dataset))
         for part in parts:

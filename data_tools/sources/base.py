@@ -13,6 +13,8 @@ from pdfx.errors import UserError, shortened
 from pdfx.host.files import file_stamp
 
 BELOW_LABEL = "below min_label"
+RAW_CHARACTERS = 2000
+"""What a quarantine file shows of a record, from its beginning."""
 _NAMES_CHARACTERS = 300
 
 
@@ -72,6 +74,10 @@ Paths = str | Path | Sequence[str | Path]
 """One file, several files, or a directory of files."""
 
 
+def as_list(paths: Paths) -> list[Path]:
+    return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+
+
 def input_files(paths: Paths, endings: tuple[str, ...]) -> list[Path]:
     """The files in the order given; a directory stands for its own files with one of the ``endings``, sorted by name,
     without those below it.
@@ -79,12 +85,18 @@ def input_files(paths: Paths, endings: tuple[str, ...]) -> list[Path]:
     Raises:
         UserError: a path does not exist or cannot be read, a directory has no such file, or no path is given.
     """
-    given = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    given, kinds = as_list(paths), " or ".join(endings)
     if not given:
-        raise UserError(f"No input is given; name a {_listed(endings)} file or a directory of them.")
+        raise UserError(f"No input is given; name a {kinds} file or a directory of them.")
     files: list[Path] = []
     for path in given:
-        files += _files_of_directory(path, endings) if path.is_dir() else [path]
+        found = _files_of_directory(path, endings) if path.is_dir() else [path]
+        if not found:
+            raise UserError(
+                f"There is no {kinds} file in the directory {path}; name the files, or the directory that holds them "
+                "itself."
+            )
+        files += found
     for path in files:
         # Opening a pipe could wait for ever, and a device has no end.
         if path.exists() and not path.is_file():
@@ -98,7 +110,7 @@ def input_files(paths: Paths, endings: tuple[str, ...]) -> list[Path]:
 
 def left_in_folders(paths: Paths, files: list[Path]) -> list[str]:
     """A sentence on what the directories among ``paths`` hold besides the files that are read, if there is anything."""
-    given = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    given = as_list(paths)
     names = [child.name for path in given if path.is_dir() for child in sorted(path.iterdir()) if child not in files]
     return [f"Not read in {given[0]}: {shortened(', '.join(names), _NAMES_CHARACTERS)}."] if names else []
 
@@ -108,18 +120,5 @@ def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
 
 
 def _files_of_directory(directory: Path, endings: tuple[str, ...]) -> list[Path]:
-    found = sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_file() and has_ending(path, endings) and not path.name.startswith(".")
-    )
-    if not found:
-        raise UserError(
-            f"There is no {_listed(endings)} file in the directory {directory}; name the files, or the directory "
-            "that holds them itself."
-        )
-    return found
-
-
-def _listed(endings: tuple[str, ...]) -> str:
-    return " or ".join(endings)
+    visible = (path for path in directory.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in visible if path.is_file() and has_ending(path, endings))

@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.sources.base import SourceRecord
-from data_tools.sources.folder_files import METADATA_NAMES, is_caption, is_picture, left_out, listings
-from data_tools.sources.folder_text import TextFileCaptions
-from data_tools.sources.tables.rows import listed, notes_on, open_rows, require_columns
-from data_tools.sources.tables.values import FieldError, Pictures, Row, Rows, as_record, text_of
+from data_tools.sources.folder_files import (
+    METADATA_NAMES,
+    TextFileCaptions,
+    is_caption,
+    is_picture,
+    left_out,
+    listings,
+)
+from data_tools.sources.rows import listed, notes_on, open_rows, require_columns
+from data_tools.sources.values import FieldError, Pictures, Row, Rows, as_record, text_of
 from pdfx.errors import UserError
 from pdfx.host.files import file_stamp
 from pdfx.model.texts import is_blank
@@ -60,7 +66,9 @@ class FolderSource:
                 f"text={text} names a column of metadata files, and {self.folder} has none "
                 f"({', '.join(METADATA_NAMES)}); leave it out."
             )
-        self.pairs = metadata if metadata.files else TextFileCaptions(self.folder, captions)
+        self.pairs: MetadataCaptions | TextFileCaptions = (
+            metadata if metadata.files else TextFileCaptions(self.folder, captions)
+        )
 
     def identity(self) -> dict:
         return {"format": "folder", "files": self.pairs.identity(), **self.settings}
@@ -78,11 +86,8 @@ class FolderSource:
         picture, caption = {"images": [values["picture"]]}, {"text": values["caption"]}
         if self.query == "text":
             return {"query": caption, "target": picture}
-        return {
-            "query": picture,
-            "target": caption,
-            "target_id": values["picture"] if values["is_one_of_several"] else None,
-        }
+        identity = values["picture"] if values["is_one_of_several"] else None
+        return {"query": picture, "target": caption, "target_id": identity}
 
 
 class MetadataCaptions:
@@ -122,22 +127,15 @@ class MetadataCaptions:
     def notes(self) -> list[str]:
         counts = Counter(is_picture(name) - is_caption(name) for _, names in listings(self.folder) for name in names)
         rows = sum(rows.total() or sum(1 for _ in rows.read(0, [text])) for _, rows, text in self.files)
-        more = (
-            [f"There are {counts[1]} pictures in {self.folder}, and its metadata files have {rows} rows."]
-            if counts[1] > rows
-            else []
-        )
-        texts = (
-            [f"{counts[-1]} text files beside them are not read, since the metadata files have the captions."]
-            if counts[-1]
-            else []
-        )
-        return [
-            *more,
-            *texts,
-            *left_out(self.folder),
-            *(part for _, rows, text in self.files for part in notes_on(rows, [_FILE_NAME, text])),
-        ]
+        notes = []
+        if counts[1] > rows:
+            notes.append(f"There are {counts[1]} pictures in {self.folder}, and its metadata files have {rows} rows.")
+        if counts[-1]:
+            notes.append(
+                f"{counts[-1]} text files beside them are not read, since the metadata files have the captions."
+            )
+        of_files = (note for _, rows, text in self.files for note in notes_on(rows, [_FILE_NAME, text]))
+        return [*notes, *left_out(self.folder), *of_files]
 
     def read(self, start: int = 0) -> Iterator[Row]:
         return islice(self._read(), start, None)
@@ -145,21 +143,19 @@ class MetadataCaptions:
     def _read(self) -> Iterator[Row]:
         for place, rows, text in self.files:
             for row in rows.read(0, [_FILE_NAME, text]):
-                if row.problem is not None:
+                if row.values is None:
                     yield row
                     continue
-                captions = row.values.get(text)
-                captions = captions if isinstance(captions, list) and captions else [captions]
+                given = row.values.get(text)
+                captions = given if isinstance(given, list) and given else [given]
                 captions = captions[:1] if self.is_first_only else captions
                 for caption in captions:
                     try:
-                        values = {
-                            **self._pair(place, row.values, text, caption),
-                            "is_one_of_several": len(captions) > 1,
-                        }
-                        yield Row(row.origin, values, raw=row.raw)
+                        pair = self._pair(place, row.values, text, caption)
                     except FieldError as error:
                         yield Row(row.origin, None, str(error), row.raw)
+                    else:
+                        yield Row(row.origin, {**pair, "is_one_of_several": len(captions) > 1}, raw=row.raw)
 
     def _pair(self, place: Path, values: dict[str, Any], text: str, caption: Any) -> dict[str, Any]:
         name = text_of(values.get(_FILE_NAME), _FILE_NAME)

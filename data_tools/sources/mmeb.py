@@ -11,19 +11,20 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from data_tools.sources.base import Paths, SourceRecord, has_ending, input_files
-from data_tools.sources.image_markers import has_marker, without_markers
-from data_tools.sources.tables.rows import TABLE_ENDINGS, RowsSource, listed, open_rows
-from data_tools.sources.tables.values import (
+from data_tools.sources.base import Paths, SourceRecord, as_list, has_ending, input_files
+from data_tools.sources.rows import TABLE_ENDINGS, RowsSource, listed, open_rows
+from data_tools.sources.values import (
     FieldError,
     Pictures,
     Row,
     as_record,
+    has_marker,
     is_missing,
     raw_of,
     shown,
     side_of,
     text_of,
+    without_markers,
 )
 from pdfx.data.mmeb import find_set
 from pdfx.errors import UserError
@@ -79,7 +80,11 @@ class MmebSource(RowsSource):
         return islice(self._queries_and_candidates(), start, None) if self.is_evaluation else super().records(start)
 
     def _fields(self, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
-        return _training_fields(values, pictures)
+        query = _side(values.get("qry"), values.get("qry_image_path"), "qry", "qry_image_path", pictures)
+        target = _side(values.get("pos_text"), values.get("pos_image_path"), "pos_text", "pos_image_path", pictures)
+        places = _places(values, "neg_text", "neg_image_path")
+        negatives = [_side(*place, "neg_text", "neg_image_path", pictures) for place in places if any(place)]
+        return {"query": query, "target": target, "negatives": negatives}
 
     def _queries_and_candidates(self) -> Iterator[SourceRecord]:
         asked: set[str] = set()
@@ -87,8 +92,8 @@ class MmebSource(RowsSource):
         for row in self.rows.read(0, self.used):
             source = as_record(row, _query_fields)
             if source.record is not None:
-                asked.add(source.record.target_id)
-                wanted.update(source.record.candidates)
+                asked.add(source.record.target_id or "")
+                wanted.update(source.record.candidates or ())
             yield source
         wanted -= asked
         if wanted:
@@ -104,21 +109,8 @@ class MmebSource(RowsSource):
             for identity, (place, side) in candidates.items():
                 if identity in wanted:
                     wanted.remove(identity)
-                    yield as_record(
-                        Row(f"{row.origin} candidate {place + 1}", {}, raw=raw_of(side)),
-                        partial(_alone, identity, side),
-                    )
-
-
-def _training_fields(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
-    query = _side(values.get("qry"), values.get("qry_image_path"), "qry", "qry_image_path", pictures)
-    target = _side(values.get("pos_text"), values.get("pos_image_path"), "pos_text", "pos_image_path", pictures)
-    negatives = _places(values, "neg_text", "neg_image_path")
-    return {
-        "query": query,
-        "target": target,
-        "negatives": [_side(*place, "neg_text", "neg_image_path", pictures) for place in negatives if any(place)],
-    }
+                    of_candidate = Row(f"{row.origin} candidate {place + 1}", {}, raw=raw_of(side))
+                    yield as_record(of_candidate, partial(_alone, identity, side))
 
 
 def _query_fields(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
@@ -196,12 +188,13 @@ def _files_of_split(paths: Paths, split: str | None) -> list[Path]:
     Raises:
         UserError: there is none, there are several and none is named, or a directory holds data sets instead of files.
     """
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        _require_one_data_set(Path(path))
+    for path in as_list(paths):
+        _require_one_data_set(path)
     files = input_files(paths, TABLE_ENDINGS)
     by_split: dict[str, list[Path]] = {}
     for path in files:
-        by_split.setdefault(_split_of(path), []).append(path)
+        name = _PART_OF_SPLIT.sub("", path.name.partition(".")[0])
+        by_split.setdefault(name, []).append(path)
     if split is None and len(by_split) > 1:
         raise UserError(
             f"{files[0].parent} holds the splits {', '.join(by_split)}; say which one is wanted, as in "
@@ -210,11 +203,6 @@ def _files_of_split(paths: Paths, split: str | None) -> list[Path]:
     if split is not None and split not in by_split:
         raise UserError(f"There is no split '{split}' in {files[0].parent}; there are {', '.join(by_split)}.")
     return files if split is None else by_split[split]
-
-
-def _split_of(path: Path) -> str:
-    stem = path.name.partition(".")[0]
-    return _PART_OF_SPLIT.sub("", stem)
 
 
 def _require_one_data_set(path: Path) -> None:

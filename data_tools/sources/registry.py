@@ -12,8 +12,8 @@ from typing import Any
 
 from data_tools.sources.base import Source, has_ending
 from data_tools.sources.folder_files import METADATA_NAMES, UNREAD_ENDINGS, is_picture, listings
-from data_tools.sources.lines import JSONL_ENDINGS
-from data_tools.sources.tables.rows import TABLE_ENDINGS, listed, open_rows
+from data_tools.sources.jsonl import JSONL_ENDINGS
+from data_tools.sources.rows import TABLE_ENDINGS, listed, open_rows
 from pdfx.errors import UserError, nearest
 
 
@@ -124,7 +124,7 @@ FORMATS: dict[str, Format] = {
     ),
     "columns": Format(
         "parquet, CSV, TSV or JSONL with the columns of sentence-transformers: anchor, positive, negatives",
-        "columns:ColumnsSource",
+        "table:ColumnsSource",
         {
             "columns": Option(
                 "anchor, positive and negatives in this order, separated by commas, if the table's own columns "

@@ -9,9 +9,8 @@ from functools import partial
 from typing import Any
 
 from data_tools.sources.base import Paths, SourceRecord
-from data_tools.sources.image_markers import without_markers
-from data_tools.sources.tables.rows import RowsSource, open_rows, read_positives
-from data_tools.sources.tables.values import (
+from data_tools.sources.rows import RowsSource, open_rows, read_positives
+from data_tools.sources.values import (
     FieldError,
     Pictures,
     as_record,
@@ -20,6 +19,7 @@ from data_tools.sources.tables.values import (
     require_label,
     shown,
     side_of,
+    without_markers,
 )
 
 _TAG = "<image>"
@@ -35,7 +35,7 @@ class SwiftSource(RowsSource):
 
     The contents of a conversation's messages are joined by line breaks, a system message first. Each ``<image>`` in
     them stands for the next picture of the conversation's list; the pictures become those of the side, and tags at the
-    ends of the text are removed, and those within it become words as ``image_markers`` says.
+    ends of the text are removed, and those within it become words as ``without_markers`` says.
 
     Args:
         paths: JSONL (or parquet): a file, several files, or a directory of them.
@@ -52,27 +52,25 @@ class SwiftSource(RowsSource):
     def __init__(self, paths: Paths, positives: str = "first", negatives: int | None = None, min_label: float = 0.5):
         self.rows, self.used = open_rows(paths), list(_FIELDS)
         self.settings = {"positives": positives, "negatives": negatives, "min_label": min_label}
-        self.positives, self.negatives = positives, negatives
-        self.min_label = min_label
+        self.positives, self.negatives, self.min_label = positives, negatives, min_label
 
     def total(self) -> int | None:
         return super().total() if self.positives == "first" else None
 
     def notes(self) -> list[str]:
-        hint = (
-            "ms-swift's own training of embeddings takes hard negatives from 'negative_messages', a list of "
-            "conversations."
-        )
-        return [
-            *super().notes(),
-            *([hint] if any(name.startswith("rejected_") for name in self.rows.all_columns) else []),
-        ]
+        notes = super().notes()
+        if any(name.startswith("rejected_") for name in self.rows.all_columns):
+            notes.append(
+                "ms-swift's own training of embeddings takes hard negatives from 'negative_messages', a list of "
+                "conversations."
+            )
+        return notes
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
         positives = read_positives(self.rows, "positive_messages", self.positives == "each", start)
-        return (as_record(row, partial(self._fields, positive)) for row, positive in positives)
+        return (as_record(row, partial(self._fields_with, positive)) for row, positive in positives)
 
-    def _fields(self, positive: int, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    def _fields_with(self, positive: int, values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
         if values.get(_LABEL) is not None:
             require_label(values[_LABEL], _LABEL, self.min_label)
         if is_missing(values.get("messages")):
@@ -80,13 +78,10 @@ class SwiftSource(RowsSource):
         targets = _conversations(values, "positive", pictures, [positive])
         if not targets:
             raise FieldError("'positive_messages' is missing or empty: there is no target")
-        return {
-            "query": _conversation(values.get("messages"), values.get("images"), ("messages", "images"), pictures),
-            "target": targets[0],
-            "negatives": _conversations(
-                values, "negative", pictures, range(self.negatives) if self.negatives is not None else None
-            ),
-        }
+        query = _conversation(values.get("messages"), values.get("images"), ("messages", "images"), pictures)
+        wanted = range(self.negatives) if self.negatives is not None else None
+        negatives = _conversations(values, "negative", pictures, wanted)
+        return {"query": query, "target": targets[0], "negatives": negatives}
 
 
 def _conversations(
@@ -102,18 +97,12 @@ def _conversations(
             f"'{messages_field}' has {len(conversations)} conversations and '{images_field}' {len(images)} lists; "
             "there must be as many of each"
         )
-    numbers = (
-        range(len(conversations)) if wanted is None else [number for number in wanted if number < len(conversations)]
-    )
-    return [
-        _conversation(
-            conversations[number],
-            images[number] if images else None,
-            (f"{messages_field}.{number}", f"{images_field}.{number}"),
-            pictures,
-        )
-        for number in numbers
-    ]
+    sides = []
+    for number in range(len(conversations)) if wanted is None else wanted:
+        if number < len(conversations):
+            fields = f"{messages_field}.{number}", f"{images_field}.{number}"
+            sides.append(_conversation(conversations[number], images[number] if images else None, fields, pictures))
+    return sides
 
 
 def _conversation(messages: Any, images: Any, fields: tuple[str, str], pictures: Pictures) -> dict[str, Any]:
@@ -153,9 +142,8 @@ def _content(content: Any, field: str, pictures: Pictures) -> tuple[str, list[st
             text += part["text"]
         elif kind in ("image", "image_url"):
             value = part.get(kind)
-            names += pictures.names(
-                value.get("url") if isinstance(value, dict) and "url" in value else value, f"{field}.{number}"
-            )
+            value = value["url"] if isinstance(value, dict) and "url" in value else value
+            names += pictures.names(value, f"{field}.{number}")
         else:
             raise FieldError(f"'{field}.{number}' is {shown(part)}: it must be a part of type 'text' or 'image'")
     return text, names

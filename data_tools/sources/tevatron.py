@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any
@@ -10,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from data_tools.sources.base import Paths, SourceRecord, file_identity
-from data_tools.sources.corpus import Corpus, Document
-from data_tools.sources.tables.rows import notes_on, open_rows, read_positives, require_columns
-from data_tools.sources.tables.values import (
+from data_tools.sources.rows import notes_on, open_rows, read_positives, require_columns
+from data_tools.sources.values import (
     FieldError,
     Pictures,
     Row,
+    Rows,
     as_record,
     identity_of,
     is_missing,
@@ -24,7 +28,10 @@ from data_tools.sources.tables.values import (
     side_of,
     text_of,
 )
+from pdfx.data.numbers import NumberTable
+from pdfx.data.schema import identity_number
 from pdfx.errors import UserError
+from pdfx.host.system_errors import naming
 
 _DOCUMENT_COLUMNS = ("docid", "title", "document_text", "text", "document_image", "image")
 _QUERY_COLUMNS = ("query_text", "query", "query_image")
@@ -42,7 +49,7 @@ class TevatronSource:
 
     Args:
         queries: JSONL, parquet, CSV: a file, several files of one kind, or a directory of them.
-        corpus: likewise. It is unpacked into a temporary file at first.
+        corpus: likewise. It is unpacked into a temporary file first.
         positives: ``first``: a query gives one record, with its first positive. ``each``: one record for each positive.
         negatives: so many negatives of each query are kept.
         missing_negatives: ``problem``: a query with a negative that the corpus lacks, or that is unusable, is not used.
@@ -106,14 +113,13 @@ class TevatronSource:
 
     @cached_property
     def corpus(self) -> Corpus:
-        return Corpus(
-            self.documents, _document_side, [name for name in _DOCUMENT_COLUMNS if name in self.documents.columns]
-        )
+        assert self.documents is not None, "the constructor asks for a corpus if one is needed"
+        return Corpus(self.documents)
 
     def records(self, start: int = 0) -> Iterator[SourceRecord]:
-        return (
-            self._of_queries(start) if self.settings["documents"] == "named" else islice(self._with_rest(), start, None)
-        )
+        if self.settings["documents"] == "named":
+            return self._of_queries(start)
+        return islice(self._with_rest(), start, None)
 
     def _of_queries(self, start: int = 0) -> Iterator[SourceRecord]:
         is_each = self.settings["positives"] == "each"
@@ -122,9 +128,8 @@ class TevatronSource:
 
     @property
     def _columns(self) -> list[str]:
-        return [
-            name for name in (*_QUERY_COLUMNS, self.positive_field, self.negative_field) if name in self.queries.columns
-        ]
+        wanted = (*_QUERY_COLUMNS, self.positive_field, self.negative_field)
+        return [name for name in wanted if name in self.queries.columns]
 
     def _with_rest(self) -> Iterator[SourceRecord]:
         is_target = np.zeros(len(self.corpus), dtype=bool)
@@ -150,7 +155,8 @@ class TevatronSource:
         }
 
     def _negatives(self, values: dict[str, Any], pictures: Pictures) -> list[dict[str, Any]]:
-        negatives, most = [], self.settings["negatives"]
+        negatives: list[dict[str, Any]] = []
+        most = self.settings["negatives"]
         for number, given in enumerate(list_of(values.get(self.negative_field), self.negative_field)):
             if len(negatives) == most:
                 break
@@ -163,23 +169,23 @@ class TevatronSource:
             negatives.append({**document.side, "target_id": document.identity})
         return negatives
 
-    def _document(self, given: Any, field: str, pictures: Pictures) -> Document:
+    def _document(self, given: Any, place: str, pictures: Pictures) -> Document:
         """The document that a query names, or holds."""
         if self.positive_field == _INLINE[0]:
             if not isinstance(given, dict):
-                raise FieldError(f"'{field}' is {shown(given)}: it must be an object with 'docid', 'title' and 'text'")
-            identity = identity_of(given["docid"], f"{field}.docid") if not is_missing(given.get("docid")) else None
+                raise FieldError(f"'{place}' is {shown(given)}: it must be an object with 'docid', 'title' and 'text'")
+            identity = identity_of(given["docid"], f"{place}.docid") if not is_missing(given.get("docid")) else None
             return Document("", identity, _document_side(given, pictures))
-        identity = identity_of(given, field)
+        identity = identity_of(given, place)
         number = self.corpus.find(identity)
         if number is None:
             raise FieldError(
-                f"'{field}' names the document '{identity}', which is not in the corpus {self.documents.files[0]}"
+                f"'{place}' names the document '{identity}', which is not in the corpus {self.corpus.path}"
             )
         document = self.corpus[number]
         if document.problem is not None:
             raise FieldError(
-                f"'{field}' names the document '{identity}' ({document.origin}), which cannot be used: "
+                f"'{place}' names the document '{identity}' ({document.origin}), which cannot be used: "
                 f"{document.problem}"
             )
         pictures.held |= document.pictures
@@ -188,7 +194,8 @@ class TevatronSource:
     def _without_query(self, number: int) -> SourceRecord:
         document = self.corpus[number]
         problem = document.problem
-        if problem is None and (first := self.corpus.find(document.identity)) != number:
+        first = self.corpus.find(document.identity) if document.identity is not None else None
+        if problem is None and first is not None and first != number:
             problem = f"the docid '{document.identity}' is already that of {self.corpus[first].origin}"
         if problem is not None:
             return SourceRecord(document.origin, problem=problem, raw=document.raw)
@@ -213,3 +220,77 @@ def _document_side(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]
 def _first(values: dict[str, Any], *names: str) -> Any:
     """The first of these values that is not empty."""
     return next((values[name] for name in names if not is_missing(values.get(name))), None)
+
+
+@dataclass
+class Document:
+    """One document of a corpus.
+
+    Attributes:
+        identity: its id, if it has one.
+        side: text and names of its pictures, as of a target.
+        problem, pictures, raw: as in ``base.SourceRecord``.
+    """
+
+    origin: str
+    identity: str | None
+    side: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    raw: str = ""
+
+
+class Corpus:
+    """The documents of a table in their order: unpacked once into a temporary file, which needs as much room as they
+    do, beside an index of 24 bytes per document in memory."""
+
+    def __init__(self, rows: Rows):
+        self.path = rows.files[0]
+        self._file = tempfile.TemporaryFile(prefix="pdfx-corpus-")
+        starts, numbers = array("q"), array("q")
+        for row in rows.read(0, [name for name in _DOCUMENT_COLUMNS if name in rows.columns]):
+            document = _document(row)
+            starts.append(self._file.tell())
+            numbers.append(identity_number(document.identity) if document.identity is not None else 0)
+            with naming(tempfile.gettempdir()):
+                self._write(document)
+        self._starts, self._table = np.array(starts), NumberTable(np.array(numbers))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def find(self, identity: str) -> int | None:
+        """The number of the first document that bears this id."""
+        found = self._table.find(identity_number(identity)).tolist()
+        # Ids whose numbers merely collide are not confused.
+        return next((document for document in found if self._head(document)["identity"] == identity), None)
+
+    def __getitem__(self, number: int) -> Document:
+        head = self._head(number)
+        pictures = {name: self._file.read(size) for name, size in head.pop("pictures")}
+        return Document(**head, pictures=pictures)
+
+    def _head(self, number: int) -> dict[str, Any]:
+        self._file.seek(int(self._starts[number]))
+        return json.loads(self._file.readline())
+
+    def _write(self, document: Document) -> None:
+        head = {name: getattr(document, name) for name in ("origin", "identity", "side", "problem", "raw")}
+        head["pictures"] = [(name, len(data)) for name, data in document.pictures.items()]
+        self._file.write(json.dumps(head).encode() + b"\n")
+        for data in document.pictures.values():
+            self._file.write(data)
+
+
+def _document(row: Row) -> Document:
+    if row.values is None:
+        return Document(row.origin, None, problem=row.problem, raw=row.raw)
+    document = Document(row.origin, None)
+    try:
+        document.identity = identity_of(row.values.get("docid"), "docid")
+        pictures = Pictures(f"{document.identity} ")
+        document.side = _document_side(row.values, pictures)
+        document.pictures = pictures.held
+    except FieldError as error:
+        document.problem, document.raw = str(error), row.raw
+    return document

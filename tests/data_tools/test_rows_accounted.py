@@ -16,7 +16,7 @@ from pyarrow import parquet
 from data_tools.build.builder import BuildSettings, build
 from data_tools.build.quarantine import LEFT_OUT
 from data_tools.sources.registry import open_source
-from data_tools.sources.tables.rows import open_rows
+from data_tools.sources.rows import open_rows
 from pdfx.data import ShardedDataset
 
 HEADER = ["id", "query", "doc"]
@@ -139,10 +139,10 @@ import sys
 from pathlib import Path
 from peak_memory import begin, peak
 from data_tools.build.builder import BuildSettings, build
-from data_tools.sources import lines
+from data_tools.sources import jsonl
 from data_tools.sources.registry import open_source
 
-lines.LINE_LIMIT = 1 << 22
+jsonl.LINE_LIMIT = 1 << 22
 begin()
 before = peak()
 folder, *names = sys.argv[1:]

@@ -7,12 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_formats import write_jsonl
 
-from data_tools.sources.columns import ColumnsSource
 from data_tools.sources.folder import FolderSource
 from data_tools.sources.jsonl import JsonlSource
 from data_tools.sources.mmeb import MmebSource
 from data_tools.sources.swift import SwiftSource
-from data_tools.sources.table import PARTS, TableSource
+from data_tools.sources.table import PARTS, ColumnsSource, TableSource
 from data_tools.sources.tevatron import TevatronSource
 
 MESSAGES = [{"role": "user", "content": "x <image>"}]

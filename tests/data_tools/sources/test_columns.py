@@ -3,7 +3,7 @@ from source_checks import check_source, problems_of
 from tiny_formats import write_jsonl, write_parquet
 from tiny_shards import picture
 
-from data_tools.sources.columns import ColumnsSource
+from data_tools.sources.table import ColumnsSource
 from pdfx.errors import UserError
 
 

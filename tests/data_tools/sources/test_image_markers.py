@@ -1,6 +1,6 @@
 import pytest
 
-from data_tools.sources.image_markers import has_marker, without_markers
+from data_tools.sources.values import has_marker, without_markers
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from data_tools.sources import lines
+from data_tools.sources import jsonl
 from data_tools.sources.jsonl import JsonlSource
 from pdfx.errors import UserError
 
@@ -53,7 +53,7 @@ def test_a_bad_line_is_a_problem_with_its_key_and_its_neighbours_are_read(tmp_pa
 
 
 def test_a_line_without_end_is_a_problem_that_takes_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(jsonl, "LINE_LIMIT", 1 << 20)
     path = write_lines(tmp_path / "records.jsonl", GOOD, b"x" * (3 << 20), GOOD)
     assert [record.problem for record in JsonlSource(path).records()] == [None, "it is a line of more than 1 MiB", None]
 

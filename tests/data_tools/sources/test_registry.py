@@ -5,13 +5,12 @@ import pytest
 from tiny_formats import write_jsonl, write_mmeb_eval, write_mmeb_train, write_parquet, write_swift, write_tevatron
 from tiny_shards import picture
 
-from data_tools.sources.columns import ColumnsSource
 from data_tools.sources.folder import FolderSource
 from data_tools.sources.jsonl import JsonlSource
 from data_tools.sources.mmeb import MmebSource
 from data_tools.sources.registry import FORMATS, open_source
 from data_tools.sources.swift import SwiftSource
-from data_tools.sources.table import PARTS
+from data_tools.sources.table import PARTS, ColumnsSource
 from data_tools.sources.tevatron import TevatronSource
 from pdfx.errors import UserError
 

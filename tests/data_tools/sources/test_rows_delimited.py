@@ -3,9 +3,9 @@ import gzip
 
 import pytest
 
-from data_tools.sources import lines
-from data_tools.sources.tables import delimited as rows_delimited
-from data_tools.sources.tables.rows import open_rows
+from data_tools.sources import delimited as rows_delimited
+from data_tools.sources import jsonl
+from data_tools.sources.rows import open_rows
 from pdfx.errors import UserError
 
 
@@ -45,7 +45,7 @@ def test_quotation_marks_can_be_part_of_the_text(tmp_path):
 
 
 def test_malformed_rows_are_one_problem_each_and_their_neighbours_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(jsonl, "LINE_LIMIT", 1 << 20)
     monkeypatch.setattr(rows_delimited, "_CELL_LIMIT", 1 << 18)
     bad = [b"1", b"1,2,3", b"\xff,2", b'"a"b,2', b"x" * (1 << 19) + b",2", b"1," + b"y" * (1 << 21)]
     path = write(

@@ -5,7 +5,7 @@ import pytest
 from pyarrow import parquet
 from tiny_formats import write_parquet
 
-from data_tools.sources.tables.rows import open_rows
+from data_tools.sources.rows import open_rows
 from pdfx.errors import UserError
 
 

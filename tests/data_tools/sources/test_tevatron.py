@@ -142,7 +142,7 @@ def test_whole_numbers_as_ids_find_documents_that_are_named_alike(tmp_path):
 
 
 def test_ids_whose_hashes_collide_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_tools.sources.corpus.identity_number", lambda identity: len(identity))
+    monkeypatch.setattr("data_tools.sources.tevatron.identity_number", lambda identity: len(identity))
     assert [
         source.record.target.text
         for source in check_source(source_of(tmp_path, [QUERY, QUERY | {"positive_document_ids": ["c"]}]), 2, 0)

@@ -187,14 +187,15 @@ def sample_cases() -> Iterator[tuple[str, bytes]]:
 
 
 def shards_of_sample(out: Path, data: bytes) -> None:
-    from data_tools.build.stats import NAMES
+    from data_tools.build.shard_writer import STATISTICS
     from pdfx.data.schema import ShardEntry, ShardIndex, fingerprint
 
     out.mkdir()
     entry = ShardEntry(name="00000.tar", samples=1, bytes=len(data) + 1024, sha256="0" * 64)
     (out / "00000.tar").write_bytes(data + bytes(1024))
     np.save(out / "00000.idx.npy", np.array([0, len(data)]))
-    (out / "00000_stats.json").write_text(json.dumps(dict.fromkeys(NAMES, 0) | {"samples": 1, "bytes": entry.bytes}))
+    stats = dict.fromkeys(STATISTICS, 0) | {"samples": 1, "bytes": entry.bytes}
+    (out / "00000_stats.json").write_text(json.dumps(stats))
     (out / "index.json").write_text(
         ShardIndex(shards=[entry], samples=1, fingerprint=fingerprint([entry])).model_dump_json()
     )

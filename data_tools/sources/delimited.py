@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from data_tools.sources.base import has_ending
-from data_tools.sources.lines import RAW_CHARACTERS, bounded_lines, is_cheap_to_read, open_input, too_long
-from data_tools.sources.tables.values import Row, any_columns, common_columns
+from data_tools.sources.base import RAW_CHARACTERS, has_ending
+from data_tools.sources.jsonl import bounded_lines, is_cheap_to_read, open_input, too_long
+from data_tools.sources.values import Row, any_columns, common_columns
 from pdfx.errors import UserError, shortened
 
 _CELL_LIMIT = 1 << 24
@@ -24,6 +25,8 @@ _LINES_OF_PROSE = 5
 _COUNTED_BYTES = 1 << 28
 _TAB_ENDINGS = (".tsv", ".tsv.gz")
 _OTHER_DELIMITERS = (";", "\t", "|")
+_Parser = Callable[[Iterable[str]], Any]
+"""From lines to a ``csv.reader``, whose class the library does not name."""
 _NO_ROW, _STRAY = "it is not a valid row", "a quotation mark in it takes in"
 
 
@@ -44,6 +47,7 @@ class DelimitedRows:
         columns_of = [self._header(path) for path in files]
         self.columns, self.all_columns = common_columns(columns_of), any_columns(columns_of)
         self.remarks: list[str] = []
+        self.left: list[str] = []
 
     def total(self) -> int | None:
         return sum(1 for _ in self.read()) if is_cheap_to_read(self.files, _COUNTED_BYTES) else None
@@ -82,12 +86,8 @@ class DelimitedRows:
                     problem = f"it has {len(cells)} cells, and the first row names {len(header)} columns"
                 elif problem is None and cells == header:
                     problem = "it repeats the first row, which names the columns"
-                yield Row(
-                    f"{path} line {line}",
-                    dict(zip(header, cells, strict=True)) if problem is None else None,
-                    problem,
-                    raw,
-                )
+                values = dict(zip(header, cells, strict=True)) if problem is None else None
+                yield Row(f"{path} line {line}", values, problem, raw)
                 if lines > 1 and problem is None:
                     several, first = several + 1, first or line
         if several:
@@ -95,7 +95,7 @@ class DelimitedRows:
             # A count beforehand reads them too.
             self.remarks = list(dict.fromkeys([*self.remarks, remark]))
 
-    def _records(self, path: Path, stream: BinaryIO) -> Iterator[_Record]:
+    def _records(self, path: Path, stream: BufferedIOBase) -> Iterator[_Record]:
         """Every record that is not a blank line, the first row included."""
         csv.field_size_limit(_CELL_LIMIT)
         delimiter = self.delimiter or ("\t" if has_ending(path, _TAB_ENDINGS) else ",")
@@ -128,7 +128,7 @@ class _Record(NamedTuple):
 class _Lines:
     """The lines of a stream, of which some can be looked at before they are taken."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: BufferedIOBase):
         self._stream = bounded_lines(stream)
         self._held: deque[tuple[str, bool]] = deque()
 
@@ -163,9 +163,7 @@ class _Lines:
         return False
 
 
-def _parsed(
-    lines: _Lines, parse: Callable[..., Iterator[list[str]]], header: list[str] | None
-) -> tuple[list[str], str | None, int]:
+def _parsed(lines: _Lines, parse: _Parser, header: list[str] | None) -> tuple[list[str], str | None, int]:
     """The next record's cells, the part of a sentence that says why it cannot be used, and how many lines it takes."""
     if lines.is_too_long():
         return [], too_long(), 1
@@ -187,7 +185,7 @@ def _parsed(
     return cells, None, reader.line_num
 
 
-def _is_row(line: str, parse: Callable[..., Iterator[list[str]]], header: list[str], may_be_prose: bool) -> bool:
+def _is_row(line: str, parse: _Parser, header: list[str], may_be_prose: bool) -> bool:
     try:
         cells = next(parse([line]))
     except csv.Error:

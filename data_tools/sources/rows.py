@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
-
-from data_tools.sources.base import Paths, SourceRecord, file_identity, has_ending, input_files, left_in_folders
-from data_tools.sources.lines import JSONL_ENDINGS, RAW_CHARACTERS, Line, is_cheap_to_read, read_lines
-from data_tools.sources.tables.delimited import DelimitedRows
-from data_tools.sources.tables.values import Pictures, Row, Rows, as_record
-from pdfx.data.schema import json_problem
+from data_tools.sources.base import (
+    RAW_CHARACTERS,
+    Paths,
+    SourceRecord,
+    file_identity,
+    has_ending,
+    input_files,
+    left_in_folders,
+)
+from data_tools.sources.delimited import DelimitedRows
+from data_tools.sources.jsonl import JSONL_ENDINGS, JsonlRows
+from data_tools.sources.values import Pictures, Row, Rows, as_record
 from pdfx.errors import UserError, nearest, shortened
-from pdfx.host.files import file_stamp
 
 DELIMITED_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_ENDINGS = (".parquet",)
 TABLE_ENDINGS = (*PARQUET_ENDINGS, *DELIMITED_ENDINGS, *JSONL_ENDINGS)
-_SAMPLED_LINES = 1000
-_COUNTED_BYTES = 1 << 30
-"""JSONL files of more bytes than this in all are not counted beforehand."""
 
 
 def open_rows(paths: Paths, delimiter: str | None = None, quotes: bool = True) -> Rows:
@@ -44,15 +44,14 @@ def open_rows(paths: Paths, delimiter: str | None = None, quotes: bool = True) -
     kind = next(iter(kinds))
     if kind in ("JSONL", "parquet") and (delimiter is not None or not quotes):
         raise UserError(f"delimiter and quotes are for CSV and TSV, and {files[0]} is {kind}; leave them out.")
-    if kind == "JSONL":
-        rows = JsonlRows(files)
-    elif kind == "parquet":
+    rows: Rows
+    if kind == "parquet":
         # Imported where it is needed, since pyarrow is slow to import.
-        from data_tools.sources.tables.parquet import ParquetRows
+        from data_tools.sources.parquet import ParquetRows
 
         rows = ParquetRows(files)
     else:
-        rows = DelimitedRows(files, delimiter, quotes)
+        rows = JsonlRows(files) if kind == "JSONL" else DelimitedRows(files, delimiter, quotes)
     rows.left = left_in_folders(paths, files)
     return rows
 
@@ -133,60 +132,3 @@ def listed(names: Iterable[str]) -> str:
 
 def others(files: list[Path]) -> str:
     return f" and {len(files) - 1} more" if len(files) > 1 else ""
-
-
-class JsonlRows:
-    """Implements ``values.Rows``. ``columns`` are the keys of the first thousand lines."""
-
-    remarks: list[str] = []
-
-    def __init__(self, files: list[Path]):
-        self.files = files
-        self.columns = _scan(files)[0]
-        self._keys = dict.fromkeys(self.columns)
-
-    def total(self) -> int | None:
-        return count_lines(self.files)
-
-    def read(self, start: int = 0, columns: list[str] | None = None) -> Iterator[Row]:
-        for row in map(_to_row, read_lines(self.files, start)):
-            self._keys |= dict.fromkeys(row.values or ())
-            yield row
-
-    @property
-    def all_columns(self) -> list[str]:
-        return list(self._keys)
-
-
-def count_lines(files: list[Path]) -> int | None:
-    """How many lines ``read_lines`` yields; None if counting them would mean unpacking or reading very much."""
-    return _scan(files)[1] if is_cheap_to_read(files, _COUNTED_BYTES) else None
-
-
-def _scan(files: list[Path]) -> tuple[list[str], int]:
-    """The keys of the first lines, and how many lines there are, if it is cheap to know. Files that have not changed
-    since they were scanned are not read again."""
-    return _scan_once(tuple(files), tuple(map(file_stamp, files)))
-
-
-@lru_cache(maxsize=4)
-def _scan_once(files: tuple[Path, ...], stamps: tuple[str, ...]) -> tuple[list[str], int]:
-    keys, count = {}, 0
-    most = None if is_cheap_to_read(files, _COUNTED_BYTES) else _SAMPLED_LINES
-    for line in islice(read_lines(files), most):
-        if count < _SAMPLED_LINES:
-            keys |= dict.fromkeys(_to_row(line).values or ())
-        count += 1
-    return list(keys), count
-
-
-def _to_row(line: Line) -> Row:
-    if line.problem is not None:
-        return Row(line.origin, None, line.problem, line.raw)
-    try:
-        values = from_json(line.data)
-    except ValueError as error:
-        return Row(line.origin, None, json_problem(str(error)), line.raw)
-    if not isinstance(values, dict):
-        return Row(line.origin, None, "it is not a JSON object, which stands in braces", line.raw)
-    return Row(line.origin, values, None, line.raw)

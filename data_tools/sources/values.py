@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,22 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from data_tools.sources.base import BELOW_LABEL, SourceRecord
-from data_tools.sources.lines import RAW_CHARACTERS
+from data_tools.sources.base import BELOW_LABEL, RAW_CHARACTERS, SourceRecord
 from pdfx.data.schema import Record, explain
 from pdfx.errors import shortened
 
 _SHOWN_CHARACTERS = 80
 _REMOTE = ("http://", "https://", "s3://", "gs://", "hf://")
+
+_MARKER = r"(?:<\|image_[0-9]+\|>|<\|image_pad\|>|<image>)"
+_MARKERS = re.compile(rf"[^\S\n]*{_MARKER}(?:[^\S\n]*{_MARKER})*[^\S\n]*")
+_LINES_OF_MARKERS = re.compile(rf"^[^\S\n]*(?:{_MARKER}[^\S\n]*)+\n", re.MULTILINE)
+
+_IN_APPOSITION = re.compile(rf"\b(image|picture|photo),[^\S\n]*{_MARKER}(?=,)")
+
+_IMAGE_NAMED = ("image", "picture", "photo")
+_NEEDS_NOUN = ("the", "a", "this", "given", "provided", "following")
+_VERB = re.compile(r"(?:is|can|has|shows|contains|depicts|should|must|will)\b")
 
 
 @dataclass(slots=True)
@@ -51,9 +61,11 @@ class Rows(Protocol):
 
     files: list[Path]
     columns: list[str]
-    all_columns: list[str]
     remarks: list[str]
     left: list[str]
+
+    @property
+    def all_columns(self) -> list[str]: ...
 
     def total(self) -> int | None:
         """How many rows there are, if that is cheap to know."""
@@ -144,7 +156,7 @@ def as_record(row: Row, build: Callable[[dict[str, Any], Pictures], dict[str, An
     Args:
         build: from the row's values to the fields of a ``Record``. May raise FieldError.
     """
-    if row.problem is not None:
+    if row.values is None:
         return SourceRecord(row.origin, problem=row.problem, raw=row.raw)
     pictures = Pictures()
     try:
@@ -241,3 +253,39 @@ def require_label(value: Any, field: str, least: float | None) -> None:
         raise FieldError(
             f"'{field}' is {number:g}, below min_label={least:g}, so it is not a positive pair", BELOW_LABEL
         )
+
+
+def has_marker(text: str) -> bool:
+    return "<" in text and re.search(_MARKER, text) is not None
+
+
+def without_markers(text: str) -> str:
+    """The text without white space around it and without markers of images, such as ``<|image_1|>``: the processor puts
+    images before the text in its own family's way.
+
+    A marker that stands alone, or before or after a sentence, is removed. One that is a word of a sentence becomes "the
+    image", or "image" after an article.
+
+    >>> without_markers("<|image_1|>\\nRepresent the given image.")
+    'Represent the given image.'
+    >>> without_markers("Evaluate <|image_1|> and provide a label.")
+    'Evaluate the image and provide a label.'
+    """
+    if not has_marker(text):
+        return text.strip()
+    return _MARKERS.sub(_words, _IN_APPOSITION.sub(r"\1", _LINES_OF_MARKERS.sub("", text))).strip()
+
+
+def _words(match: re.Match) -> str:
+    before = match.string[: match.start()].rpartition("\n")[2]
+    after = match.string[match.end() :]
+    space = " " if after and not re.match(r"[\s.,:;!?)]", after) else ""
+    if not before or before[-1] in ".!?":
+        words = "The image" if _VERB.match(after) else ""
+    elif before[-1] in ":;" or before.split()[-1].casefold() in _IMAGE_NAMED:
+        words = ""
+    else:
+        words = "image" if before.split()[-1].casefold() in _NEEDS_NOUN else "the image"
+    if not before:
+        return f"{words}{space}" if words else ""
+    return f" {words}{space}" if words else space

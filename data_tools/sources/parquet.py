@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from data_tools.sources.tables.values import Row, any_columns, common_columns, raw_of
+from data_tools.sources.values import Row, any_columns, common_columns, raw_of
 from pdfx.errors import UserError
 
 _BATCH_ROWS = 64
@@ -26,6 +26,7 @@ class ParquetRows:
     """
 
     remarks: list[str] = []
+    left: list[str] = []
 
     def __init__(self, files: list[Path]):
         self.files = files
@@ -35,9 +36,8 @@ class ParquetRows:
             try:
                 with parquet.ParquetFile(path) as file:
                     columns_of.append(file.schema_arrow.names)
-                    self._group_rows.append(
-                        [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-                    )
+                    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+                    self._group_rows.append([group.num_rows for group in groups])
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"{path} is not a sound parquet file ({_brief(error)}).") from None
         self.columns, self.all_columns = common_columns(columns_of), any_columns(columns_of)
@@ -64,12 +64,8 @@ class ParquetRows:
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
                     for number, (values, problem) in enumerate(_values(batch), start=done):
                         if number >= skipped:
-                            yield Row(
-                                _origin(path, first + number),
-                                values,
-                                problem,
-                                raw_of(values) if values is not None else "",
-                            )
+                            raw = raw_of(values) if values is not None else ""
+                            yield Row(_origin(path, first + number), values, problem, raw)
                     done += len(batch)
                 if done != rows:
                     raise UserError(
