@@ -105,7 +105,10 @@ def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoin
     if resume == "never":
         return None, []
     passed_over: list[str] = []
-    for path in world.from_first(candidates(run, resume) if world.rank == 0 else None):
+    found = None
+    if world.rank == 0:
+        found = checkpoint_paths(run) if resume == "auto" else [*descendants(run, Path(resume)), Path(resume)]
+    for path in world.from_first(found):
         checkpoint, problem = open_together(path, world)
         if problem is None:
             return checkpoint, passed_over
@@ -119,11 +122,6 @@ def agree_on_checkpoint(run: Path, resume: str, world: World) -> tuple[Checkpoin
                 f"over this one. {passed_over[0]} Mend them, or choose another train.output_dir."
             )
     return None, passed_over
-
-
-def candidates(run: Path, resume: str) -> list[Path]:
-    """Checkpoints in the order in which they are tried."""
-    return checkpoint_paths(run) if resume == "auto" else [*descendants(run, Path(resume)), Path(resume)]
 
 
 def open_together(path: Path, world: World) -> tuple[Checkpoint | None, str | None]:
@@ -195,7 +193,7 @@ def check_same_parameters(checkpoint: Checkpoint, saved: SavedParameters, engine
     own = {
         name: tuple(getattr(value, "ds_shape", value.shape))
         for name, value in engine.module.named_parameters()
-        if value.requires_grad and numel(value)
+        if value.requires_grad and getattr(value, "ds_numel", value.numel())
     }
     for name in sorted(own.keys() | saved.shapes.keys()):
         if own.get(name) != saved.shapes.get(name):
@@ -206,10 +204,6 @@ def check_same_parameters(checkpoint: Checkpoint, saved: SavedParameters, engine
                 f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there} there and "
                 f"{here} in this run."
             )
-
-
-def numel(parameter: torch.nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 @torch.no_grad()

@@ -31,11 +31,21 @@ from pdfx.checkpoint.directory import (
     directory_name,
     remove_checkpoint,
 )
-from pdfx.checkpoint.host_copy import Flats, HostCopy, choose_background
 from pdfx.checkpoint.manifest import Manifest, write_manifest
 from pdfx.checkpoint.parameters import part_file_name
 from pdfx.checkpoint.retention import Retention, prune
-from pdfx.checkpoint.writing import Content, Records, first_part, make_partial, start_job, told_failure, write_parts
+from pdfx.checkpoint.writing import (
+    Content,
+    Flats,
+    HostCopy,
+    Records,
+    choose_background,
+    first_part,
+    make_partial,
+    start_job,
+    told_failure,
+    write_parts,
+)
 from pdfx.checkpoint.zero_shards import flat_tensors, optimizer_steps, parts_of, persistent_buffers
 from pdfx.config.run_files import CHECKPOINTS
 from pdfx.distributed.world import CONTROL_TIMEOUT, World

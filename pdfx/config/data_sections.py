@@ -85,9 +85,8 @@ class DataSection(Section):
         """The data sets of ``train``, each with a name."""
         listed = [self.train] if isinstance(self.train, str) else self.train
         sets = [DataSetSection(path=item) if isinstance(item, str) else item for item in listed]
-        return [data_set.model_copy(update={"name": data_set.name or _own_name(data_set.path)}) for data_set in sets]
-
-
-def _own_name(path: str) -> str:
-    bare = without_secrets(path)
-    return PurePosixPath(bare).name or bare
+        shown = [without_secrets(data_set.path) for data_set in sets]
+        return [
+            data_set.model_copy(update={"name": data_set.name or PurePosixPath(path).name or path})
+            for data_set, path in zip(sets, shown, strict=True)
+        ]

@@ -177,11 +177,7 @@ def fill_bucket_sizes(zero: dict, hidden_size: Callable[[], int] | None) -> None
 
 
 def read_json(path: str | Path) -> dict:
-    """A JSON object in which no key is given twice. ``path`` may be the name of a shipped file, such as ``zero3``.
-
-    Raises:
-        UserError: there is no such file, or it holds something else.
-    """
+    """The JSON object in a file, or in a shipped one by its name, such as ``zero3``. Raises UserError."""
     shipped = shipped_files(DEEPSPEED)
     try:
         settings = json.loads(

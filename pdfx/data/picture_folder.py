@@ -13,11 +13,7 @@ from pdfx.model.pictures import MAX_IMAGE_PIXELS, max_file_bytes
 
 
 class PictureError(ValueError):
-    """A picture cannot be had; the message is the part of a sentence that says why.
-
-    Attributes:
-        kind: in a few words, what such errors are counted by.
-    """
+    """A picture cannot be had; the message is the part of a sentence that says why, ``kind`` what it is counted by."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -72,8 +68,7 @@ class PictureFolder:
         try:
             if os.path.isfile(path):
                 return path, 0, os.path.getsize(path)
-            tar = self._tar_above(path)
-            if tar is None:
+            if (tar := self._tar_above(path)) is None:
                 raise PictureError("missing image", f"there is no image {path}")
             return tar, *_member(tar, os.path.relpath(path, tar))
         except OSError as error:

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Literal
@@ -144,10 +145,8 @@ class Lifeline:
 
     def signs(self) -> list[Sign]:
         """The last sign of each rank."""
-        return [
-            Sign(**json.loads(text))
-            for text in self._ask(lambda: self._store.multi_get([f"sign/{rank}" for rank in range(self.size)]))
-        ]
+        keys = [f"sign/{rank}" for rank in range(self.size)]
+        return [Sign(**json.loads(text)) for text in self._ask(lambda: self._store.multi_get(keys))]
 
     def final_signs(self) -> list[Sign]:
         """The same as soon as each says where the rank is, or after a while."""
@@ -179,10 +178,8 @@ class Lifeline:
         if self.rank == 0:
             self._wait_for_departures(self.size - 1)
             return
-        try:
+        with suppress(Unreachable):
             self._ask(lambda: self._store.add(LEFT, 1))
-        except Unreachable:
-            return
 
     def _end_of_departure(self) -> float:
         """When waiting for others ends: all waits after a claimed failure add up to one departure."""
@@ -190,11 +187,9 @@ class Lifeline:
 
     def _wait_for_departures(self, count: int) -> None:
         deadline = self._end_of_departure()
-        try:
+        with suppress(Unreachable):
             while self._ask(lambda: self._store.add(LEFT, 0)) < count - self.missing and time.monotonic() < deadline:
                 time.sleep(0.05)
-        except Unreachable:
-            return
 
     def _ask(self, call: Callable):
         """The store's answer. It is asked in a thread of its own, since some of its calls would wait for ever for a
@@ -208,19 +203,15 @@ class Lifeline:
         answer = []
 
         def ask() -> None:
-            try:
+            # All that the store raises is one.
+            with suppress(RuntimeError):
                 answer.append(call())
-            except RuntimeError:
-                # All that the store raises is one.
-                return
 
         thread = threading.Thread(target=ask, daemon=True)
-        try:
+        # A process whose memory ran out may get no thread.
+        with suppress(RuntimeError):
             thread.start()
             thread.join(self.patience)
-        except RuntimeError:
-            # A process whose memory ran out may get no thread.
-            pass
         if not answer:
             self.broken = True
             raise Unreachable

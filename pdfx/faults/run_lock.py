@@ -50,28 +50,25 @@ class Holder:
 
 
 def this_process() -> Holder:
-    job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
-    return Holder(
-        uuid.uuid4().hex, socket.gethostname(), machine(), os.getpid(), start_of(os.getpid()), job, restart, time.time()
-    )
+    own, job, restart = os.getpid(), os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
+    token, host, started = uuid.uuid4().hex, socket.gethostname(), start_of(own)
+    return Holder(token, host, machine(), own, started, job, restart, time.time())
 
 
 def start_of(process: int) -> float:
     """When a process began. Raises psutil.NoSuchProcess if it is gone."""
     try:
         # The name, in brackets, may hold spaces and brackets; the start is the 22nd field.
-        return float(
-            Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-        )
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        return float(text.rpartition(")")[2].split()[19])
     except OSError:
         return psutil.Process(process).create_time()
 
 
 def machine() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip() + os.readlink(
-            "/proc/self/ns/pid"
-        )
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return boot + os.readlink("/proc/self/ns/pid")
     except OSError:
         return f"{uuid.getnode():x}"
 
@@ -190,10 +187,8 @@ def is_alive(holder: Holder, own: Holder, path: Path) -> bool:
 
 def is_running(holder: Holder) -> bool:
     try:
-        return (
-            start_of(holder.process) == holder.started
-            and psutil.Process(holder.process).status() != psutil.STATUS_ZOMBIE
-        )
+        same = start_of(holder.process) == holder.started
+        return same and psutil.Process(holder.process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

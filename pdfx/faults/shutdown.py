@@ -111,9 +111,9 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
         time.sleep(INTERVAL)
         return None
     mistake = isinstance(error, (UserError, ConfigError))
-    failure = (
-        Failure(lifeline.rank, "mistake", EXIT_USER_ERROR) if mistake else Failure(lifeline.rank, "error", EXIT_FAILED)
-    )
+    failure = Failure(lifeline.rank, "error", EXIT_FAILED)
+    if mistake:
+        failure = Failure(lifeline.rank, "mistake", EXIT_USER_ERROR)
     try:
         known, lost = find_reason(lifeline, watchdog) if is_broken_connection(error) else (lifeline.failure(), [])
         if lost:
@@ -183,11 +183,10 @@ def story(error: BaseException, name: str, progress: Progress) -> str:
     """An error as the last entry of a log: its stack, and a sentence that says where it happened."""
     stack, place = "".join(traceback.format_exception(error)), place_of(progress)
     if is_out_of_memory(error):
-        cure = (
-            "lower train.chunk_tokens or train.per_device_train_batch_size, set train.chunk_paths or "
-            "model.gradient_checkpointing, or raise the ZeRO stage."
+        return (
+            f"{stack}{name} ran out of memory {place}; lower train.chunk_tokens or train.per_device_train_batch_size, "
+            "set train.chunk_paths or model.gradient_checkpointing, or raise the ZeRO stage."
         )
-        return f"{stack}{name} ran out of memory {place}; {cure}"
     if isinstance(error, SystemExit):
         return f"{stack}{name} failed {place}: something there ended the process with exit code {error.code}."
     return f"{stack}{name} failed {place}: {type(error).__name__}: {' '.join(str(error).split())[:LONGEST_WORDS]}"

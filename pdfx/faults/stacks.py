@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -51,7 +50,7 @@ def main_place() -> tuple[str, bool]:
     The place is the innermost line of pdfx or of a file that is not installed, such as the user's own; the innermost of
     all if there is none.
     """
-    frames = list(_frames(_main_frame()))
+    frames = [frame for frame, _ in traceback.walk_stack(_main_frame())]
     own = next((frame for frame in frames if not _is_foreign(frame.f_code.co_filename)), frames[0])
     waiting = any(part in frame.f_code.co_filename for frame in frames for part in COLLECTIVES)
     return f"{own.f_code.co_filename}, line {own.f_lineno}, in {own.f_code.co_name}", waiting
@@ -59,12 +58,6 @@ def main_place() -> tuple[str, bool]:
 
 def _main_frame() -> FrameType:
     return sys._current_frames()[threading.main_thread().ident or 0]
-
-
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _is_foreign(path: str) -> bool:

@@ -53,12 +53,9 @@ def keep_large_blocks(environment=os.environ) -> bool:
     """Let this process keep and reuse freed memory instead of returning every large block to the system.
 
     By default glibc maps each block above a threshold (at most 32 MiB) from the system and unmaps it when it is freed.
-    A training step allocates activations of that size again and again, and the kernel clears every page of them again;
-    page faults then take up to a third of the time on CPUs. Here large blocks come from the heap, which is never
-    trimmed: the process keeps the memory of its largest step, which the next step needs anyway.
-
-    It changes nothing for GPU memory, forked children inherit it, and users who set glibc's own variables keep their
-    choice.
+    A training step allocates such activations again and again, and the kernel clears their pages each time, which takes
+    up to a third of the time on CPUs. Here large blocks come from the heap, which is never trimmed. Forked children
+    inherit that; GPU memory is not concerned.
 
     Returns:
         Whether it was done: only with glibc on Linux, and not if ``MALLOC_*`` or ``GLIBC_TUNABLES`` are set.

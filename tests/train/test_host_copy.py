@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pdfx.checkpoint.host_copy import HostCopy, Need, by_memory
+from pdfx.checkpoint.writing import HostCopy, Need, by_memory
 
 GIB = 2**30
 

@@ -91,7 +91,8 @@ class SpanCache:
             span = fetch() if span is None else span
         return span[int(bounds[row] - bounds[0]) : int(bounds[row + 1] - bounds[0])]
 
-    def _add(self, part: _Draft, path: Path, bounds: np.ndarray, span: bytes) -> None:
+    def _add(self, part: int, path: Path, bounds: np.ndarray, span: bytes) -> None:
+        """Make ``span`` the entry ``path``, through the descriptor of its ``.part`` file."""
         starts = (bounds - bounds[0]).tolist()
         view = memoryview(span)
         checks = [zlib.crc32(view[start:stop]) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
@@ -99,13 +100,17 @@ class SpanCache:
         if size > CACHE_USE * self.most_bytes:
             return
         with _locked(self.folder / _COUNT_NAME) as count:
-            used = _read_count(count)
-            if used is None or used + size > self.most_bytes:
+            known = os.pread(count, 8, 0)
+            used = int.from_bytes(known, "little")
+            if len(known) < 8 or used + size > self.most_bytes:
                 used = self._evict(size)
-            _write_count(count, used + size)
+            os.pwrite(count, (used + size).to_bytes(8, "little"), 0)
             # Not synced: what a crash of the machine leaves behind does not fit its checksums.
-            part.write(np.array(checks, dtype="<u4").tobytes(), view)
-            part.rename(path)
+            os.ftruncate(part, 0)
+            with open(part, "wb", closefd=False) as stream:
+                stream.write(np.array(checks, dtype="<u4").tobytes())
+                stream.write(view)
+            path.with_name(path.name + _PART).replace(path)
 
     def _evict(self, size: int) -> int:
         """Bytes that remain after making room for ``size`` more."""
@@ -166,35 +171,17 @@ def _read_entry(path: Path, bounds: np.ndarray, row: int) -> bytes | None:
     return None
 
 
-class _Draft:
-    """An entry in the making, whose lock this process holds."""
-
-    def __init__(self, path: Path, descriptor: int):
-        self.path, self.descriptor, self.renamed = path, descriptor, False
-
-    def write(self, *pieces: bytes | memoryview) -> None:
-        os.ftruncate(self.descriptor, 0)
-        with open(self.descriptor, "wb", closefd=False) as stream:
-            for piece in pieces:
-                stream.write(piece)
-
-    def rename(self, path: Path) -> None:
-        self.path.replace(path)
-        self.renamed = True
-
-
 @contextmanager
-def _sole_writer(path: Path) -> Iterator[_Draft]:
-    """Waits until this process alone may write ``path``; removes it in the end unless it was renamed."""
+def _sole_writer(path: Path) -> Iterator[int]:
+    """Waits until this process alone may write ``path``, by its descriptor; and removes it if it is still there."""
     descriptor = _lock(path)
     while not _is_still(path, descriptor):  # who held the lock renamed or removed it
         os.close(descriptor)
         descriptor = _lock(path)
-    part = _Draft(path, descriptor)
     try:
-        yield part
+        yield descriptor
     finally:
-        if not part.renamed:
+        if _is_still(path, descriptor):
             path.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -235,12 +222,3 @@ def _locked(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _read_count(descriptor: int) -> int | None:
-    data = os.pread(descriptor, 8, 0)
-    return int.from_bytes(data, "little") if len(data) == 8 else None
-
-
-def _write_count(descriptor: int, count: int) -> None:
-    os.pwrite(descriptor, count.to_bytes(8, "little"), 0)
