@@ -7,26 +7,16 @@ A name's file is imported when the name is first asked for: what only reads or w
 from importlib import import_module
 from typing import Any
 
-_FILES = {
-    "Batch": "batch",
-    "Candidates": "retrieval",
-    "CanonicalOrder": "order",
-    "Chunk": "batch",
-    "CorruptSampleGuard": "corrupt_samples",
-    "FILLER": "retrieval",
-    "Items": "retrieval",
-    "Problem": "batch",
-    "RetrievalItems": "retrieval",
-    "Sample": "shards",
-    "SampleError": "shards",
-    "ShardedDataset": "shards",
-    "TrainLoader": "loader",
-    "check_share": "corrupt_samples",
-    "iterate_inputs": "retrieval",
-    "left_after": "retrieval",
-    "retrieval_items": "retrieval",
-    "share_of_rank": "retrieval",
+_NAMES = {
+    "batch": "Batch Chunk Problem",
+    "corrupt_samples": "CorruptSampleGuard check_share",
+    "loader": "TrainLoader",
+    "order": "CanonicalOrder",
+    "retrieval": "Candidates FILLER Items RetrievalItems iterate_inputs left_after retrieval_items share_of_rank",
+    "samples": "Sample SampleError",
+    "shards": "ShardedDataset",
 }
+_FILES = {name: file for file, names in _NAMES.items() for name in names.split()}
 
 __all__ = list(_FILES)
 

@@ -153,15 +153,13 @@ def _find_candidates(
             rows.append(np.arange(len(target_ids), dtype=np.int64))
             continue
         if own_id not in ids:
-            raise _refusal(
-                dataset, f"The candidates of sample '{key}' lack its own target, so it could never be found."
-            )
+            lack = f"The candidates of sample '{key}' lack its own target, so it could never be found."
+            raise _refusal(dataset, lack)
         first, stop = table.bounds(ids)
         absent = int((first == stop).sum())
         if absent and not lenient:
-            raise _refusal(
-                dataset, f"Of the {len(ids)} candidates of sample '{key}' {absent} are the target of no sample."
-            )
+            lack = f"Of the {len(ids)} candidates of sample '{key}' {absent} are the target of no sample."
+            raise _refusal(dataset, lack)
         rows.append(np.unique(table.values[_ranges(first, stop)]))
     return Candidates(np.concatenate(rows), np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
@@ -249,16 +247,13 @@ class SideReader:
         parts, (inputs, truncated) = process_usable(
             parts, self._process, lambda part, reason: self.dataset.refused(part[0], reason)
         )
-        return SideBatch(
-            inputs,
-            truncated,
-            {number: str(part) for number, part in zip(numbers, parts, strict=True) if isinstance(part, SampleError)},
-        )
+        numbered = zip(numbers, parts, strict=True)
+        problems = {number: str(part) for number, part in numbered if isinstance(part, SampleError)}
+        return SideBatch(inputs, truncated, problems)
 
     def _process(self, parts: list[tuple[int, dict] | SampleError]) -> tuple[dict[str, Tensor], int]:
-        return self.processor(
-            [filler() if isinstance(part, SampleError) else part[1] for part in parts], [self.side] * len(parts)
-        )
+        items = [filler() if isinstance(part, SampleError) else part[1] for part in parts]
+        return self.processor(items, [self.side] * len(parts))
 
 
 def _refusal(dataset: ShardedDataset, sentence: str) -> UserError:

@@ -136,11 +136,8 @@ def open_members(data: bytes, place: Place) -> tuple[str, dict[str, bytes]]:
         members[suffix] = content
     if len(keys) != 1 or "json" not in members:
         listed = [", ".join(map(_shown, sorted(names)[:8])) or "none" for names in (keys, members)]
-        raise place.error(
-            "",
-            f"it must be the members of one key with a '.json' among them, and has the keys {listed[0]} with the "
-            f"members {listed[1]}",
-        )
+        found = f"has the keys {listed[0]} with the members {listed[1]}"
+        raise place.error("", f"it must be the members of one key with a '.json' among them, and {found}")
     return _checked_key(keys.pop(), place), members
 
 

@@ -93,21 +93,17 @@ class Shard:
         try:
             start, stop = self._load_offsets()[i : i + 2].tolist()
             if stop - start > MOST_SAMPLE_BYTES:
-                raise self.place(i).error(
-                    "", f"it has {stop - start} bytes, more than the {MOST_SAMPLE_BYTES} that are read of one"
-                )
+                reason = f"it has {stop - start} bytes, more than the {MOST_SAMPLE_BYTES} that are read of one"
+                raise self.place(i).error("", reason)
             if self._cache is not None and (span := self._fetch_span(self._cache, i)) is not None:
                 return span
-            return self._storage.read(
-                self.entry.name, start, stop - start if limit is None else min(limit, stop - start)
-            )
+            return self._storage.read(self.entry.name, start, min(limit or stop, stop - start))
         except StorageError as error:
             if error.changed:
                 self._require_content()
                 return self.fetch(i, limit)
-            raise self.place(i).error(
-                "", f"its bytes cannot be read from {self.path}: {error}", "unreachable"
-            ) from error
+            reason = f"its bytes cannot be read from {self.path}: {error}"
+            raise self.place(i).error("", reason, "unreachable") from error
 
     def place(self, i: int) -> Place:
         """Where sample ``i`` stands, for messages."""
@@ -131,9 +127,8 @@ class Shard:
         data = self.fetch(i) if data is None else data
         # A side without pictures needs no more than the record, so what else is damaged does not matter to it.
         head = parse_head(data, self.place(i))
-        key, record, members = (
-            (*head, {}) if head and not getattr(getattr(head[1], side), "images", True) else self.raw(i, data)
-        )
+        textual = head and not getattr(getattr(head[1], side), "images", True)
+        key, record, members = (*head, {}) if head and textual else self.raw(i, data)
         if getattr(record, side) is None:
             raise self.place(i).error(key, f"it has no {side}")
         return decode_side(getattr(record, side), members, key, self.place(i), self.max_image_pixels)

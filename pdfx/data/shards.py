@@ -58,17 +58,16 @@ class ShardedDataset:
 
     def __init__(self, path: str | Path, max_image_pixels: int = MAX_IMAGE_PIXELS, reading: Reading | None = None):
         reading = reading or Reading()
-        self._storage = open_storage(path, reading)
-        self.path = self._storage.path
+        self.storage = open_storage(path, reading)
+        self.path = self.storage.path
         """For messages."""
-        self.index = read_index(self._storage)
+        self.index = read_index(self.storage)
         cache = None
-        if self._storage.remote and reading.cache_dir is not None:
-            cache = SpanCache(
-                reading.cache_dir, int(reading.cache_gigabytes * 1e9), self.fingerprint, reading.span_samples
-            )
-        self.shards = [Shard(self._storage, entry, max_image_pixels, cache) for entry in self.index.shards]
-        for _ in self._storage.map(Shard.check_sizes, self.shards):
+        if self.storage.remote and reading.cache_dir is not None:
+            most_bytes = int(reading.cache_gigabytes * 1e9)
+            cache = SpanCache(reading.cache_dir, most_bytes, self.fingerprint, reading.span_samples)
+        self.shards = [Shard(self.storage, entry, max_image_pixels, cache) for entry in self.index.shards]
+        for _ in self.storage.map(Shard.check_sizes, self.shards):
             pass
         self.shard_sizes = [entry.samples for entry in self.index.shards]
         self._starts = [0, *accumulate(self.shard_sizes)]
@@ -84,20 +83,6 @@ class ShardedDataset:
     def bytes_of(self, samples: int) -> int:
         """What so many samples take, of average size; no more than all do."""
         return sum(entry.bytes for entry in self.index.shards) * min(samples, len(self)) // max(len(self), 1)
-
-    @property
-    def storage(self) -> Storage:
-        """Where its files lie."""
-        return self._storage
-
-    @property
-    def remote(self) -> bool:
-        return self._storage.remote
-
-    @property
-    def retries(self) -> int:
-        """How often this process repeated a request, because it or its answer was lost."""
-        return self._storage.retries
 
     def read(self, i: int) -> Sample:
         """Sample ``i`` with decoded images.
@@ -159,15 +144,14 @@ class ShardedDataset:
     ) -> Iterator[Any]:
         """``parse`` of each sample's shard, number therein and bytes, or the SampleError that comes of it."""
         places = [self._locate(i) for i in numbers]
-        fetched = self._storage.map(lambda place: _attempt(place[0].fetch, place[1], limit), places)
+        fetched = self.storage.map(lambda place: _attempt(place[0].fetch, place[1], limit), places)
         for (shard, row), data in zip(places, fetched, strict=True):
             yield data if isinstance(data, SampleError) else _attempt(parse, shard, row, data)
 
     def _with_query(self, shard: Shard, row: int, sample: Sample) -> Sample:
         if sample.query is None and not self.index.targets_only:
-            raise shard.place(row).error(
-                sample.key, f"it has no query, though {INDEX_NAME} says that all samples have one"
-            )
+            reason = f"it has no query, though {INDEX_NAME} says that all samples have one"
+            raise shard.place(row).error(sample.key, reason)
         return sample
 
     def _locate(self, i: int) -> tuple[Shard, int]:
@@ -185,11 +169,7 @@ def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def read_index(place: str | Path | Storage) -> ShardIndex:
-    """The index of a directory of shards.
-
-    Raises:
-        UserError: it is missing, damaged, or of another version.
-    """
+    """The index of a directory of shards. Raises UserError if it is missing, damaged, or of another version."""
     storage = open_storage(place)
     path = storage.where(INDEX_NAME)
     try:
@@ -201,9 +181,8 @@ def read_index(place: str | Path | Storage) -> ShardIndex:
     try:
         tree = parse_json(data)
         if isinstance(tree, dict) and tree.get("version") != 1:
-            raise UserError(
-                f"{path} has version {str(tree.get('version'))[:20]} and this pdfx reads version 1; {REBUILD}."
-            )
+            version = str(tree.get("version"))[:20]
+            raise UserError(f"{path} has version {version} and this pdfx reads version 1; {REBUILD}.")
         return ShardIndex.model_validate(tree)
     except ValueError as error:
         reason = explain(error) if isinstance(error, ValidationError) else f"it is not valid JSON ({error})"
@@ -220,9 +199,7 @@ def no_index(storage: Storage) -> str:
     if Path(storage.path).is_file():
         make = f"make them of records with 'pdfx shards build {storage.path} --out DIRECTORY', and name that directory"
         return f"{storage.path} is a file, and shards are a directory; {make}."
-    what = (
-        f"There is no {INDEX_NAME}, so no finished shards, in"
-        if Path(storage.path).is_dir()
-        else "There is no directory of shards at"
-    )
+    what = "There is no directory of shards at"
+    if Path(storage.path).is_dir():
+        what = f"There is no {INDEX_NAME}, so no finished shards, in"
     return f"{what} {storage.path}; make it with 'pdfx shards build'."

@@ -50,7 +50,7 @@ def _require_room(sets: list[TrainingSet], data: DataSection) -> None:
     if data.cache_dir is None:
         return
     window = data.window_spans * data.span_samples
-    needed = sum(own.dataset.bytes_of(window) for own in sets if own.dataset.remote) / CACHE_USE / 1e9
+    needed = sum(own.dataset.bytes_of(window) for own in sets if own.dataset.storage.remote) / CACHE_USE / 1e9
     if needed > data.cache_gigabytes:
         raise UserError(
             f"data.cache_gigabytes is {data.cache_gigabytes:g}, and windows of {data.window_spans} x "

@@ -257,12 +257,12 @@ def test_reading_goes_on_after_pickling_and_on_both_sides_of_a_fork_without_a_lo
     assert keys(pickle.loads(pickle.dumps(dataset))) == expected
     child = os.fork()
     if child == 0:
-        right = keys(dataset) == expected and dataset.retries == 0
+        right = keys(dataset) == expected and dataset.storage.retries == 0
         gc.collect()
         os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert keys(dataset) == expected
-    assert dataset.retries == 0
+    assert dataset.storage.retries == 0
 
 
 @pytest.mark.parametrize("threads", [1, 8])

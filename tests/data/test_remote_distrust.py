@@ -48,7 +48,7 @@ def test_an_endless_body_is_given_up_as_soon_as_it_is_longer_than_what_was_asked
         error = ShardedDataset(place, reading=QUICK) if name == "index.json" else dataset.read(0)
         raise error
     assert peak() - before < SPARE
-    assert dataset.retries == 0
+    assert dataset.storage.retries == 0
 
 
 @pytest.mark.parametrize("name", ["index.json", "00000.idx.npy", "00000.tar"])

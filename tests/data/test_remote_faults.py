@@ -34,7 +34,7 @@ def test_a_passing_fault_is_tried_again_and_counted(server, fault):
     server.faults["00001.tar"] = [fault, fault]
     server.faults["00001.idx.npy"] = [fault]
     assert dataset.read(13).key == "sample-013"
-    assert dataset.retries == 3
+    assert dataset.storage.retries == 3
     assert server.asked("00001.tar") - before == 3
 
 
@@ -45,7 +45,7 @@ def test_broken_connections_are_made_anew(server):
     assert dataset.read(13).key == "sample-013"
     assert server.asked("00001.tar") - before == 5
     assert (
-        2 <= dataset.retries <= 4
+        2 <= dataset.storage.retries <= 4
     )  # aiohttp itself repeats, at once, what was lost on a connection that it had kept open
 
 
@@ -92,7 +92,7 @@ def test_what_will_not_pass_is_told_at_once(server, status, reason):
     with pytest.raises(SampleError, match=reason):
         dataset.read(13)
     assert server.asked("00001.tar") - before == 1
-    assert dataset.retries == 0
+    assert dataset.storage.retries == 0
 
 
 def test_a_host_that_cannot_be_reached_is_one_sentence():
@@ -144,11 +144,11 @@ def test_faults_of_s3_are_repeated_by_us_alone_and_told_with_their_status(shards
         dataset = ShardedDataset(f"s3://{shards.name}", reading=QUICK)
         _ = dataset.shards[1].offsets
         for faults, attempts in (([503, 503], 3), ([500], 2), (["early"], 2), (["reset"] * 2, 3)):
-            before, retries = server.asked("00001.tar"), dataset.retries
+            before, retries = server.asked("00001.tar"), dataset.storage.retries
             server.faults["00001.tar"] = faults
             assert dataset.read(13).key == "sample-013"
             assert server.asked("00001.tar") - before == attempts
-            assert dataset.retries - retries <= attempts - 1
+            assert dataset.storage.retries - retries <= attempts - 1
         for status, attempts, reason in (
             (503, 4, "status 503, .*, tried 4 times"),
             (403, 1, "status 403, Forbidden"),

@@ -82,9 +82,8 @@ class RemoteFolder:
     def load(self, name: str, limit: int = SMALL) -> bytes:
         def attempt() -> bytes:
             # Other file systems know no limit, but ranges; one byte more shows that a file is longer.
-            bound = (
-                {"limit": limit} if hasattr(self._connect().filesystem, "sightings") else {"start": 0, "end": limit + 1}
-            )
+            ours = hasattr(self._connect().filesystem, "sightings")
+            bound = {"limit": limit} if ours else {"start": 0, "end": limit + 1}
             data = self._ask("cat_file", name, **bound)
             if len(data) > limit:
                 raise ValueError(f"it has more than the {limit} bytes that are read of such a file")
@@ -151,15 +150,10 @@ class RemoteFolder:
         if getattr(filesystem, "local_file", False) and os.path.exists(path) and not os.path.isfile(path):
             raise ValueError("it is not a plain file")
         try:
-            if getattr(filesystem, "async_impl", False):
-                return sync(
-                    filesystem.loop,
-                    getattr(filesystem, f"_{method}"),
-                    path,
-                    timeout=self.reading.timeout_seconds,
-                    **options,
-                )
-            return getattr(filesystem, method)(path, **options)
+            if not getattr(filesystem, "async_impl", False):
+                return getattr(filesystem, method)(path, **options)
+            call, seconds = getattr(filesystem, f"_{method}"), self.reading.timeout_seconds
+            return sync(filesystem.loop, call, path, timeout=seconds, **options)
         except ReplacedError as error:
             cure = "leave shards as they are while they are read, and give the same command again to read the new ones"
             raise UserError(f"{self.where(name)} was replaced while it was in use ({error}); {cure}.") from None
@@ -195,15 +189,11 @@ class RemoteFolder:
                 "'pip install pdfx[remote]' brings what http://, https:// and s3:// need."
             ) from None
         except Exception as error:  # a wrong protocol, or what the file system makes of its own configuration
-            raise UserError(
-                f"{self.path} cannot be opened: {scrubbed(reason_of(error, self.reading.timeout_seconds))}."
-            ) from error
+            reason = scrubbed(reason_of(error, self.reading.timeout_seconds))
+            raise UserError(f"{self.path} cannot be opened: {reason}.") from error
         if protocol in _S3:
             # Repetitions of the libraries would multiply with ours, and so would the time until an error is reported.
             filesystem.retries = 1
-            filesystem.config_kwargs = {
-                **filesystem.config_kwargs,
-                "retries": {"max_attempts": 0},
-                "max_pool_connections": self.reading.threads,
-            }
+            ours = {"retries": {"max_attempts": 0}, "max_pool_connections": self.reading.threads}
+            filesystem.config_kwargs = {**filesystem.config_kwargs, **ours}
         return filesystem, root

@@ -36,12 +36,11 @@ def is_transient(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status >= 500 or status in _TRANSIENT_STATUS
-    if any(isinstance(cause, _PERMANENT) for cause in _chain(error)):
+    causes = list(_chain(error))
+    if any(isinstance(cause, _PERMANENT) for cause in causes):
         return False
-    return any(
-        isinstance(cause, (OSError, EOFError, *_TIMEOUTS)) or _TRANSIENT_NAMES & _class_names(cause)
-        for cause in _chain(error)
-    )
+    names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    return bool(names & _TRANSIENT_NAMES) or any(isinstance(cause, (OSError, EOFError, *_TIMEOUTS)) for cause in causes)
 
 
 def is_missing(error: BaseException) -> bool:
@@ -61,22 +60,17 @@ def reason_of(error: BaseException, timeout_seconds: float) -> str:
     if isinstance(error, _TIMEOUTS) and not error.args:
         return f"no answer came within {timeout_seconds:g} seconds"
     text = " ".join(str(error).split())[:300].rstrip(".")
-    return (
-        text
-        if isinstance(error, (EOFError, ValueError)) and text
-        else f"{type(error).__name__}: {text}".removesuffix(": ")
-    )
+    plain = isinstance(error, (EOFError, ValueError)) and text
+    return text if plain else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error, if it is known."""
     for cause in _chain(error):
         response = getattr(cause, "response", None)
-        status = (
-            response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if isinstance(response, dict)
-            else getattr(cause, "status", None)
-        )
+        status = getattr(cause, "status", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if status is None and cause is error:
             # gcsfs calls it so; among the causes of aiohttp's errors the same name means something else.
             status = getattr(cause, "code", None)
@@ -91,10 +85,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _class_names(error: BaseException) -> set[str]:
-    return {kind.__name__ for kind in type(error).__mro__}
 
 
 class ReplacedError(Exception):
