@@ -197,9 +197,8 @@ def check_same_parameters(checkpoint: Checkpoint, saved: SavedParameters, engine
     }
     for name in sorted(own.keys() | saved.shapes.keys()):
         if own.get(name) != saved.shapes.get(name):
-            there, here = (
-                str(list(shapes[name])) if name in shapes else "not trained" for shapes in (saved.shapes, own)
-            )
+            both = (saved.shapes, own)
+            there, here = (str(list(shapes[name])) if name in shapes else "not trained" for shapes in both)
             raise UserError(
                 f"The checkpoint {checkpoint.path} belongs to another model or set-up: {name} is {there} there and "
                 f"{here} in this run."

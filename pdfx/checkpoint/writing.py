@@ -32,7 +32,7 @@ SHARE = 0.5
 files' cache need the rest."""
 
 Flats = dict[str, list[Tensor]]
-"""Flat tensors by kind, see ``parts.flat_tensors``."""
+"""Flat tensors by kind, see ``zero_shards.flat_tensors``."""
 
 
 class HostCopy:

@@ -118,9 +118,8 @@ def frozen_sums(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
             continue
         if hasattr(parameter, "ds_tensor"):
             shard, rank = parameter.ds_tensor, dist.get_rank(parameter.ds_process_group)
-            sums[name] = bit_sum(
-                shard.narrow(0, 0, max(0, min(shard.numel(), parameter.ds_numel - rank * shard.numel())))
-            )
+            own = max(0, min(shard.numel(), parameter.ds_numel - rank * shard.numel()))
+            sums[name] = bit_sum(shard.narrow(0, 0, own))
         elif dist.get_rank() == 0:
             sums[name] = bit_sum(parameter)
     return sums

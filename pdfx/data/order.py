@@ -27,9 +27,8 @@ def random_permutation(size: int, seed: int, purpose: str, *counters: int) -> np
     It ranks the raw output of a Philox generator (Salmon et al., 2011), which numpy keeps stable between versions,
     unlike ``Generator.permutation``. Streams of different ``counters``, at most two numbers, never overlap.
     """
-    key = np.frombuffer(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest(), dtype="<u8").astype(
-        np.uint64
-    )
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
+    key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
     high = np.array([*counters, 0, 0][:2], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=np.concatenate([np.zeros(2, dtype=np.uint64), high]))
     return np.argsort(generator.random_raw(size), kind="stable")

@@ -80,9 +80,8 @@ def retrieval_items(dataset: ShardedDataset) -> RetrievalItems:
         if record.query is not None:
             queries.add(sample, identity, number_of(identity), record.query)
             keys.append(key)
-            listed.append(
-                None if record.candidates is None else np.array([*map(number_of, record.candidates)], dtype=np.int64)
-            )
+            own = record.candidates
+            listed.append(None if own is None else np.array([*map(number_of, own)], dtype=np.int64))
     if not keys:
         raise UserError(
             f"The evaluation data {dataset.path} holds no query, only targets to search in; build it from records "
@@ -117,9 +116,8 @@ class _Side:
         _, group, sizes = np.unique(contents, return_inverse=True, return_counts=True)
         open_rows = np.flatnonzero((sizes[group] > 1) & (np.array(self._pictures) > 0))
         samples = np.array(self._samples)
-        contents[open_rows] = list(
-            map(self._read_content, samples[open_rows], dataset.raw_many(samples[open_rows].tolist()))
-        )
+        unsure = samples[open_rows]
+        contents[open_rows] = list(map(self._read_content, unsure, dataset.raw_many(unsure.tolist())))
         rows = np.sort(np.unique(contents, return_index=True)[1])
         return Items(samples[rows], np.array(self._ids)[rows])
 
@@ -129,9 +127,8 @@ class _Side:
             return identity_number(f"damaged\0{sample}")
         _, record, members = found
         side = getattr(record, self.name)
-        return identity_number(
-            f"{record.target_id}\0{content_identity(side.text, [members.get(name, b'') for name in side.images])}"
-        )
+        pictures = [members.get(name, b"") for name in side.images]
+        return identity_number(f"{record.target_id}\0{content_identity(side.text, pictures)}")
 
 
 def _find_candidates(

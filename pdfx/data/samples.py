@@ -159,9 +159,8 @@ def _any_members(data: bytes, place: Place) -> list[tuple[str, bytes]]:
         raise
     # tarfile meets damaged bytes with many types of exception (TarError, OSError, ValueError, RecursionError, ...).
     except Exception as error:
-        raise place.error(
-            "", f"its bytes are not a sound tar ({' '.join(str(error).split())[:200] or type(error).__name__})"
-        ) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise place.error("", f"its bytes are not a sound tar ({reason})") from error
     if stop != len(data):  # tarfile takes a damaged header for the end
         raise place.error("", f"its bytes are not a sound tar (after {stop} of {len(data)} bytes there is no member)")
     return members
@@ -183,9 +182,8 @@ def parse_head(head: bytes, place: Place) -> tuple[str, Record] | None:
 def parse_record(data: bytes, key: str, place: Place) -> Record:
     """The record of a JSON member, with every ``target_id``. Raises SampleError if it is none of a shard."""
     if len(data) > _MOST_RECORD_BYTES:
-        raise place.error(
-            key, f"its record has {len(data)} bytes, more than the {_MOST_RECORD_BYTES} that are read of one"
-        )
+        reason = f"its record has {len(data)} bytes, more than the {_MOST_RECORD_BYTES} that are read of one"
+        raise place.error(key, reason)
     try:
         record = Record.model_validate_json(data)
     except ValidationError as error:

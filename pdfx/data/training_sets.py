@@ -106,9 +106,8 @@ class Sequence:
         start = Start.from_plain(state["start"])
         if state["sub_batch_pairs"] == self._sub_batch:
             return start
-        return Mixture(self._orders, self.quotas, state["sub_batch_pairs"], self._seed, start).restart(
-            int(state["samples"])
-        )
+        before = Mixture(self._orders, self.quotas, state["sub_batch_pairs"], self._seed, start)
+        return before.restart(int(state["samples"]))
 
     def _check(self, state: dict) -> None:
         names, saved = [own.name for own in self.sets], [entry["name"] for entry in state["data_sets"]]

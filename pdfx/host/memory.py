@@ -36,9 +36,8 @@ def group_room(group: Path, version: int) -> list[int]:
     try:
         statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
         dropped = sum(int(statistics.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-        return [
-            int((group / limit).read_text(encoding="ascii")) - int((group / use).read_text(encoding="ascii")) + dropped
-        ]
+        most, used = (int((group / name).read_text(encoding="ascii")) for name in (limit, use))
+        return [most - used + dropped]
     except (OSError, ValueError):
         # No such file at the root of all groups, and the word "max" if there is no limit.
         return []

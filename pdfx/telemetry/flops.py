@@ -61,9 +61,8 @@ class StepCost:
         size = min(chunk_paths or config.paths, config.paths)
         self.path_groups = [min(size, config.paths - start) for start in range(0, config.paths, size)]
         text, vision = config.backbone.get_text_config(), config.backbone.vision_config
-        width = text.num_attention_heads * (
-            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        )
+        heads = text.num_attention_heads
+        width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
         layers, first = embedder.decoder.layers, min(config.prefix_layers, default=0)
         self.trunk = part_of(layers[:first], width * first, True)
         self.upper = part_of(layers[first:], width * (len(layers) - first), True)
@@ -103,9 +102,8 @@ class StepCost:
             rows, pairs, merged = self.vision_rows(inputs)
             works += [(self.tower, rows, pairs)] if self.tower_counts else []
             works += [(self.projector, merged, 0)] if self.projector_counts else []
-        return sum(part.forward(rows, pairs) for part, rows, pairs in works), sum(
-            part.backward(rows, pairs) for part, rows, pairs in works
-        )
+        forward = sum(part.forward(rows, pairs) for part, rows, pairs in works)
+        return forward, sum(part.backward(rows, pairs) for part, rows, pairs in works)
 
     def vision_rows(self, inputs: dict[str, torch.Tensor]) -> tuple[int, int, int]:
         """Rows and attention pairs of the vision tower, and rows of the projector."""
@@ -129,9 +127,8 @@ def padding_share(batch: Batch, embedder: ParallelEmbedder, device: torch.device
     if uses_flash(embedder.config.attention, torch.empty(0, device=device, dtype=embedder.dtype)):
         return 0.0
     packings = [Packing(chunk.inputs["attention_mask"], torch.zeros(1, dtype=torch.long)) for chunk in batch.chunks]
-    return 1 - sum(packing.tokens for packing in packings) / sum(
-        packing.tokens / (1 - packing.padding_share) for packing in packings
-    )
+    places = sum(packing.tokens / (1 - packing.padding_share) for packing in packings)
+    return 1 - sum(packing.tokens for packing in packings) / places
 
 
 def part_of(module: nn.Module, attention: int, reached: bool, without: Collection[nn.Module] = ()) -> ModuleGroup:
@@ -139,9 +136,8 @@ def part_of(module: nn.Module, attention: int, reached: bool, without: Collectio
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     weights = [child.weight for child in module.modules() if isinstance(child, kinds) and child not in without]
     sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in weights]
-    return ModuleGroup(
-        sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained), attention, reached
-    )
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return ModuleGroup(sum(size for size, _ in sizes), trained, attention, reached)
 
 
 SIDE = 8192

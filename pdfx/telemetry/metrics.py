@@ -126,11 +126,9 @@ def step_line(step: int, total_steps: int, metrics: dict[str, float], timings: d
 
 def write_record(stream, record: dict) -> None:
     """One JSON line, handed to the system at once. A value that is not finite becomes null: JSON has no NaN."""
-    clean = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
-    }
+    bad = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
     with naming(stream.name):
-        stream.write(json.dumps(clean) + "\n")
+        stream.write(json.dumps(record | dict.fromkeys(bad)) + "\n")
         stream.flush()
 
 
