@@ -55,8 +55,7 @@ def checkpoints(
 ) -> None:
     """List a run's checkpoints: step, size, age, whether each is whole and which is best. Ends with 1 if one is not
     whole."""
-    from pdfx.checkpoint.listing import list_checkpoints, table_of
-    from pdfx.checkpoint.retention import Retention, retention_of
+    from pdfx.checkpoint.retention import Retention, list_checkpoints, retention_of, table_of
     from pdfx.config import load_config
 
     alone = prints_json(json_file)

@@ -6,7 +6,7 @@ import pytest
 from checkpoint.made import flip, make_checkpoint
 
 from pdfx.checkpoint.directory import PARTIAL
-from pdfx.checkpoint.listing import age_text, size_text
+from pdfx.checkpoint.retention import age_text, size_text
 from pdfx.cli.app import main
 from pdfx.config import dump_config, parse_config
 from pdfx.config.run_files import CHECKPOINTS
