@@ -1,5 +1,4 @@
-"""The checkpoints of a run: which stay (the newest, every so many steps one, the best), which one a user means, and a list
-of them for people."""
+"""The checkpoints of a run: which stay (newest, every so many steps one, best), which a user means, and their list."""
 
 from __future__ import annotations
 
