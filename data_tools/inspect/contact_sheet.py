@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_tools.build.ordered_workers import drawn_samples
 from pdfx.data.shards import SampleError, ShardedDataset
@@ -19,26 +19,6 @@ PICTURES = 4
 THUMBNAIL = 240
 """Longest side in pixels."""
 TEXT_CHARACTERS = 2000
-
-
-@dataclass(frozen=True)
-class ShownSide:
-    """A query or a target as the page shows it; ``images`` holds data URIs."""
-
-    name: str
-    label: str
-    text: str = ""
-    images: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class SampleCard:
-    """One sample; ``problem`` takes the place of its sides if it cannot be used."""
-
-    key: str
-    note: str = ""
-    sides: list[ShownSide] = field(default_factory=list)
-    problem: str = ""
 
 
 def write_contact_sheet(
@@ -87,24 +67,26 @@ def write_contact_sheet(
     return len(numbers)
 
 
-def _card(dataset: ShardedDataset, number: int) -> SampleCard:
+def _card(dataset: ShardedDataset, number: int) -> dict[str, Any]:
+    """One sample for the template; ``problem`` takes the place of its sides if it cannot be used."""
     try:
         sample = dataset.read(number)
     except SampleError as error:
-        return SampleCard(error.key or f"sample {number}", problem=str(error))
+        return {"key": error.key or f"sample {number}", "note": "", "sides": [], "problem": str(error)}
     count = len(sample.negatives)
     note = f"{count} hard negative{'s' if count > 1 else ''}" if count else ""
-    return SampleCard(sample.key, note, [_shown("query", sample.query), _shown("target", sample.target)])
+    sides = [_shown("query", sample.query), _shown("target", sample.target)]
+    return {"key": sample.key, "note": note, "sides": sides, "problem": ""}
 
 
-def _shown(name: str, item: dict | None) -> ShownSide:
+def _shown(name: str, item: dict | None) -> dict[str, Any]:
+    """A query or target for the template; ``images`` holds data URIs."""
     if item is None:
-        return ShownSide(name, f"no {name}")
+        return {"name": name, "label": f"no {name}", "text": "", "images": []}
     count, text = len(item["images"]), item["text"]
-    text = text if len(text) <= TEXT_CHARACTERS else text[: TEXT_CHARACTERS - 1] + "\u2026"
-    return ShownSide(
-        name,
-        f"{name} \u00b7 {count} pictures" if count > 1 else name,
-        text,
-        [thumbnail(image, THUMBNAIL) for image in item["images"][:PICTURES]],
-    )
+    return {
+        "name": name,
+        "label": f"{name} \u00b7 {count} pictures" if count > 1 else name,
+        "text": text if len(text) <= TEXT_CHARACTERS else text[: TEXT_CHARACTERS - 1] + "\u2026",
+        "images": [thumbnail(image, THUMBNAIL) for image in item["images"][:PICTURES]],
+    }

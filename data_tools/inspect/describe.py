@@ -13,8 +13,8 @@ from data_tools.build.ordered_workers import WorkUnit, drawn_samples, share_out,
 from data_tools.inspect.measure import (
     CONTENTS,
     MEASURES,
+    SIDES,
     UNDETERMINED,
-    SideTally,
     Tally,
     distinct_and_sharing,
     quantiles,
@@ -42,18 +42,14 @@ def describe_shards(
 
     Returns:
         ``shards``, ``samples``, ``bytes``, ``fingerprint``, ``samples_per_shard`` and ``bytes_per_shard`` (quantiles);
-        ``unusable`` (samples that could not be read, and enter nothing below), ``without_query``,
-        ``negatives_per_sample`` (quantiles); ``targets`` (distinct target_ids) and ``samples_sharing_target`` (samples
-        whose target_id another sample bears too);
-        ``duplicates``: for queries, targets, pairs and pictures, compared by content, how many ``distinct`` ones there
-            are and how many are
-        ``sharing`` theirs with another;
-        ``language_samples`` (how many samples the languages were looked for in); and ``sides``: for each of query,
-        target and negatives ``items``, ``text_only``, ``image_only``, ``text_and_image``, ``image_formats`` and
-        ``languages`` (counts by name, the most frequent first), and the quantiles of ``text_characters`` and
-        ``text_words`` (over items with text), ``images_per_item`` (over items with images), ``image_width``,
-        ``image_height`` in pixels and ``image_kilobytes``, all as stored. Quantiles are null if there is nothing to
-        count.
+        ``unusable`` (samples that could not be read, which enter nothing below), ``without_query``,
+        ``negatives_per_sample`` (quantiles); ``targets`` (distinct target_ids), ``samples_sharing_target`` (samples
+        whose target_id another sample has too); ``duplicates`` (for queries, targets, pairs and pictures, by content:
+        how many are ``distinct``, and how many are ``sharing`` theirs with another); ``language_samples``; and
+        ``sides``: for each of query, target and negatives ``items``, ``text_only``, ``image_only``, ``text_and_image``,
+        ``image_formats`` and ``languages`` (counts by name, the most frequent first), and the quantiles of
+        ``MEASURES`` (texts over items with text, images over items with images; pixels and kilobytes as stored).
+        Quantiles are None if there is nothing to count.
 
     Raises:
         UserError: the directory is not a complete directory of shards.
@@ -65,7 +61,7 @@ def describe_shards(
         total.add(tally)
         if progress:
             progress(part.first + part.stop - part.start, len(dataset))
-    target_ids = distinct_and_sharing(total.target_ids)
+    target_ids = distinct_and_sharing(total.contents["target_ids"])
     return {
         "shards": len(dataset.shards),
         "samples": len(dataset),
@@ -73,14 +69,14 @@ def describe_shards(
         "fingerprint": dataset.fingerprint,
         "samples_per_shard": quantiles(Counter(entry.samples for entry in dataset.index.shards), QUANTILES),
         "bytes_per_shard": quantiles(Counter(entry.bytes for entry in dataset.index.shards), QUANTILES),
-        "unusable": total.unusable,
-        "without_query": total.without_query,
-        "negatives_per_sample": quantiles(total.negatives, QUANTILES),
+        "unusable": total.counts["samples", "unusable", True],
+        "without_query": total.counts["samples", "without_query", True],
+        "negatives_per_sample": quantiles(total.of("samples", "negatives"), QUANTILES),
         "targets": target_ids["distinct"],
         "samples_sharing_target": target_ids["sharing"],
         "duplicates": {name: distinct_and_sharing(total.contents[name]) for name in CONTENTS},
         "language_samples": len(drawn),
-        "sides": {side: _side_summary(tally) for side, tally in total.sides.items()},
+        "sides": {side: _side_summary(total, side) for side in SIDES},
     }
 
 
@@ -99,13 +95,14 @@ class _Reader:
         return tally
 
 
-def _side_summary(tally: SideTally) -> dict:
+def _side_summary(tally: Tally, side: str) -> dict:
+    kinds = tally.of(side, "kinds")
     return {
-        "items": tally.kinds.total(),
-        **{kind: tally.kinds[kind] for kind in ("text_only", "image_only", "text_and_image")},
-        "image_formats": _by_frequency(tally.formats),
-        "languages": _by_frequency(tally.languages),
-        **{name: quantiles(tally.measures[name], QUANTILES) for name in MEASURES},
+        "items": kinds.total(),
+        **{kind: kinds[kind] for kind in ("text_only", "image_only", "text_and_image")},
+        "image_formats": _by_frequency(tally.of(side, "formats")),
+        "languages": _by_frequency(tally.of(side, "languages")),
+        **{name: quantiles(tally.of(side, name), QUANTILES) for name in MEASURES},
     }
 
 

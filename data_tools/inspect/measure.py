@@ -5,8 +5,10 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -26,6 +28,8 @@ SIDES = ("query", "target", "negatives")
 MEASURES = ("text_characters", "text_words", "images_per_item", "image_width", "image_height", "image_kilobytes")
 CONTENTS = ("queries", "targets", "pairs", "pictures")
 """What is compared by content: text and images' bytes of a side, or of both, and the bytes of single pictures."""
+_Picture = tuple[bytes, str, tuple[int, int]]
+"""Bytes, extension, and (width, height)."""
 
 
 def language_of(text: str) -> str:
@@ -46,58 +50,27 @@ def _identifier() -> LanguageIdentifier:
 
 
 @dataclass
-class SideTally:
-    """Counts over the items of one side: by kind, by value of each of ``MEASURES``, by pictures' format, and by
-    language of the texts looked at."""
-
-    kinds: Counter = field(default_factory=Counter)
-    measures: dict[str, Counter] = field(default_factory=lambda: {name: Counter() for name in MEASURES})
-    formats: Counter = field(default_factory=Counter)
-    languages: Counter = field(default_factory=Counter)
-
-    def add(self, other: SideTally) -> None:
-        self.kinds.update(other.kinds)
-        self.formats.update(other.formats)
-        self.languages.update(other.languages)
-        for name, counts in other.measures.items():
-            self.measures[name].update(counts)
-
-    def count(self, side: Side, pictures: list[tuple[bytes, str, tuple[int, int]]]) -> None:
-        """``pictures``: bytes, extension, and (width, height) of each of the side's images."""
-        self.kinds["text_and_image" if side.text and side.images else "text_only" if side.text else "image_only"] += 1
-        if side.text:
-            self.measures["text_characters"][len(side.text)] += 1
-            self.measures["text_words"][len(side.text.split())] += 1
-        if pictures:
-            self.measures["images_per_item"][len(pictures)] += 1
-        for data, extension, (width, height) in pictures:
-            self.formats[extension] += 1
-            self.measures["image_width"][width] += 1
-            self.measures["image_height"][height] += 1
-            self.measures["image_kilobytes"][-(-len(data) // 1000)] += 1
-
-
-@dataclass
 class Tally:
-    """Counts over samples. ``contents`` and ``target_ids`` hold one signed 64-bit number per sample, per picture for
-    "pictures"."""
+    """Counts over samples.
 
-    unusable: int = 0
-    without_query: int = 0
-    sides: dict[str, SideTally] = field(default_factory=lambda: {side: SideTally() for side in SIDES})
-    negatives: Counter = field(default_factory=Counter)
-    contents: dict[str, array] = field(default_factory=lambda: {name: array("q") for name in CONTENTS})
-    target_ids: array = field(default_factory=lambda: array("q"))
+    Attributes:
+        counts: by (side, name, value). Of a side of ``SIDES``, the names are ``kinds``, ``formats``, ``languages`` and
+            ``MEASURES``; of ``samples``, they are ``unusable``, ``without_query`` and ``negatives``.
+        contents: one signed 64-bit number per sample, for each of ``CONTENTS`` and for ``target_ids``; per picture for
+            ``pictures``.
+    """
+
+    counts: Counter[tuple[str, str, Any]] = field(default_factory=Counter)
+    contents: dict[str, array] = field(default_factory=lambda: {name: array("q") for name in (*CONTENTS, "target_ids")})
 
     def add(self, other: Tally) -> None:
-        self.unusable += other.unusable
-        self.without_query += other.without_query
-        self.negatives.update(other.negatives)
-        self.target_ids += other.target_ids
-        for name in CONTENTS:
-            self.contents[name] += other.contents[name]
-        for name, side in other.sides.items():
-            self.sides[name].add(side)
+        self.counts.update(other.counts)
+        for name, numbers in other.contents.items():
+            self.contents[name] += numbers
+
+    def of(self, side: str, name: str) -> Counter:
+        """How often each value was counted."""
+        return Counter({key[2]: count for key, count in self.counts.items() if key[:2] == (side, name)})
 
     def count(self, shard: Shard, row: int, with_language: bool) -> None:
         """Count a sample; one that cannot be read, or whose pictures have no sound header, is only counted as
@@ -106,30 +79,43 @@ class Tally:
             _, record, members = shard.raw(row)
             pictures = {prefix: [_picture(members[name]) for name in side.images] for prefix, side in record.sides()}
         except (SampleError, ImageError, KeyError):
-            self.unusable += 1
+            self.counts["samples", "unusable", True] += 1
             return
-        self.without_query += record.query is None
-        self.negatives[len(record.negatives)] += 1
-        self.target_ids.append(identity_number(record.target_id or ""))
+        self.counts["samples", "without_query", record.query is None] += 1
+        self.counts["samples", "negatives", len(record.negatives)] += 1
         self._count_contents(record, pictures)
         for prefix, side in record.sides():
-            tally = self.sides[prefix.partition(".")[0]]
-            tally.count(side, pictures[prefix])
+            name = prefix.partition(".")[0]
+            self.counts.update((name, *found) for found in _side_values(side, pictures[prefix]))
             if with_language and side.text:
-                tally.languages[language_of(side.text)] += 1
+                self.counts[name, "languages", language_of(side.text)] += 1
 
-    def _count_contents(self, record: Record, pictures: dict[str, list[tuple[bytes, str, tuple[int, int]]]]) -> None:
+    def _count_contents(self, record: Record, pictures: dict[str, list[_Picture]]) -> None:
         identities = {
             prefix: content_identity(side.text, [data for data, _, _ in pictures[prefix]])
             for prefix, side in record.sides()
         }
-        self.contents["targets"].append(identity_number(identities["target"]))
+        found = [("target_ids", record.target_id or ""), ("targets", identities["target"])]
         if record.query is not None:
-            self.contents["queries"].append(identity_number(identities["query"]))
-            self.contents["pairs"].append(identity_number(identities["query"] + identities["target"]))
-        for of_side in pictures.values():
-            for data, _, _ in of_side:
-                self.contents["pictures"].append(identity_number(content_identity("", [data])))
+            found += [("queries", identities["query"]), ("pairs", identities["query"] + identities["target"])]
+        found += [("pictures", content_identity("", [data])) for side in pictures.values() for data, _, _ in side]
+        for name, identity in found:
+            self.contents[name].append(identity_number(identity))
+
+
+def _side_values(side: Side, pictures: list[_Picture]) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what is counted of an item."""
+    yield "kinds", "text_and_image" if side.text and side.images else "text_only" if side.text else "image_only"
+    if side.text:
+        yield "text_characters", len(side.text)
+        yield "text_words", len(side.text.split())
+    if pictures:
+        yield "images_per_item", len(pictures)
+    for data, extension, (width, height) in pictures:
+        yield "formats", extension
+        yield "image_width", width
+        yield "image_height", height
+        yield "image_kilobytes", -(-len(data) // 1000)
 
 
 def distinct_and_sharing(numbers: array) -> dict[str, int]:
@@ -152,5 +138,5 @@ def quantiles(counts: Counter, percents: dict[str, int]) -> dict[str, int] | Non
     }
 
 
-def _picture(data: bytes) -> tuple[bytes, str, tuple[int, int]]:
+def _picture(data: bytes) -> _Picture:
     return data, *image_header(data)

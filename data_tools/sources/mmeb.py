@@ -33,19 +33,17 @@ TRAINING = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "
 EVALUATION = ("qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path")
 """The newer files hold the instructions apart (``qry_inst``, ``tgt_inst``); the older ones within the texts."""
 _IDENTITY_BYTES = 8
-"""Lists of candidates are long, so identities are short: 11 letters. Where shards are read, they are hashed to as many
-bits."""
+"""Lists of candidates are long, so an identity has 11 characters; readers of shards hash it to 64 bits anyway."""
 _PART_OF_SPLIT = re.compile(r"-[0-9]+-of-[0-9]+$")
 
 
 class MmebSource(RowsSource):
     """Records of one data set of MMEB; which of the two layouts it has follows from its columns.
 
-    Training: a query, its target, and a hard negative if there is one. Evaluation: a query and the list of its
-    candidates, of which the first is right; each query gives a record with ``candidates``, and after these each
-    candidate that is not the target of a query gives one without a query. A candidate is known by its text and the path
-    of its image, so equal ones are one, whichever list they stand in. Markers such as ``<|image_1|>`` are taken out of
-    all texts.
+    Training data: each row is a query, its target, and hard negatives if there are any. Evaluation data: each row is a
+    query and its candidates, of which the first is right; it gives a record with ``candidates``. Each candidate that is
+    no query's target then gives a record without a query. Candidates with the same text and image path are the same
+    one, also across rows. Markers such as ``<|image_1|>`` are removed from all texts.
 
     Args:
         paths: parquet or JSONL: a file, several files, or the directory of one data set.
@@ -87,20 +85,19 @@ class MmebSource(RowsSource):
         return {"query": query, "target": target, "negatives": negatives}
 
     def _queries_and_candidates(self) -> Iterator[SourceRecord]:
-        asked: set[str] = set()
-        wanted: set[str] = set()
+        targets: set[str] = set()
+        candidates: set[str] = set()
         for row in self.rows.read(0, self.used):
             source = as_record(row, _query_fields)
             if source.record is not None:
-                asked.add(source.record.target_id or "")
-                wanted.update(source.record.candidates or ())
+                targets.add(source.record.target_id or "")
+                candidates.update(source.record.candidates or ())
             yield source
-        wanted -= asked
-        if wanted:
-            yield from self._candidates(wanted)
+        if others := candidates - targets:
+            yield from self._candidates(others)
 
     def _candidates(self, wanted: set[str]) -> Iterator[SourceRecord]:
-        """Each candidate of these identities, as it first comes."""
+        """A record without a query for each of these identities, from the first row that has it."""
         for row in self.rows.read(0, self.used):
             try:
                 candidates = _candidates_of(row.values or {})
@@ -110,7 +107,7 @@ class MmebSource(RowsSource):
                 if identity in wanted:
                     wanted.remove(identity)
                     of_candidate = Row(f"{row.origin} candidate {place + 1}", {}, raw=raw_of(side))
-                    yield as_record(of_candidate, partial(_alone, identity, side))
+                    yield as_record(of_candidate, partial(_without_query, identity, side))
 
 
 def _query_fields(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
@@ -122,7 +119,7 @@ def _query_fields(values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
 
 
 def _candidates_of(values: dict[str, Any]) -> dict[str, tuple[int, dict[str, Any]]]:
-    """Place in the lists and content of each candidate, by identity; the first is the right one.
+    """By identity, each candidate's place in the lists and its content; the first is the right one.
 
     Raises:
         FieldError: there is none, or one cannot be used.
@@ -144,7 +141,7 @@ def _candidates_of(values: dict[str, Any]) -> dict[str, tuple[int, dict[str, Any
 
 @lru_cache(maxsize=1 << 16)
 def _candidate(text: str, image: str) -> tuple[str, dict[str, Any]]:
-    """Identity and content; the same few stand in list after list. May raise FieldError."""
+    """Identity and content; cached, since rows share most of their candidates. May raise FieldError."""
     side = _side(text, image, "tgt_text", "tgt_img_path", Pictures())
     digest = hashlib.blake2b(digest_size=_IDENTITY_BYTES)
     for part in (side["text"], image):
@@ -153,8 +150,8 @@ def _candidate(text: str, image: str) -> tuple[str, dict[str, Any]]:
 
 
 def _places(values: dict[str, Any], text_field: str, image_field: str) -> list[tuple[Any, Any]]:
-    """(text, path of an image) at each place of two lists of one length; a plain value is a list of one, and an empty
-    list fits any other."""
+    """(text, path of an image) pairs from two lists of the same length; a plain value counts as a list of one, and one
+    of the lists may be empty."""
     texts, images = (
         value if isinstance(value, list) else [] if is_missing(value) else [value]
         for value in (values.get(text_field), values.get(image_field))
@@ -178,7 +175,7 @@ def _side(text: Any, image: Any, text_field: str, image_field: str, pictures: Pi
     return side_of(without_markers(text), names, f"{text_field}', '{image_field}")
 
 
-def _alone(identity: str, side: dict[str, Any], values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+def _without_query(identity: str, side: dict[str, Any], values: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
     return {"target": side, "target_id": identity}
 
 

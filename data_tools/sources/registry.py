@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Option:
     parse: Callable[[str], Any] = str
 
 
-def one_of(*values: str) -> Callable[[str], str]:
+def _one_of(*values: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in values:
             raise ValueError(f"it must be {', '.join(values[:-1])} or {values[-1]}")
@@ -40,22 +41,18 @@ def one_of(*values: str) -> Callable[[str], str]:
     return parse
 
 
-def yes_or_no(text: str) -> bool:
-    return one_of("yes", "no")(text) == "yes"
+def _yes_or_no(text: str) -> bool:
+    return _one_of("yes", "no")(text) == "yes"
 
 
-def number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError("it must be a number")
-    return value
+def _number(text: str) -> float:
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise ValueError("it must be a number")
 
 
-def whole_number(text: str) -> int:
-    """A whole number from 0 on."""
+def _whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise ValueError("it must be a whole number, 0 or more")
     return int(text)
@@ -69,24 +66,26 @@ class Format:
         summary: what it is, in a few words.
         source: where its importer is: module and class.
         options: what can be set, by name; each is an argument of the class.
+        columns: by which the format is known: a table has all columns of one of the sets.
     """
 
     summary: str
     source: str
     options: dict[str, Option] = field(default_factory=dict)
+    columns: tuple[set[str], ...] = ()
 
     def open(self, path: Path, values: dict) -> Source:
         module, _, name = self.source.partition(":")
         return getattr(importlib.import_module(f".{module}", __package__), name)(path, **values)
 
 
-_MOST_NEGATIVES = Option("so many hard negatives of each record are kept; all by default", whole_number)
+_MOST_NEGATIVES = Option("so many hard negatives of each record are kept; all by default", _whole_number)
 _POSITIVES = Option(
     "'first' (default): one record, with the first positive; 'each': one record for each positive",
-    one_of("first", "each"),
+    _one_of("first", "each"),
 )
 _DELIMITER = Option("what separates the cells of CSV; a comma by default, a tab in .tsv files")
-_QUOTES = Option("'no' if quotation marks in CSV and TSV are part of the text", yes_or_no)
+_QUOTES = Option("'no' if quotation marks in CSV and TSV are part of the text", _yes_or_no)
 
 FORMATS: dict[str, Format] = {
     "jsonl": Format("one record per line, with the project's own keys (.jsonl, .jsonl.gz)", "jsonl:JsonlSource"),
@@ -94,11 +93,11 @@ FORMATS: dict[str, Format] = {
         "a folder of pictures with captions in text files beside them, or in Hugging Face's metadata files",
         "folder:FolderSource",
         {
-            "query": Option("which side is the query: 'text' (default) or 'image'", one_of("text", "image")),
+            "query": Option("which side is the query: 'text' (default) or 'image'", _one_of("text", "image")),
             "captions": Option(
                 "'file' (default): a text file is one caption; 'lines': each of its lines is one; 'first': its first "
                 "line is the only one",
-                one_of("file", "lines", "first"),
+                _one_of("file", "lines", "first"),
             ),
             "text": Option("column of captions in metadata files"),
         },
@@ -132,11 +131,12 @@ FORMATS: dict[str, Format] = {
             ),
             "images": Option("those columns whose texts are paths of pictures, separated by commas"),
             "label": Option("column that says how similar a pair is; 'none': every row is a positive pair"),
-            "min_label": Option("lowest label of a positive pair; needed if there are labels", number),
+            "min_label": Option("lowest label of a positive pair; needed if there are labels", _number),
             "negatives": _MOST_NEGATIVES,
             "delimiter": _DELIMITER,
             "quotes": _QUOTES,
         },
+        ({"anchor", "positive"},),
     ),
     "swift": Format(
         "ms-swift's JSONL for embedding models: messages, positive_messages, negative_messages, each with images",
@@ -144,8 +144,11 @@ FORMATS: dict[str, Format] = {
         {
             "positives": _POSITIVES,
             "negatives": _MOST_NEGATIVES,
-            "min_label": Option("lowest label of a positive pair, for lines that have a label; 0.5 by default", number),
+            "min_label": Option(
+                "lowest label of a positive pair, for lines that have a label; 0.5 by default", _number
+            ),
         },
+        ({"messages", "positive_messages"},),
     ),
     "tevatron": Format(
         "Tevatron's queries, which name positives and negatives by id, and its corpus",
@@ -153,15 +156,16 @@ FORMATS: dict[str, Format] = {
         {
             "corpus": Option("file or directory of the documents"),
             "documents": Option(
-                "'named' (default), or 'all': the rest of the corpus too, to be searched in", one_of("named", "all")
+                "'named' (default), or 'all': the rest of the corpus too, to be searched in", _one_of("named", "all")
             ),
             "positives": _POSITIVES,
             "negatives": _MOST_NEGATIVES,
             "missing_negatives": Option(
                 "'problem' (default): a query that names one is not used; 'skip': it is, without it",
-                one_of("problem", "skip"),
+                _one_of("problem", "skip"),
             ),
         },
+        ({"positive_document_ids"}, {"positive_passages"}),
     ),
     "mmeb": Format(
         "one data set of MMEB's training or evaluation data, on which VLM2Vec is trained and evaluated",
@@ -171,6 +175,7 @@ FORMATS: dict[str, Format] = {
                 "which of several splits in a directory is read, such as 'original' or 'diverse_instruction'"
             )
         },
+        ({"qry", "pos_text"}, {"qry_text", "tgt_text"}),
     ),
 }
 
@@ -187,16 +192,14 @@ def open_source(name: str, path: Path, options: Mapping[str, str] | None = None)
     """
     if not path.exists():
         raise UserError(f"There is no input {path}; name a file or a directory of records.")
-    chosen = guess_format(path, list(FORMATS)) if name == "auto" else name
+    chosen = _guess_format(path) if name == "auto" else name
     format = find_format(chosen)
     values = {}
     for option, text in (options or {}).items():
         if option not in format.options:
-            hint = (
-                f"did you mean '{nearest(option, format.options)}'? It has {', '.join(format.options)}."
-                if format.options
-                else "it has none."
-            )
+            hint = "it has none."
+            if format.options:
+                hint = f"did you mean '{nearest(option, format.options)}'? It has {', '.join(format.options)}."
             raise UserError(f"The format {chosen} has no option '{option}'; {hint}")
         try:
             values[option] = format.options[option].parse(text)
@@ -215,53 +218,35 @@ def find_format(name: str) -> Format:
     return FORMATS[name]
 
 
-COLUMNS_OF_FORMATS: dict[str, tuple[set[str], ...]] = {
-    "swift": ({"messages", "positive_messages"},),
-    "tevatron": ({"positive_document_ids"}, {"positive_passages"}),
-    "mmeb": ({"qry", "pos_text"}, {"qry_text", "tgt_text"}),
-    "columns": ({"anchor", "positive"},),
-}
-"""The columns by which formats are known: all of one of the sets. Formats that come first are asked first."""
-
-
-def guess_format(path: Path, formats: list[str]) -> str:
-    """The name of the path's format.
-
-    Args:
-        formats: the names there are, for messages.
-
-    Raises:
-        UserError: it is not clear, or a file cannot be read.
-    """
+def _guess_format(path: Path) -> str:
+    """The name of the path's format. Raises UserError if it is not clear, or a file cannot be read."""
     if path.is_dir() and _is_folder_of_pictures(path):
         return "folder"
     if not path.is_dir() and not has_ending(path, TABLE_ENDINGS):
         raise UserError(
-            f"The format of {path} is not clear from its name; give it with --format: {', '.join(formats)}."
+            f"The format of {path} is not clear from its name; give it with --format: {', '.join(FORMATS)}."
         )
     rows = open_rows(path)
     columns = set(rows.columns)
-    for name, alternatives in COLUMNS_OF_FORMATS.items():
-        if any(alternative <= columns for alternative in alternatives):
+    # From the last on: a table in a layout of its own may also have the columns of sentence-transformers.
+    for name, format in reversed(FORMATS.items()):
+        if any(alternative <= columns for alternative in format.columns):
             return name
     # Lines of which not one can be read are reported one by one by the project's own format.
     if has_ending(rows.files[0], JSONL_ENDINGS) and ("target" in columns or not columns):
         return "jsonl"
     raise UserError(
-        f"The format of {path} is not clear from its columns ({listed(rows.columns)}); name them, as in --format "
-        "table --option query.text=COLUMN "
-        f"--option target.text=COLUMN, or give another one of {', '.join(formats)} with --format."
+        f"The format of {path} is not clear from its columns ({listed(rows.columns)}); name them, as in --format table "
+        "--option query.text=COLUMN --option target.text=COLUMN, or give another one of "
+        f"{', '.join(FORMATS)} with --format."
     )
 
 
 def _is_folder_of_pictures(directory: Path) -> bool:
     names = [path.name for path in directory.iterdir()]
-    if any(name in METADATA_NAMES for name in names):
-        return True
-    if any(has_ending(Path(name), TABLE_ENDINGS) for name in names):
+    if not any(name in METADATA_NAMES for name in names) and any(
+        has_ending(Path(name), TABLE_ENDINGS) for name in names
+    ):
         return False
-    return any(
-        is_picture(name) or name.lower().endswith(UNREAD_ENDINGS) or name in METADATA_NAMES
-        for _, inner in listings(directory)
-        for name in inner
-    )
+    inner = (name for _, names in listings(directory) for name in names)
+    return any(is_picture(name) or name.lower().endswith(UNREAD_ENDINGS) or name in METADATA_NAMES for name in inner)
