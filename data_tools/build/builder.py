@@ -14,12 +14,11 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-from data_tools.build.assembly import Assembly
+from data_tools.build.assembly import QUARANTINE_NAME, Assembly, first_reasons
 from data_tools.build.deduplicate import EvaluationSet
 from data_tools.build.journal import JOURNAL_NAME, START_OVER, Journal, chained
 from data_tools.build.ordered_workers import run_in_order
 from data_tools.build.pack import Packer
-from data_tools.build.quarantine import QUARANTINE_NAME, first_reasons
 from data_tools.build.settings import BuildSettings
 from data_tools.sources.base import Source, SourceRecord
 from data_tools.sources.jsonl import JsonlSource

@@ -185,8 +185,8 @@ def build(
 def _build(
     source: Path, format: str, options: dict[str, str], images: Path | None, out: Path, settings: BuildSettings
 ) -> BuildSummary:
+    from data_tools.build.assembly import TooManyBadRecords
     from data_tools.build.builder import build as build_shards
-    from data_tools.build.quarantine import TooManyBadRecords
     from data_tools.sources.registry import open_source
 
     with one_sentence_when_interrupted("the same command resumes where it stopped"), ProgressBar() as bar:
@@ -202,8 +202,8 @@ def _build(
 
 
 def _summary_lines(out: Path, summary: BuildSummary, drop_leaked: bool) -> Iterator[str]:
+    from data_tools.build.assembly import LEFT_OUT
     from data_tools.build.builder import counts_by_kind
-    from data_tools.build.quarantine import LEFT_OUT
 
     state = " was complete already" if summary.was_finished else ""
     yield (

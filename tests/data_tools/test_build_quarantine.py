@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_shards import picture, write_records
 
+from data_tools.build.assembly import BadShare, TooManyBadRecords
 from data_tools.build.builder import BuildSettings, build, build_shards
-from data_tools.build.quarantine import BadShare, TooManyBadRecords
 from data_tools.sources.base import SourceRecord
 from pdfx.data import ShardedDataset
 from pdfx.data.schema import Record, Side

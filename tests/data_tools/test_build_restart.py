@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_builds import content, mixed_records
 
+from data_tools.build.assembly import TooManyBadRecords
 from data_tools.build.builder import BuildSettings, build, build_shards
-from data_tools.build.quarantine import TooManyBadRecords
 from data_tools.build.settings import Encoding
 from data_tools.sources.jsonl import JsonlSource
 from pdfx.errors import UserError

@@ -13,8 +13,8 @@ import pytest
 from peak_memory import FOR_CHILDREN
 from pyarrow import parquet
 
+from data_tools.build.assembly import LEFT_OUT
 from data_tools.build.builder import BuildSettings, build
-from data_tools.build.quarantine import LEFT_OUT
 from data_tools.sources.registry import open_source
 from data_tools.sources.rows import open_rows
 from pdfx.data import ShardedDataset
