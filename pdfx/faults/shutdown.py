@@ -21,6 +21,7 @@ from pdfx.faults.run_lock import RunLock
 from pdfx.faults.stacks import leave_note
 from pdfx.faults.stopping import StopRequest
 from pdfx.faults.watchdog import INTERVAL, Watchdog
+from pdfx.host.console import print_last
 from pdfx.host.system_errors import CURES, is_out_of_memory, sentence_of, system_error
 from pdfx.host.urls import is_url
 
@@ -134,7 +135,7 @@ def settle(error: BaseException, lifeline: Lifeline, watchdog: Watchdog, failed:
         leave_note(str(error), failed)
         return None
     text = lifeline.describe_lost(lost) if lost else story(error, lifeline.name(lifeline.rank), watchdog.progress)
-    print(text, file=sys.stderr, flush=True)
+    print_last(text)
     leave_note(text, failed)
     return EXIT_LOST if lost else EXIT_FAILED
 

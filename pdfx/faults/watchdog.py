@@ -18,6 +18,7 @@ from pdfx.faults.heartbeats import DEPARTURE, EXIT_LOST, Failure, Lifeline, Sign
 from pdfx.faults.progress import END, Patience, Progress
 from pdfx.faults.stacks import leave_note, main_place, read_main_stack, write_stacks
 from pdfx.faults.stopping import EXIT_STOPPED, StopRequest
+from pdfx.host.console import print_last
 
 INTERVAL = 1.0
 """Seconds between two looks."""
@@ -175,7 +176,7 @@ class Watchdog:
     def _exit(self, code: int, sentence: str) -> None:
         faulthandler.dump_traceback_later(2 * DEPARTURE, exit=True)
         if sentence:
-            print(sentence, file=sys.stderr, flush=True)
+            print_last(sentence)
             leave_note(sentence, self.claimed)
         if self.lifeline:
             self.lifeline.depart()

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -70,6 +71,18 @@ def open_streams() -> None:
 def outlive_stdout() -> None:
     """From now on this process continues if its stdout is lost; tools end then."""
     _Output.lasting = True
+
+
+def print_last(text: str) -> None:
+    """Print a log's last entry to stderr. What is written there afterwards is dropped, also by threads of libraries in
+    C, such as c10d's warning of a connection that broke."""
+    sys.stderr.flush()
+    number = sys.stderr.fileno()
+    kept, null = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
+    with suppress(OSError), open(kept, "w", encoding=sys.stderr.encoding, errors="backslashreplace") as stream:
+        print(text, file=stream)
 
 
 def console(file=None, **options) -> Console:

@@ -157,3 +157,29 @@ def test_consoles_and_columns_that_would_read_markup_are_made_in_one_place_only(
                 assert (
                     node.func.id != "TextColumn" or literal or any(keyword.arg == "markup" for keyword in node.keywords)
                 ), path
+
+
+LAST = """
+import os, threading, time
+from pdfx.host.console import open_streams, print_last
+open_streams()
+
+def warn():
+    while True:
+        os.write(2, b"a warning of a library\\n")
+        time.sleep(0.001)
+
+threading.Thread(target=warn, daemon=True).start()
+time.sleep(0.05)
+print_last("the last entry \\udcff")
+time.sleep(0.05)
+os._exit(3)
+"""
+
+
+@pytest.mark.process
+def test_nothing_is_written_below_the_last_entry():
+    done = subprocess.run([sys.executable, "-c", LAST], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    *before, last = done.stderr.splitlines()
+    assert done.returncode == 3 and last == "the last entry \\udcff"
+    assert before and set(before) == {"a warning of a library"}
