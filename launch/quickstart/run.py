@@ -23,6 +23,11 @@ BUILD = Path("build/quickstart")
 RECIPE = "launch/recipes/quickstart.yaml"
 GLOBAL_BATCH = 256
 MODEL_CODE = ("launch/quickstart/efficientnet_lite.py", "pdfx/model")
+TRAINING_CODE = (
+    *(RECIPE, "ds_configs/zero3.json", "launch/train.py", "pdfx/embedder/build.py", "pdfx/embedder/lora.py"),
+    *("pdfx/data", "pdfx/objective", "pdfx/checkpoint", "pdfx/train"),
+    *MODEL_CODE,
+)
 # DeepSpeed calls functions that PyTorch has renamed, at every step.
 QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}
 # glibc gives large blocks back to the kernel after every use, and the page faults cost up to a third of a step; these
@@ -61,87 +66,55 @@ def steps() -> list[Step]:
 
     devices = torch.cuda.device_count()
     ranks = min(devices, 2) or 2
-    host = () if devices else tuple({"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **KEEP_MEMORY}.items())
-    launcher = (
-        _tool("deepspeed"),
-        "--num_accelerators",
-        str(ranks),
-        "--master_port",
-        "{port}",
-        "launch/train.py",
-        RECIPE,
-    )
-    python, pdfx = sys.executable, _tool("pdfx")
-    data, export = str(BUILD / "data"), str(BUILD / "export")
+    host = {} if devices else {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **KEEP_MEMORY}
+    launcher = (_tool("deepspeed"), *f"--num_accelerators {ranks} --master_port {{port}} launch/train.py".split())
+    test = f"{BUILD}/data/test"
+
+    def pdfx(words: str) -> tuple[str, ...]:
+        return _tool("pdfx"), *words.split(), "--trust-remote-code"
+
     return [
         Step(
             "Drawing OpenMoji and packing shards",
-            (python, "launch/quickstart/make_data.py", data),
+            (sys.executable, "launch/quickstart/make_data.py", f"{BUILD}/data"),
             "data",
             ("launch/quickstart/make_data.py", "data_tools"),
         ),
         Step(
             "Making the base model",
-            (python, "launch/quickstart/make_model.py", str(BUILD / "model")),
+            (sys.executable, "launch/quickstart/make_model.py", f"{BUILD}/model"),
             "model",
             ("launch/quickstart/make_model.py", *MODEL_CODE[:1]),
         ),
         Step(
             f"Training on {ranks} {'GPUs' if devices else 'CPU ranks'} with ZeRO-3",
-            (*launcher, f"train.per_device_train_batch_size={GLOBAL_BATCH // ranks}"),
+            (*launcher, RECIPE, f"train.per_device_train_batch_size={GLOBAL_BATCH // ranks}"),
             "run",
-            (
-                *(
-                    RECIPE,
-                    "ds_configs/zero3.json",
-                    "launch/train.py",
-                    "pdfx/embedder/build.py",
-                    "pdfx/embedder/lora.py",
-                ),
-                *("pdfx/data", "pdfx/objective", "pdfx/checkpoint", "pdfx/train"),
-                *MODEL_CODE,
-            ),
+            TRAINING_CODE,
             resumes=True,
-            environment=(*QUIET.items(), *host),
+            environment=tuple({**QUIET, **host}.items()),
         ),
         Step(
             "Converting the checkpoint",
-            (pdfx, "convert", str(BUILD / "run"), "--out", export, "--trust-remote-code"),
+            pdfx(f"convert {BUILD}/run --out {BUILD}/export"),
             "export",
-            ("pdfx/convert", "pdfx/checkpoint", "pdfx/convert/export_check.py", *MODEL_CODE),
+            ("pdfx/convert", "pdfx/checkpoint", *MODEL_CODE),
         ),
         Step(
             "Embedding the unseen pictures",
-            (
-                pdfx,
-                "embed",
-                export,
-                str(BUILD / "data/test_pictures.jsonl"),
-                "--out",
-                str(BUILD / "pictures.safetensors"),
-                "--trust-remote-code",
-            ),
+            pdfx(f"embed {BUILD}/export {test}_pictures.jsonl --out {BUILD}/pictures.safetensors"),
             "pictures.safetensors",
             ("pdfx/evaluate/embed.py", "pdfx/embedder/exports.py"),
         ),
         Step(
             "Evaluating on the unseen concepts",
-            (pdfx, "evaluate", export, data + "/test", "--json", str(BUILD / "metrics.json"), "--trust-remote-code"),
+            pdfx(f"evaluate {BUILD}/export {test} --json {BUILD}/metrics.json"),
             "metrics.json",
             ("pdfx/evaluate",),
         ),
         Step(
             "Writing the report",
-            (
-                pdfx,
-                "report",
-                str(BUILD / "run"),
-                export,
-                data + "/test",
-                "--out",
-                str(BUILD / "report.html"),
-                "--trust-remote-code",
-            ),
+            pdfx(f"report {BUILD}/run {BUILD}/export {test} --out {BUILD}/report.html"),
             "report.html",
             ("pdfx/evaluate",),
         ),

@@ -77,16 +77,9 @@ def convert(
     settings_changes(source, config)
     trained_as = torch.bfloat16 if config.train.bf16 else torch.float32
     target = getattr(torch, dtype) if dtype else trained_as
-    embedder = build_on_meta(config).eval()
-    weights = WeightSource(embedder, config.model, source, trained_as)
+    weights = WeightSource(build_on_meta(config).eval(), config.model, source, trained_as)
     with draft_beside(out) as draft:
-        if adapter:
-            of_weights = write_adapter(weights, draft, config, source, target)
-        else:
-            write_documents(remove_adapters(copy.deepcopy(embedder)), draft, config, source, target)
-            of_weights = write_shards(draft, weights.merged_weights(target), largest)
-        weights.check_frozen(source, config.model)
-        write_record(draft, config, source, of_weights, Path(config.model.path) if adapter else None)
+        _write(draft, weights, config, source, target, None if adapter else largest)
         if check:
             check_probe(source)
             probe, narrow = source.path / PROBE, {target, trained_as} != {torch.float32}
@@ -96,6 +89,19 @@ def convert(
         source.require_unchanged()
         _put_in_place(draft, out)
     return out
+
+
+def _write(
+    draft: Path, weights: WeightSource, config: Config, source: Checkpoint, target: torch.dtype, largest: int | None
+) -> None:
+    """Write a whole export, or an adapter if ``largest``, the bytes of one file of weights, is None."""
+    if largest is None:
+        of_weights = write_adapter(weights, draft, config, source, target)
+    else:
+        write_documents(remove_adapters(copy.deepcopy(weights.embedder)), draft, config, source, target)
+        of_weights = write_shards(draft, weights.merged_weights(target), largest)
+    weights.check_frozen(source, config.model)
+    write_record(draft, config, source, of_weights, Path(config.model.path) if largest is None else None)
 
 
 def _put_in_place(draft: Path, out: Path) -> None:
