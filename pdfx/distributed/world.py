@@ -79,8 +79,9 @@ class World:
 
     def gather(self, value) -> list:
         """Every rank's value on every rank; any picklable object of small size."""
-        values = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
+        values = [value] * self.size
+        if self.control is not None:
+            dist.all_gather_object(values, value, group=self.control)
         return values
 
     def barrier(self) -> None:

@@ -8,19 +8,20 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pdfx.config import Config, EvaluateSection
 from pdfx.data import ShardedDataset
 from pdfx.data.mmeb import GROUPS, present_sets
 from pdfx.data.storage.base import Reading
-from pdfx.distributed.world import launched_ranks
+from pdfx.distributed.world import World, launched_ranks
 from pdfx.embedder.exports import opened_export
 from pdfx.errors import UserError, nearest
-from pdfx.evaluate.embedding import EmbeddedItems, EmbedInputs, Say
+from pdfx.evaluate.embedding import EmbeddedItems, Evaluator, Say
 from pdfx.evaluate.retrieval import evaluate_shards, retrieval_metrics
 from pdfx.host.console import ShowProgress
 from pdfx.host.urls import without_secrets
-from pdfx.model import ParallelEmbedder
+from pdfx.model import EmbedderOutput, ParallelEmbedder
 from pdfx.model.pictures import MAX_IMAGE_PIXELS
 
 Results = dict[str, dict[str, float]]
@@ -115,23 +116,13 @@ def _distinct_names(paths: list[str]) -> list[str]:
 
 
 def evaluate_data_sets(
-    embed_inputs: EmbedInputs,
-    data_sets: dict[str, ShardedDataset],
-    processor,
-    settings: EvaluateSection,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    counters: Counters | None = None,
-    say: Say | None = None,
+    evaluator: Evaluator, data_sets: dict[str, ShardedDataset], counters: Counters | None = None
 ) -> Results:
-    """The metrics of every data set, alike on every rank. Arguments and errors as of ``retrieval.evaluate_shards``."""
+    """The metrics of every data set, alike on every rank. Errors as of ``retrieval.evaluate_shards``."""
     results = {}
     for name, dataset in data_sets.items():
         progress = counters("embedding" if len(data_sets) == 1 else f"embedding {name}") if counters else None
-        results[name] = evaluate_shards(
-            embed_inputs, dataset, processor, settings, rank, world_size, num_workers, progress, say
-        )
+        results[name] = evaluate_shards(evaluator, dataset, progress)
     return results
 
 
@@ -207,20 +198,19 @@ def evaluate_export(
         opened_export(model, ranks.device, trust_remote_code, verify=ranks.rank == 0) as embedder,
     ):
         first = ranks.rank == 0
-        callbacks = (counters, say) if first else (None, None)
-        results = evaluate_data_sets(
-            embed_on(embedder),
-            data_sets,
-            embedder.processor,
-            settings,
-            ranks.rank,
-            ranks.size,
-            num_workers,
-            *callbacks,
-        )
+        evaluator = evaluator_of(embedder, settings, ranks, num_workers, say if first else None)
+        results = evaluate_data_sets(evaluator, data_sets, counters if first else None)
     return results if first else None
 
 
-def embed_on(embedder: ParallelEmbedder) -> EmbedInputs:
-    """A function that moves inputs to the embedder's device and embeds them."""
-    return lambda inputs: embedder({name: tensor.to(embedder.device) for name, tensor in inputs.items()})
+def evaluator_of(
+    embedder: ParallelEmbedder, settings: EvaluateSection, world: World, num_workers: int = 0, say: Say | None = None
+) -> Evaluator:
+    """What evaluates an embedder that these ranks have."""
+
+    def embed(inputs: dict[str, Tensor]) -> EmbedderOutput:
+        return embedder({name: tensor.to(embedder.device) for name, tensor in inputs.items()})
+
+    if embedder.processor is None:
+        raise ValueError("The embedder has no processor; load it with from_pretrained or call attach_processor.")
+    return Evaluator(embed, embedder.processor, settings, world, num_workers, say)

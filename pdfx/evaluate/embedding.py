@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from pdfx.config import EvaluateSection
 from pdfx.data import (
@@ -22,9 +21,11 @@ from pdfx.data import (
     retrieval_items,
     share_of_rank,
 )
+from pdfx.data.retrieval import RetrievalItems
+from pdfx.distributed.world import World
 from pdfx.errors import UserError
 from pdfx.host.console import ShowProgress
-from pdfx.model import EmbedderOutput
+from pdfx.model import EmbedderOutput, InputProcessor
 from pdfx.objective.gather import all_gather
 
 MAXSIM = "maxsim"
@@ -32,10 +33,29 @@ NAMED = 10
 """Samples that cannot be used are named up to so many."""
 SHARE = "evaluate.max_corrupt_share (--max-corrupt-share)"
 
-EmbedInputs = Callable[[dict[str, Tensor]], EmbedderOutput]
-"""Embeds what the processor returns; moves it to the model's device first."""
 Say = Callable[[str], None]
 """Called with a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What embeds data sets for their evaluation.
+
+    Attributes:
+        embed: embeds what the processor returns; moves it to the model's device first.
+        processor: makes the model's inputs.
+        settings: batch size, the k of recall@k, and the share of samples that may be unusable.
+        world: the ranks that share the work.
+        num_workers: processes of each rank that decode pictures.
+        say: is given sentences for the user; None where nobody reads them.
+    """
+
+    embed: Callable[[dict[str, Tensor]], EmbedderOutput]
+    processor: InputProcessor
+    settings: EvaluateSection
+    world: World = World(0, 1, torch.device("cpu"), None)
+    num_workers: int = 0
+    say: Say | None = None
 
 
 @dataclass(frozen=True)
@@ -66,28 +86,22 @@ class EmbeddedItems:
 
 @torch.no_grad()
 def embed_shards(
-    embed_inputs: EmbedInputs,
-    dataset: ShardedDataset,
-    processor,
-    settings: EvaluateSection,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    progress: ShowProgress | None = None,
-    say: Say | None = None,
+    evaluator: Evaluator, dataset: ShardedDataset, progress: ShowProgress | None = None
 ) -> tuple[EmbeddedItems, EmbeddedItems, dict[str, int]]:
     """Queries, targets, and the counts of what is left out and cut; arguments and errors as of
     ``retrieval.evaluate_shards``."""
-    items = _from_first(lambda: retrieval_items(dataset), rank, world_size)
+    settings, world = evaluator.settings, evaluator.world
+    items = _items_of_first(dataset, world)
     sides = {"query": items.queries, "target": items.targets}
-    shares = {name: share_of_rank(side.samples, rank, world_size) for name, side in sides.items()}
-    books = _Books(dataset, settings.max_corrupt_share, world_size, dict(items.problems))
+    shares = {name: share_of_rank(side.samples, world.rank, world.size) for name, side in sides.items()}
+    books = _Books(dataset, settings.max_corrupt_share, world, dict(items.problems))
     total, done, embedded = sum(map(len, shares.values())), 0, []
     for name, side in sides.items():
         outputs = []
-        for batch in iterate_inputs(dataset, shares[name], name, processor, settings.batch_size, num_workers):
+        how = evaluator.processor, settings.batch_size, evaluator.num_workers
+        for batch in iterate_inputs(dataset, shares[name], name, *how):
             books.add(batch.truncated, batch.problems)
-            outputs.append(embed_inputs(batch.inputs))
+            outputs.append(evaluator.embed(batch.inputs))
             done += len(outputs[-1].paths)
             if progress is not None:
                 progress(done, total)
@@ -95,8 +109,8 @@ def embed_shards(
         # Shares are consecutive, so all fillers stand at the end.
         paths, fused = (torch.cat([output[key] for output in outputs]).float() for key in ("paths", "fused"))
         embedded.append([all_gather([own])[0][: len(side.samples)] for own in (paths, fused)])
-    if say is not None:
-        books.tell(say)
+    if evaluator.say is not None:
+        books.tell(evaluator.say)
     ask, search, candidates = left_after(items, *books.bad)
     if not len(ask):
         raise UserError(
@@ -121,8 +135,8 @@ class _Books:
         truncated: texts that are cut of each side that is closed.
     """
 
-    def __init__(self, dataset: ShardedDataset, max_share: float, world_size: int, problems: dict[int, str]):
-        self._dataset, self._max_share, self._world_size = dataset, max_share, world_size
+    def __init__(self, dataset: ShardedDataset, max_share: float, world: World, problems: dict[int, str]):
+        self._dataset, self._max_share, self._world = dataset, max_share, world
         self.problems = problems
         self.bad: list[dict[int, str]] = []
         self.truncated: list[int] = []
@@ -141,7 +155,7 @@ class _Books:
     def close(self) -> None:
         """Take in what all ranks counted of a side. Raises UserError, on all of them, if too many samples cannot be
         used."""
-        everyones = _gather_objects((self._found, self._cut), self._world_size)
+        everyones = self._world.gather((self._found, self._cut))
         self.bad.append({sample: sentence for found, _ in everyones for sample, sentence in found.items()})
         self.truncated.append(sum(cut for _, cut in everyones))
         self.problems |= self.bad[-1]
@@ -176,25 +190,16 @@ def _rows(
     return EmbeddedItems(paths, fused, ids, items.samples[rows], candidates)
 
 
-def _gather_objects(value: Any, world_size: int) -> list[Any]:
-    """Every rank's value, in the order of ranks."""
-    values = [value] * world_size
-    if world_size > 1:
-        distributed.all_gather_object(values, value)
-    return values
-
-
-def _from_first(make: Callable[[], Any], rank: int, world_size: int) -> Any:
-    """What rank 0 makes, on every rank, so that all have the same whatever they would read. Raises UserError, on every
+def _items_of_first(dataset: ShardedDataset, world: World) -> RetrievalItems:
+    """What rank 0 lists, on every rank, so that all have the same whatever they would read. Raises UserError, on every
     rank, if rank 0 met it."""
-    holder: list[Any] = [None]
-    if rank == 0:
+    found: RetrievalItems | UserError | None = None
+    if world.rank == 0:
         try:
-            holder = [make()]
+            found = retrieval_items(dataset)
         except UserError as error:
-            holder = [error]
-    if world_size > 1:
-        distributed.broadcast_object_list(holder, src=0)
-    if isinstance(holder[0], UserError):
-        raise holder[0]
-    return holder[0]
+            found = error
+    found = world.from_first(found)
+    if isinstance(found, UserError):
+        raise found
+    return found

@@ -10,11 +10,11 @@ from pdfx.checkpoint.identity import DECISIVE, FREE, changes
 from pdfx.config import Config, EvaluateSection, dump_config, load_config
 from pdfx.config.run_files import CONFIG, METRICS
 from pdfx.data import SampleError, ShardedDataset
-from pdfx.distributed.world import pick_device
+from pdfx.distributed.world import World, pick_device
 from pdfx.embedder.exports import RECORD, opened_export
 from pdfx.errors import UserError
 from pdfx.evaluate import figures
-from pdfx.evaluate.data_sets import ALL, embed_on
+from pdfx.evaluate.data_sets import ALL, evaluator_of
 from pdfx.evaluate.embedding import EmbeddedItems, Say, embed_shards
 from pdfx.evaluate.figures import Example, Picture, Points, find_examples
 from pdfx.evaluate.metrics import PRECISION, path_similarity
@@ -61,15 +61,9 @@ def write_report(
             say(sentence)
     dataset = ShardedDataset(shards)
     with opened_export(model, pick_device(), trust_remote_code) as embedder:
-        queries, targets, counts = embed_shards(
-            embed_on(embedder),
-            dataset,
-            embedder.processor,
-            settings,
-            num_workers=num_workers,
-            progress=progress,
-            say=say,
-        )
+        alone = World(0, 1, pick_device(), None)
+        evaluator = evaluator_of(embedder, settings, alone, num_workers, say)
+        queries, targets, counts = embed_shards(evaluator, dataset, progress)
     metrics = retrieval_metrics(queries, targets, settings.recall_at) | counts
     try:
         examples = find_examples(dataset, queries, targets)

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from pdfx.config import EvaluateSection
 from pdfx.data import ShardedDataset
-from pdfx.evaluate.embedding import EmbeddedItems, EmbedInputs, Say, embed_shards
+from pdfx.evaluate.embedding import EmbeddedItems, Evaluator, embed_shards
 from pdfx.evaluate.metrics import chance_metrics, path_cosine, ranking_metrics
 from pdfx.host.console import ShowProgress
 
@@ -31,30 +30,21 @@ CHANCE = "chance"
 
 
 def evaluate_shards(
-    embed_inputs: EmbedInputs,
-    dataset: ShardedDataset,
-    processor,
-    settings: EvaluateSection,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    progress: ShowProgress | None = None,
-    say: Say | None = None,
+    evaluator: Evaluator, dataset: ShardedDataset, progress: ShowProgress | None = None
 ) -> dict[str, float]:
     """All metrics, alike on every rank. Every rank must call this, and then makes the same number of forward passes of
     the same sizes.
 
-    Samples that cannot be used are left out by all ranks, and named through ``say``.
+    Samples that cannot be used are left out by all ranks, and named through ``evaluator.say``.
 
     Raises:
         UserError: there is no query, candidates do not fit, or more samples cannot be used than
-            ``settings.max_corrupt_share`` allows.
+            ``evaluate.max_corrupt_share`` allows.
         ValueError: an embedding is not finite.
     """
-    queries, targets, counts = embed_shards(
-        embed_inputs, dataset, processor, settings, rank, world_size, num_workers, progress, say
-    )
-    return retrieval_metrics(queries, targets, settings.recall_at, rank, world_size) | counts
+    queries, targets, counts = embed_shards(evaluator, dataset, progress)
+    recall_at, world = evaluator.settings.recall_at, evaluator.world
+    return retrieval_metrics(queries, targets, recall_at, world.rank, world.size) | counts
 
 
 def retrieval_metrics(

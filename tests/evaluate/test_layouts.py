@@ -15,6 +15,7 @@ from data_tools.build.builder import build_shards
 from pdfx.config import EvaluateSection
 from pdfx.data import ShardedDataset
 from pdfx.errors import UserError
+from pdfx.evaluate.embedding import Evaluator
 from pdfx.evaluate.retrieval import DIRECTIONS, evaluate_shards
 from pdfx.model import EmbedderOutput
 
@@ -102,9 +103,8 @@ def embed(inputs: dict[str, torch.Tensor]) -> EmbedderOutput:
 
 
 def evaluate(dataset: ShardedDataset, max_corrupt_share: float = 0.5, say=None) -> dict[str, float]:
-    return evaluate_shards(
-        embed, dataset, ByteProcessor(), EvaluateSection(batch_size=4, max_corrupt_share=max_corrupt_share), say=say
-    )
+    settings = EvaluateSection(batch_size=4, max_corrupt_share=max_corrupt_share)
+    return evaluate_shards(Evaluator(embed, ByteProcessor(), settings, say=say), dataset)
 
 
 def trec(dataset: ShardedDataset, direction: str) -> tuple[dict[str, float], list[tuple[int, int]]]:

@@ -1,6 +1,7 @@
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pdfx.config import EvaluateSection
 from pdfx.data import ShardedDataset
 from pdfx.distributed.world import launched_ranks
 from pdfx.embedder.exports import load_export
-from pdfx.evaluate.data_sets import embed_on, evaluate_export
+from pdfx.evaluate.data_sets import evaluate_export, evaluator_of
 from pdfx.evaluate.metrics import chance_metrics
 from pdfx.evaluate.retrieval import evaluate_shards
 
@@ -163,24 +164,16 @@ def evaluate_as_rank(rank: int, world_size: int, port: int, export: Path, data_s
     told = []
     with launched_ranks() as ranks:
         model = load_export(export)
-        embed = embed_on(model)
+        own = evaluator_of(model, SETTINGS, ranks)
         for shards in data_sets:
             sizes = []
 
             def counted(inputs, sizes=sizes):
                 sizes.append(len(inputs["input_ids"]))
-                return embed(inputs)
+                return own.embed(inputs)
 
             said = []
-            metrics = evaluate_shards(
-                counted,
-                ShardedDataset(shards),
-                model.processor,
-                SETTINGS,
-                ranks.rank,
-                ranks.size,
-                say=said.append,
-            )
+            metrics = evaluate_shards(replace(own, embed=counted, say=said.append), ShardedDataset(shards))
             told.append({"metrics": metrics, "sizes": sizes, "said": said})
     (out / f"{rank}.json").write_text(json.dumps(told))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pdfx.evaluate.data_sets import evaluate_data_sets
+from pdfx.evaluate.embedding import Evaluator
 from pdfx.model import EmbedderOutput
 from pdfx.train.engine import embed_inputs
 from pdfx.train.run import Hook, Run
@@ -29,10 +30,9 @@ class Evaluation(Hook):
                 run.progress.mark("score the evaluation", "pause")
 
         run.progress.mark("list the items of the evaluation", "pause")
-        settings, ranks, workers = run.config.evaluate, (run.world.rank, run.world.size), run.config.data.num_workers
-        results = evaluate_data_sets(
-            embed, run.evaluation, run.processor, settings, *ranks, workers, lambda name: advance, run.say
-        )
+        settings, workers = run.config.evaluate, run.config.data.num_workers
+        evaluator = Evaluator(embed, run.processor, settings, run.world, workers, run.say)
+        results = evaluate_data_sets(evaluator, run.evaluation, lambda name: advance)
         for hook in run.hooks:
             hook.evaluated(run, results)
         run.timer.reset()
