@@ -1,5 +1,4 @@
-"""The command line ``pdfx``. Whatever is slow to import is imported inside the command that needs it, so that
-``--help`` answers at once."""
+"""The command line ``pdfx``. Commands import what is slow themselves, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
@@ -218,8 +217,7 @@ def report(
 
 
 def with_home(word: str) -> str:
-    """An option's value with the home directory in place of ``~``: shells fill it in only at the start of a word, not
-    in ``--out=~/x``."""
+    """An option's value with the home directory in place of ``~``, which shells do not fill in in ``--out=~/x``."""
     option, equals, value = word.partition("=")
     return (
         f"{option}={os.path.expanduser(value)}"

@@ -58,8 +58,7 @@ def parse_options(texts: list[str]) -> dict[str, str]:
 
 @contextmanager
 def one_sentence_when_interrupted(what_now: str) -> Iterator[None]:
-    """Ctrl-C and the signal by which batch systems end a job leave through the same door. ``what_now`` is the
-    sentence's end."""
+    """Ctrl-C and a batch system's SIGTERM end with one sentence; ``what_now`` is its end."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

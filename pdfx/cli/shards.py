@@ -1,5 +1,4 @@
-"""The commands ``pdfx shards``. Whatever is slow to import is imported inside the command that needs it, so that
-``--help`` answers at once."""
+"""The commands ``pdfx shards``. They import what is slow themselves, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 

@@ -40,8 +40,7 @@ class RateColumn(ProgressColumn):
 
 
 class ProgressBar(Progress):
-    """rich's progress display, silent if stderr is no terminal; ``counter`` gives what the library's long functions
-    call."""
+    """rich's progress display, silent if stderr is no terminal; the library's functions call its ``counter``."""
 
     def __init__(self):
         screen = console(stderr=True)
@@ -60,8 +59,7 @@ class ProgressBar(Progress):
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def counter(self, description: str) -> Callable[[int, int | None], None]:
-        """A function of (items done, items in all or None). What its first call says to be done was done before, and
-        enters no rate."""
+        """A function of (items done, items in all or None). What its first call says to be done enters no rate."""
         task = None
         shown_at = 0.0
 
@@ -110,8 +108,7 @@ def example(*commands: str) -> str:
 
 
 def prints_json(file: Path | None) -> bool:
-    """Whether ``--json -`` asks for the result on stdout. Raises UserError if ``file`` could not be written, for
-    before the work."""
+    """Whether ``--json -`` asks for the result on stdout. Raises UserError if ``file`` could not be written."""
     if file is None or str(file) == "-":
         return file is not None
     require_folder(file)

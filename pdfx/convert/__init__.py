@@ -1,5 +1,4 @@
-"""From a run's checkpoint to a Hugging Face directory that proves itself, in pieces: no step holds more than one weight
-in memory."""
+"""From a run's checkpoint to a Hugging Face directory that proves itself, weight by weight."""
 
 from pdfx.convert.conversion import convert
 from pdfx.host import make_callable

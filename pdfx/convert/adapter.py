@@ -1,5 +1,4 @@
-"""LoRA as a PEFT adapter, for backbones that stay where they are: the export holds what was trained, and the backbone's
-name."""
+"""LoRA as a PEFT adapter: the export holds what was trained, and the backbone's name."""
 
 from __future__ import annotations
 

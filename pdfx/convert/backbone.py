@@ -63,8 +63,7 @@ def safetensors_files(model: ModelSection) -> list[Path]:
 
 
 def weight_places(files: list[TensorFile], backbone: PreTrainedModel) -> dict[str, tuple[TensorFile, str]] | None:
-    """Where each weight lies, by transformers' own rules for older names; None if these rules change a weight
-    itself."""
+    """Where each weight lies, by transformers' rules for older names; None if a weight itself must be changed."""
     rules = get_model_conversion_mapping(backbone)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]

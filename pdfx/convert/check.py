@@ -1,5 +1,4 @@
-"""The check that every export passes before it appears: it gives the trainer's own embeddings, in a process that cannot
-import pdfx."""
+"""The check that every export passes: without pdfx it gives the trainer's own embeddings."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Everything of an export but its weights: configuration, remote code, processor, the model card, the record of what it
-is."""
+"""Everything of an export but its weights: configuration, code, processor, model card, and its record."""
 
 from __future__ import annotations
 

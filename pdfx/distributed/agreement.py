@@ -37,8 +37,7 @@ PREFIXES = (
 )
 """Variables that are logged."""
 SAMPLED = 16
-"""Tensors of the model that one comparison looks at; the next one looks at the following ones, so that all get their
-turn."""
+"""Tensors that one comparison looks at; the next one looks at those that follow, so that all get their turn."""
 CURE = (
     "Start all ranks from the same code, recipe and files, and resume from the last checkpoint; if it is the same "
     "machine again and again, its memory or accelerator may be faulty."

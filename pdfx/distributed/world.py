@@ -1,5 +1,4 @@
-"""Joining the process group, whatever started the processes, and the small agreements that ranks make beside the
-model's own collectives."""
+"""Joining the process group, whatever started the processes, and small agreements of the ranks."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ TIMEOUT = timedelta(minutes=30)
 """Longest wait for a rank to start, and in the model's own collectives."""
 
 CONTROL_TIMEOUT = timedelta(days=1)
-"""Longest wait in agreements; the run's guards end it long before, ``guards.pause_seconds`` if a rank loads weights
-or writes a checkpoint."""
+"""Longest wait in agreements; the run's guards (``guards.pause_seconds``) end it long before."""
 PATIENCE = timedelta(days=7)
 """Ranks' shares may take hours, and differ by hours; torchrun itself ends the other ranks when one fails."""
 
@@ -237,8 +235,7 @@ def pick_device(index: int = 0) -> torch.device:
 
 @contextmanager
 def launched_ranks() -> Iterator[World]:
-    """This process among the ranks that torchrun started, with a process group for CPU and GPU tensors; alone, and
-    without a group, if nobody did."""
+    """This process among the ranks that torchrun started, on CPU and GPU; alone, without a group, if nobody did."""
     size = launched_world_size()
     if size == 1:
         yield World(0, 1, pick_device(), None)

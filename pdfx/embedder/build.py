@@ -45,8 +45,7 @@ def build_embedder(
 
 
 def build_on_meta(config: Config) -> ParallelEmbedder:
-    """The same embedder without weights or processor, on the meta device: for parameter tables and for checking a
-    recipe against a real model's shape."""
+    """The same embedder without weights or processor, on the meta device, for tables and checks of a recipe."""
     model, own = config.model, backbone_config(config)
     with using_backbone(model), torch.device("meta"):
         backbone = AutoModel.from_config(own, trust_remote_code=model.trust_remote_code)
@@ -140,8 +139,7 @@ def prepare(embedder: ParallelEmbedder, model: ModelSection) -> ParallelEmbedder
 
 
 def register_modules(model: ModelSection) -> None:
-    """Run the Python files that register a backbone's own classes. Raises UserError if one is missing or they are not
-    trusted."""
+    """Run the files that register a backbone's classes. Raises UserError if one is missing or they are not trusted."""
     if model.modules and not model.trust_remote_code:
         raise UserError(
             f"model.modules names {', '.join(model.modules)}, Python code that would run here; read it, then allow "

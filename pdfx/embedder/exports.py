@@ -55,8 +55,7 @@ def opened_export(
 
 
 def files_of(directory: Path) -> list[str]:
-    """Names of an export's files that may decide an embedding: all but its record, documents and what is hidden or
-    compiled."""
+    """Names of an export's files that may decide an embedding: not its record, documents, hidden or compiled files."""
     names = (path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file())
     passed_over = {RECORD, "__pycache__"}
     return [
@@ -67,8 +66,7 @@ def files_of(directory: Path) -> list[str]:
 
 
 def _recorded_files(directory: Path) -> dict[str, FileRecord]:
-    """What the conversion wrote, and the backbone of an adapter by its whole path; nothing for an export that was saved
-    by hand, or by an earlier pdfx."""
+    """What the conversion wrote, and an adapter's backbone by its whole path; nothing for an export saved by hand."""
     try:
         return {name: FileRecord(**record) for name, record in read_json(directory / RECORD).get("files", {}).items()}
     except FileNotFoundError:

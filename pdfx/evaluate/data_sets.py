@@ -127,8 +127,7 @@ def evaluate_data_sets(
 
 
 def averages(results: Results) -> list[Average]:
-    """MMEB's averages over those of its data sets that are there, and the average over all if others are among
-    several; none over a single one."""
+    """MMEB's averages over its data sets that are there, and over all if there are others; none over a single one."""
     if len(results) < 2:
         return []
     present = present_sets(results)

@@ -142,8 +142,7 @@ def write_part(
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Embed this rank's share of the batches and write it into the folder ``parts``; nothing if the share is
-    empty."""
+    """Embed this rank's share of the batches and write it into the folder ``parts``, unless it is empty."""
     lines = read_lines(job)
     starts = range(0, len(lines), job.batch_size)
     mine = starts[len(starts) * rank // world_size : len(starts) * (rank + 1) // world_size]

@@ -1,5 +1,4 @@
-"""Embedding a directory of shards for evaluation: every distinct query and target once, shared out over ranks, without
-what cannot be used."""
+"""Embedding a directory of shards for evaluation: every distinct query and target once, shared out over ranks."""
 
 from __future__ import annotations
 
@@ -88,8 +87,7 @@ class EmbeddedItems:
 def embed_shards(
     evaluator: Evaluator, dataset: ShardedDataset, progress: ShowProgress | None = None
 ) -> tuple[EmbeddedItems, EmbeddedItems, dict[str, int]]:
-    """Queries, targets, and the counts of what is left out and cut; arguments and errors as of
-    ``retrieval.evaluate_shards``."""
+    """Queries, targets, and the counts of what is left out and cut; errors as of ``retrieval.evaluate_shards``."""
     settings, world = evaluator.settings, evaluator.world
     items = _items_of_first(dataset, world)
     sides = {"query": items.queries, "target": items.targets}
@@ -145,16 +143,14 @@ class _Books:
         self._check()
 
     def add(self, truncated: int, problems: dict[int, str]) -> None:
-        """Count a batch of this rank. Raises UserError if the rank alone has met too many: storage that is gone must
-        not be asked for each sample."""
+        """Count a batch of this rank. Raises UserError if the rank alone has met too many, as when storage is gone."""
         self._cut += truncated
         if problems:
             self._found |= problems
             self._check()
 
     def close(self) -> None:
-        """Take in what all ranks counted of a side. Raises UserError, on all of them, if too many samples cannot be
-        used."""
+        """Take in what all ranks counted of a side. Raises UserError, on all of them, if that is too much."""
         everyones = self._world.gather((self._found, self._cut))
         self.bad.append({sample: sentence for found, _ in everyones for sample, sentence in found.items()})
         self.truncated.append(sum(cut for _, cut in everyones))

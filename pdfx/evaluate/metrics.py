@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 TIE = 1e-6
-"""Scores closer than this are tied. Dot products of unit float32 vectors carry rounding errors of about 1e-7, so
-smaller differences say nothing."""
+"""Scores closer than this are tied: dot products of unit float32 vectors carry rounding errors of about 1e-7."""
 
 NDCG_CUTOFF = 10
 
@@ -176,8 +175,7 @@ def _chance(relevant: int, candidates: int, recall_at: Sequence[int], device: to
 
 
 def path_similarity(paths: Tensor) -> Tensor:
-    """Mean cosine between the paths of the same input: [n, K, D] with unit rows to [K, K] float64, ones on the
-    diagonal."""
+    """Mean cosine between the paths of the same input: [n, K, D] with unit rows to float64 [K, K]."""
     paths = paths.double()
     return torch.einsum("nkd,nld->kl", paths, paths) / len(paths)
 

@@ -1,5 +1,4 @@
-"""One self-contained HTML page about a run: what was run, retrieval metrics, curves of training, similarity of the
-paths, and examples."""
+"""One self-contained HTML page about a run: settings, metrics, curves, similarity of the paths, and examples."""
 
 from __future__ import annotations
 
@@ -144,8 +143,7 @@ def training_pictures(records: list[dict], paths: int) -> list[Picture]:
 
 
 def evaluation_curve(records: list[dict]) -> list[tuple[str, str, str]]:
-    """Name, label and caption of the figure that shows best how the run's own evaluations went, if there were
-    any."""
+    """Name, label and caption of the figure that shows best how the run's own evaluations went, if there were any."""
     for prefix, share in (
         ("", ""),
         ("averages/Overall/", ", mean over MMEB's data sets"),

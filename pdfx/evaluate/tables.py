@@ -112,8 +112,7 @@ def print_tables(tables: list[Table], console: Console) -> None:
 
 
 def notes(results: Results) -> list[str]:
-    """What to know about the figures: of several data sets what was searched in each, what is left out or cut, and
-    which of MMEB's data sets are not there."""
+    """What to know about the figures: what was searched, left out or cut, and which data sets of MMEB are missing."""
     if len(results) == 1:
         return remarks(next(iter(results.values())))
     found = []

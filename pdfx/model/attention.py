@@ -1,5 +1,4 @@
-"""The registered attention function: a packed row of K paths attends to each path's prefix and, causally, to its own
-sequence."""
+"""The registered attention function: a packed row attends to its paths' prefixes and, causally, within sequences."""
 
 import torch
 from torch.nn import functional
@@ -113,8 +112,7 @@ def flash_attention(query, key, value, prefix_key, prefix_value, packing: Packin
 
 
 def with_prefixes(key, value, prefix_key, prefix_value, packing: Packing):
-    """Keys and values ``[K*N, kv_heads, head_dim]`` with every segment's prefix before it, the segments' borders, and
-    the longest segment."""
+    """Keys and values ``[K*N, kv_heads, head_dim]`` with every segment's prefix, borders, and the longest segment."""
     longest = max(packing.lengths)
     if prefix_key is None:
         return key, value, packing.cumulative_lengths, longest

@@ -86,8 +86,7 @@ class ParallelEmbedderConfig(PretrainedConfig):
 
 
 def new_config(backbone_config, inputs: dict | None, prefix_layers, **settings) -> ParallelEmbedderConfig:
-    """Configuration of an embedder on a backbone; ``prefix_layers`` is ``all``, a number m (layers m and up), or a
-    list."""
+    """Configuration of an embedder; ``prefix_layers`` is ``all``, a number m (layers m and up), or a list."""
     layers = backbone_config.get_text_config().num_hidden_layers
     if prefix_layers == "all":
         prefix_layers = range(layers)

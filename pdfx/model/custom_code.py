@@ -1,5 +1,4 @@
-"""Whose code runs: Python files that register a backbone's own classes with transformers, if they are trusted, and
-nothing that other files name."""
+"""Whose code runs: trusted Python files that register a backbone's classes, and nothing that other files name."""
 
 import hashlib
 import importlib.util

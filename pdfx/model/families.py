@@ -1,5 +1,4 @@
-"""What differs from one family of multimodal models to another: where its parts are and how its prompt marks an
-image."""
+"""What differs between families of multimodal models: where parts are, and how a prompt marks an image."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -83,8 +83,7 @@ class Fusion(nn.Module):
 
 
 def fuse(kind: str, embeddings: torch.Tensor, logits: torch.Tensor | None = None) -> torch.Tensor:
-    """One embedding ``[B, F]`` from unit ones ``[B, k, D]``; ``logits`` ``[k]`` weigh them if ``kind`` is
-    ``softmax``."""
+    """``[B, F]`` from unit ``[B, k, D]``; ``logits`` ``[k]`` weigh them if ``kind`` is ``softmax``."""
     if kind == "concat":
         return unit(embeddings.flatten(1))
     if kind == "softmax":

@@ -110,16 +110,14 @@ def first_ranks(problem: str | None) -> str | None:
 
 
 def is_finite(parameter: torch.Tensor) -> bool:
-    """Whether all values are numbers, in one pass without a copy; what is not here (sharded, or on the meta device)
-    passes."""
+    """Whether all values are numbers, in one pass without a copy; what is sharded or on the meta device passes."""
     if parameter.is_meta or not parameter.numel() or not parameter.is_floating_point():
         return True
     return all(bound.isfinite() for bound in torch.aminmax(parameter.detach()))
 
 
 def as_dtype(asked, written) -> torch.dtype:
-    """The type that ``from_pretrained(dtype=asked)`` means: a type, its name, or the one ``written`` if it is None
-    or ``auto``."""
+    """The type that ``from_pretrained(dtype=asked)`` means; the one ``written`` if that is None or ``auto``."""
     chosen = written if asked in (None, "auto") else asked
     chosen = getattr(torch, chosen, None) if isinstance(chosen, str) else chosen or torch.float32
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:

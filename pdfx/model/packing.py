@@ -19,8 +19,7 @@ import torch
 from .families import Decoder
 
 MAX_WASTE = 0.25
-"""A bucket holds sequences of at least (1 - MAX_WASTE) of its longest one: its padding stays below that share of its
-tokens."""
+"""A bucket's sequences are at least (1 - MAX_WASTE) of its longest one, so less than that share is padding."""
 
 
 @dataclass
@@ -202,8 +201,7 @@ CALL: ContextVar[tuple[Packing, str] | None] = ContextVar("the decoder's call in
 
 
 def chosen_paths(paths: list[int] | None, count: int) -> torch.Tensor:
-    """The numbers of paths as int64 ``[k]``, those of all ``count`` if ``paths`` is None. Raises ValueError for one
-    that does not exist."""
+    """Numbers of paths as int64 ``[k]``, all ``count`` if ``paths`` is None. Raises ValueError for an unknown one."""
     chosen = range(count) if paths is None else paths
     if not isinstance(chosen, (list, tuple, range)) or not chosen or not all(path in range(count) for path in chosen):
         raise ValueError(f"Paths must be a list of numbers among 0 to {count - 1}, not {paths!r}.")

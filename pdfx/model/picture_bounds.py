@@ -99,8 +99,7 @@ def refuse_slow(image: ImageFile.ImageFile, name: str) -> None:
 
 
 def _scans(stream: IO[bytes], enough: int) -> int:
-    """The scans of a JPEG. Places where one could begin are counted first, which is quick and rarely gives more than
-    ``enough``."""
+    """The scans of a JPEG, from a quick count of where one could begin if that is at most ``enough``."""
     back = stream.tell()
     stream.seek(0)
     data = stream.read()

@@ -1,5 +1,4 @@
-"""From untrusted image bytes to RGB pictures, or to one sentence that says why not: the only place that opens
-pictures."""
+"""From untrusted image bytes to RGB pictures, or to a sentence why not: the only place that opens pictures."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ EXTENSIONS = {
     "TIFF": "tif",
     "AVIF": "avif",
 }
-"""Formats that are read, with the extension of their members. Formats whose readers start other programs (EPS) are left
-out on purpose."""
+"""Formats that are read, with their members' extension. Formats whose readers start programs (EPS) are left out."""
 
 _FORMATS = [name for name in EXTENSIONS if name != "MPO"]
 

@@ -36,8 +36,7 @@ class PathPrefix(nn.Module):
 
 
 def attach_prefixes(decoder: Decoder, config) -> None:
-    """Give every layer of ``config.prefix_layers`` a ``PathPrefix``. Raises ValueError for a layer that does not
-    exist."""
+    """Give layers their ``PathPrefix``. Raises ValueError for a layer that does not exist."""
     layers = decoder.layers
     for number in config.prefix_layers if config.prefix_length else ():
         if not 0 <= number < len(layers):

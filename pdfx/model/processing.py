@@ -22,8 +22,7 @@ PROMPT_DEFAULTS = {
 
 
 IMAGE_TENSORS = ("pixel_values", "image_grid_thw", "image_sizes")
-"""What the families' processors make of images: one row per image, except for Qwen2-VL's ``pixel_values``, which has
-one per patch."""
+"""What processors make of images: a row per image; of Qwen2-VL's ``pixel_values`` one per patch."""
 
 
 HEAD_TOKENS = 256
@@ -249,8 +248,7 @@ def bound_images(image_processor, settings: dict) -> None:
 
 
 def append_inputs(inputs: dict[str, torch.Tensor], extra: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Inputs of n items and of m more as inputs of n + m items; ``inputs`` may lack the image tensors that ``extra``
-    has."""
+    """Inputs of n items and of m more as inputs of n + m; ``inputs`` may lack image tensors that ``extra`` has."""
     result = {}
     for name, second in extra.items():
         second = second.to(inputs["input_ids"].device)

@@ -1,5 +1,4 @@
-"""Keep a frozen vision tower's outputs: they are a function of the pixels alone, so a hash of the pixels finds them
-again, exactly."""
+"""Keep a frozen vision tower's outputs, which a hash of the pixels finds again, exactly."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -113,8 +112,7 @@ class CachedTower(nn.Module):
 
 
 class CachedCropTower(CachedTower):
-    """For towers that map ``[crops, channels, height, width]`` to hidden states per crop, of which the backbone picks
-    ``vision_feature_layer``."""
+    """For towers that map ``[crops, channels, height, width]`` to hidden states, of which some layers are used."""
 
     def forward(self, pixel_values: torch.Tensor, **kwargs):
         def run(missing: list[int]) -> list[Output]:

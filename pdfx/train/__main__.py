@@ -54,8 +54,7 @@ def main() -> None:
 
 
 def leave(message: str, code: int) -> None:
-    """End this rank at once: whatever would wait for a peer while the interpreter ends must not hold it, and its
-    launcher, back."""
+    """End this rank at once: nothing that waits for a peer may hold it, and its launcher, back."""
     sys.stdout.flush()
     if message:
         print(message, file=sys.stderr, flush=True)

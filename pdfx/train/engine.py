@@ -93,8 +93,7 @@ def group_of(name: str, parameter: nn.Parameter) -> str:
 
 
 def make_optimizer(groups: list[dict], settings: dict, train: TrainSection) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): torch's own, or DeepSpeed's for the CPU if the optimiser is
-    offloaded."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): torch's own, or DeepSpeed's for the CPU if it is offloaded."""
     options: dict[str, Any] = {
         "lr": train.learning_rate,
         "betas": (train.adam_beta1, train.adam_beta2),
@@ -132,8 +131,7 @@ def bound_temperature(engine: deepspeed.DeepSpeedEngine) -> None:
 
 
 def embed_inputs(engine: deepspeed.DeepSpeedEngine, inputs: dict[str, torch.Tensor], world: World) -> EmbedderOutput:
-    """Embed without gradient and without dropout. Under ZeRO-3 all ranks must call this together, each with inputs of
-    its own."""
+    """Embed without gradient and dropout. Under ZeRO-3 all ranks call this together, each with inputs of its own."""
     training = engine.module.training
     engine.eval()
     try:

@@ -18,8 +18,7 @@ from pdfx.host.urls import is_url
 
 
 def settings_notes(config: Config, sets: list[TrainingSet], steps: int, ranks: int) -> list[str]:
-    """All there is to say at the start about settings that are not used, or not fully. Arguments as of
-    ``settings_without_effect``."""
+    """All there is to say at the start about settings that are not used, or not fully."""
     return (
         settings_without_effect(config, steps, ranks)
         + unused_keys(config.train.deepspeed)
@@ -59,8 +58,7 @@ def settings_without_effect(config: Config, steps: int, ranks: int) -> list[str]
 
 
 def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, default) of every setting; the default is ``PydanticUndefined`` if there is none, and what lies
-    in a list is not walked."""
+    """(key, value, default) of every setting, the value itself if there is no default; lists are not walked."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):

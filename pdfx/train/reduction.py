@@ -58,8 +58,7 @@ def _reduce_once(engine: deepspeed.DeepSpeedEngine, losses: Iterable[Tensor], ph
 
 
 class WideSums:
-    """Float32 sums of gradients that are narrower themselves: bf16 has 8 bits, and adding up many chunks in it would
-    lose the small ones."""
+    """Float32 sums of narrower gradients: adding up many chunks in the 8 bits of bf16 would lose the small ones."""
 
     def __init__(self, parameters: list[torch.nn.Parameter]):
         self.parameters = [parameter for parameter in parameters if parameter.dtype.itemsize < 4]
@@ -89,8 +88,7 @@ def trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def gradient_bytes(module: torch.nn.Module) -> int:
-    """What all gradients take on a rank that keeps them whole: the gradients and, if these are narrower, their
-    float32 sums."""
+    """What all gradients take on a rank that keeps them whole, with their float32 sums if they are narrower."""
     counts = [
         (getattr(parameter, "ds_numel", parameter.numel()), parameter.dtype.itemsize) for parameter in trainable(module)
     ]

@@ -1,5 +1,4 @@
-"""What a run consists of, built from its recipe and, if there is one, its checkpoint; and the moments of its life, at
-which hooks are called."""
+"""What a run consists of, built from recipe and checkpoint, and the moments of its life, at which hooks are called."""
 
 from __future__ import annotations
 
@@ -70,8 +69,7 @@ class Hook:
         """The model after step ``run.step`` was evaluated; ``results`` are alike on every rank."""
 
     def went_back(self, run: Run, state: dict[str, Any], repeat: bool) -> None:
-        """The run went back to an earlier checkpoint, whose state this is. ``repeat``: the samples since then come
-        again."""
+        """The run went back to a checkpoint with this state. ``repeat``: the samples since then come again."""
         self.restore(state)
 
     def end(self, run: Run) -> None:

@@ -17,8 +17,7 @@ from pdfx.errors import UserError
 SHARDING = "sharding"
 """Key of ``Checkpoint.state``."""
 SHORT_WAY = 1e-3
-"""A sum of learning rates that is too small to train anything: in a step Adam moves a weight by about the learning rate
-at most. The value is ours."""
+"""A sum of learning rates too small to train: a step of Adam moves a weight by one at most. The value is ours."""
 
 
 def learning_rate_factor(step: int, train: TrainSection, total_steps: int) -> float:
@@ -37,8 +36,7 @@ def learning_rate_factor(step: int, train: TrainSection, total_steps: int) -> fl
 
 
 def settle_warm_ups(config: Config, total_steps: int) -> list[str]:
-    """Give the warm-ups that the recipe leaves open their number of steps, in place, and return sentences about the
-    learning rate."""
+    """Settle, in place, the warm-ups that the recipe leaves open; returns sentences about the learning rate."""
     short, information, train = min(100, total_steps // 10), config.objective.mutual_information, config.train
     if train.warmup_steps is None:
         train.warmup_steps = short
@@ -154,7 +152,6 @@ def count(ranks: int) -> str:
 
 
 def derived_seed(seed: int, purpose: str, *counters: int) -> int:
-    """A 63-bit seed that depends on all arguments: each random draw follows from the run's seed, what it is for, and
-    where in the run it happens."""
+    """A 63-bit seed of the run's seed, what a random draw is for, and where in the run it happens."""
     text = "/".join([str(seed), purpose, *map(str, counters)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

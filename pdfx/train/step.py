@@ -126,8 +126,7 @@ class Stepper:
         return metrics | {"grad_norm": float(self.engine.get_global_grad_norm())}
 
     def passes(self, batch: Batch) -> list[Pass]:
-        """The forward passes of a batch, as many on every rank: under ZeRO-3 each gathers parameters from all of
-        them."""
+        """The forward passes of a batch, as many on every rank: under ZeRO-3 each gathers parameters from all."""
         count = self.world.largest([len(batch.chunks)])[0]
         chunks = batch.chunks + [self.filler] * (count - len(batch.chunks))
         return [
@@ -176,8 +175,7 @@ class Stepper:
     def surrogates(
         self, passes: list[Pass], kept: Embeddings | None, gradients: Embeddings, step: int
     ) -> Iterator[Tensor]:
-        """For each pass a scalar whose gradient in the parameters is the share of the loss's gradient that flows
-        through the pass."""
+        """For each pass a scalar whose gradient is the share of the loss's gradient that flows through the pass."""
         for part in passes:
             output = self.embed(part, step, with_graph=True) if kept is None else kept
             yield surrogate(output, part, gradients, len(passes))
@@ -195,8 +193,7 @@ def group_paths(paths: int, at_most: int | None) -> list[list[int]]:
 
 
 def chunk_tokens_per_path(train: TrainSection, paths: int) -> int | None:
-    """Tokens of one path that a chunk may hold, so that a pass by all paths of a group keeps to
-    ``train.chunk_tokens``."""
+    """Tokens of one path that a chunk may hold, so that a pass by a group of paths keeps to ``train.chunk_tokens``."""
     return train.chunk_tokens and max(1, train.chunk_tokens // min(train.chunk_paths or paths, paths))
 
 

@@ -28,8 +28,7 @@ class Profiling(Hook):
 
 @contextmanager
 def profiled(path: Path, steps: int | None) -> Iterator[Callable[[], None]]:
-    """Write a trace of ``steps`` steps, after the first two, to ``path``; nothing if ``steps`` is None. The block
-    calls what it is given after each step."""
+    """Write a trace of ``steps`` steps, after the first two; the block calls what it is given after each step."""
     if steps is None:
         yield lambda: None
         return
