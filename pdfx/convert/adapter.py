@@ -84,8 +84,7 @@ def peft_names(name: str) -> tuple[str, str]:
 
 
 def peft_config(lora: LoraSection, decoder: str, config: Config) -> LoraConfig:
-    """The adapter's own configuration; its targets are those of the decoder only, because a vision tower may have
-    modules of the same names."""
+    """The adapter's configuration, which targets the decoder only: a vision tower may have modules of these names."""
     targets = "|".join(re.escape(target) for target in lora.targets)
     return LoraConfig(
         base_model_name_or_path=base_path(config),

@@ -121,8 +121,7 @@ class WeightSource:
         return name.removeprefix("backbone.").replace(BASE, "")
 
     def read(self, name: str, start: int, count: int) -> Tensor:
-        """``count`` elements from ``start`` on of a flattened weight, by its name in the embedder with adapters, in the
-        type it is stored in."""
+        """``count`` stored elements of a flattened weight, by its name in the embedder with adapters."""
         if name in self.trained:
             return self.saved.read(MASTER, MODULE_PREFIX + name, start, count)
         if MODULE_PREFIX + name in self.buffers.entries:
@@ -148,8 +147,7 @@ class WeightSource:
             yield narrowed(name, self.read(name, start, min(BLOCK, elements - start)), dtype)
 
     def merged(self, name: str, module: BaseTunerLayer, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The flattened weight of the adapted module ``name`` with its adapter folded in, in one piece. Raises
-        UserError if it is not finite."""
+        """A weight with its adapter folded in, flattened, in one piece. Raises UserError if it is not finite."""
         # In the masters' type: the backbone's own may be too narrow for the adapter's part of a sum.
         real: Any = copy.deepcopy(module)
         real = real.to(torch.float32).to_empty(device="cpu")

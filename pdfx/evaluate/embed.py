@@ -212,8 +212,7 @@ def _part(parts: Path, rank: int) -> Path:
 
 
 def merge_parts(job: EmbedJob, parts: Path, world_size: int) -> tuple[int, ...]:
-    """Join the parts in the order of the input, write the output in one atomic step, and return its shape. Texts that
-    were cut are reported on stderr."""
+    """Join the parts in the input's order, write the output atomically, return its shape, and report cut texts."""
     loaded = [np.load(path) for path in (_part(parts, rank) for rank in range(world_size)) if path.exists()]
     embeddings = np.concatenate([part["rows"] for part in loaded])
     with write_atomically(job.out) as stream:

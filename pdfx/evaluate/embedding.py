@@ -187,8 +187,7 @@ def _rows(
 
 
 def _items_of_first(dataset: ShardedDataset, world: World) -> RetrievalItems:
-    """What rank 0 lists, on every rank, so that all have the same whatever they would read. Raises UserError, on every
-    rank, if rank 0 met it."""
+    """What rank 0 lists, on every rank. Raises UserError, on every rank, if rank 0 met it."""
     found: RetrievalItems | UserError | None = None
     if world.rank == 0:
         try:

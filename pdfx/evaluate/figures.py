@@ -205,8 +205,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """A query, its first answers by the fused embedding's cosine, and the (pessimistic) rank of the best right answer
-    among all candidates."""
+    """A query, its first answers by fused cosine, and the (pessimistic) rank of the best right one among all."""
 
     query: Card
     answers: list[Answer]

@@ -110,8 +110,7 @@ def ranking_metrics(
 
 
 def _among_own(scores: Tensor, relevant: Tensor, own_candidates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """From [n, m] over all candidates to [n, C] over each query's own, C the largest number of them; what fills shorter
-    rows is never relevant."""
+    """From [n, m] over all to [n, C] over each query's own candidates, C the most; fillers are never relevant."""
     if not own_candidates:
         return scores, relevant
     chosen = pad_sequence(list(own_candidates), batch_first=True, padding_value=-1)

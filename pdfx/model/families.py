@@ -41,8 +41,7 @@ class Family:
         return backbone.get_submodule(self.vision)
 
     def trains_vision(self, backbone: nn.Module) -> bool:
-        """Whether a parameter is trained that only images reach: in the vision tower, the projector, or of the backbone
-        itself (LLaVA-NeXT's line ends)."""
+        """Whether a parameter is trained that only images reach; some are the backbone's own (line ends)."""
         parts = (self.vision_of(backbone), backbone.get_submodule(self.projector))
         parameters = [*backbone.parameters(recurse=False), *(own for part in parts for own in part.parameters())]
         return any(parameter.requires_grad for parameter in parameters)
@@ -87,8 +86,7 @@ FAMILIES = {
 
 
 def family_of(backbone_config) -> Family:
-    """The family of a backbone's configuration. Raises ValueError for a model type that has none, and under a
-    transformers that is too old for it."""
+    """The family of a backbone's configuration. Raises ValueError without one, or for too old a transformers."""
     family = family_of_type(backbone_config.model_type)
     if tuple(map(int, transformers.__version__.split(".")[:2])) < family.transformers:
         needed = ".".join(map(str, family.transformers))

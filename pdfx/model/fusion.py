@@ -56,8 +56,7 @@ def unit(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Fusion(nn.Module):
-    """One embedding ``[B, F]`` from K unit ones ``[B, K, D]``: their mean, a learned softmax-weighted sum, or their
-    concatenation (F = K*D), normalised."""
+    """``[B, F]`` from unit ``[B, K, D]``: mean, learned weighted sum, or concatenation (F = K*D), normalised."""
 
     def __init__(self, kind: str, paths: int):
         super().__init__()
