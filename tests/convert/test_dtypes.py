@@ -65,7 +65,8 @@ def test_an_export_loads_as_written_or_as_asked_and_says_so(write, written, form
     files = {name: value for path in export.rglob("*.safetensors") for name, value in load_file(path).items()}
     assert {value.dtype for value in files.values()} == {TYPES[written]}
     assert len(list(export.glob("model*.safetensors"))) > 1 if form == "shards" else True
-    for asked in ASKED:
+    # How a type is asked for does not depend on the files, so its names are enough for most of them.
+    for asked in ASKED if form == "one" else ASKED[: -len(TYPES)]:
         expected = TYPES[written] if asked in (None, "auto") else TYPES.get(asked, asked)
         model = ParallelEmbedder.from_pretrained(export, **({} if asked is None else {"dtype": asked}))
         assert {parameter.dtype for parameter in model.parameters()} == types_in(model.config) == {expected}, asked

@@ -4,6 +4,7 @@ from the counts."""
 import re
 import sys
 from collections import Counter
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -46,9 +47,14 @@ def outcome_of(picture) -> str:
     return "" if apart <= picture.tolerance else f"{picture.name} is {apart} levels off"
 
 
+@cache
+def all_of(pictures) -> list:
+    return list(pictures())
+
+
 @pytest.mark.parametrize(("pictures", "least"), [(sound_pictures, 130), (broken_pictures, 200)])
 def test_every_odd_picture_is_read_rightly_and_every_broken_one_refused_with_its_reason(pictures, least):
-    cases = list(pictures())
+    cases = all_of(pictures)
     assert len({case.data for case in cases}) >= least
     assert len({case.name for case in cases}) == len(cases)
     assert [problem for problem in map(outcome_of, cases) if problem] == []
@@ -70,7 +76,7 @@ def test_no_picture_starts_another_program():
             started.append((event, arguments))
 
     sys.addaudithook(watch)  # cannot be taken away again, so it is switched off
-    for case in broken_pictures():
+    for case in all_of(broken_pictures):
         outcome_of(case)
     watching = False
     assert started == []

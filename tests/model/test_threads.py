@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import items
 
-THREADS, CALLS = 8, 200
+THREADS, CALLS = 8, 100
 
 
 @pytest.mark.parametrize("training", [False, True])

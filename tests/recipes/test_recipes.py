@@ -37,7 +37,7 @@ def test_a_recipe_loads_round_trips_and_fits_its_deepspeed_file(recipe):
     assert settings["zero_optimization"]["stage"] in (1, 2, 3)
 
 
-@pytest.fixture(params=LARGE, ids=lambda recipe: recipe.stem)
+@pytest.fixture(scope="module", params=LARGE, ids=lambda recipe: recipe.stem)
 def meta(request):
     config = load_config(request.param)
     config.model.path = str(CONFIGS / config.model.path.split("/")[-1])
