@@ -2,14 +2,12 @@
 
 from pdfx.config.config import Config, EvaluateSection, dump_config, load_config, parse_config, shown_settings
 from pdfx.config.data_sections import DataSection, DataSetSection
-from pdfx.config.model_sections import (
+from pdfx.config.model_sections import InputsSection, LoraSection, ModelSection, PrefixSection
+from pdfx.config.objective_sections import (
     TEMPERATURE_BOUNDS,
-    InputsSection,
-    LoraSection,
-    ModelSection,
     MutualInformationSection,
     ObjectiveSection,
-    PrefixSection,
+    RecentSection,
 )
 from pdfx.config.recipe_file import ConfigError
 from pdfx.config.train_sections import GuardsSection, TrainSection
@@ -28,6 +26,7 @@ __all__ = [
     "MutualInformationSection",
     "ObjectiveSection",
     "PrefixSection",
+    "RecentSection",
     "TrainSection",
     "dump_config",
     "load_config",

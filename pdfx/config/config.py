@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from pdfx.config.data_sections import DataSection
-from pdfx.config.model_sections import InputsSection, ModelSection, ObjectiveSection
+from pdfx.config.model_sections import InputsSection, ModelSection
+from pdfx.config.objective_sections import ObjectiveSection
 from pdfx.config.recipe_file import ConfigError, apply_overrides, read_extended
 from pdfx.config.section import Section, annotation_of, section_of
 from pdfx.config.train_sections import GuardsSection, TrainSection

@@ -127,9 +127,12 @@ class CollapsedPathsSection(Section):
 
     action: Literal["warn", "stop", "off"] = "warn"
     cosine: float = Field(0.98, gt=-1, le=1)
-    """Bound of the mean cosine between those two paths that are most alike (``path_cosine_max`` in the metrics)."""
+    """Bound of the mean cosine between those two paths that are most alike (``path_cosine_max`` in the metrics), of
+    embeddings without their means."""
+    r2: float = Field(0.995, gt=0, le=1)
+    """Bound of the share of a path that a linear map of another one predicts (``path_r2`` in the metrics)."""
     steps: int = Field(200, ge=1)
-    """Steps one after another above it."""
+    """Steps one after another above one of them."""
 
 
 class VariationalSection(Section):

@@ -134,7 +134,7 @@ def state_of_step(
     position: dict,
     metrics: dict[str, float],
     module: torch.nn.Module,
-    variational: torch.nn.Module | None,
+    kept: list[torch.Tensor],
     turn: int,
 ) -> dict[str, str]:
     """What must be alike after a step.
@@ -144,7 +144,7 @@ def state_of_step(
         metrics: alike on all ranks, to the last bit.
         module: its whole parameters are compared, the frozen ones included, ``SAMPLED`` at a time. Shards of ZeRO-3 are
             each rank's own and are not.
-        variational: replicated networks.
+        kept: what the objective keeps of earlier steps.
         turn: number of this comparison.
     """
     exact = json.dumps({name: float(value).hex() for name, value in sorted(metrics.items())})
@@ -157,8 +157,8 @@ def state_of_step(
     if whole:
         chosen = [whole[(turn * SAMPLED + number) % len(whole)] for number in range(min(SAMPLED, len(whole)))]
         state["the parameters"] = checksum(chosen)
-    if variational is not None:
-        state["the variational networks"] = checksum(list(variational.parameters()))
+    if kept:
+        state["what the objective keeps"] = checksum(kept)
     return state
 
 

@@ -113,11 +113,11 @@ def loss_curves(paths: list[Points], fused: Points) -> Picture:
 
 
 def information_curves(information: Points, r2: Points) -> Picture:
-    """The vCLUB estimate and the quality of the networks behind it, over steps."""
+    """The vCLUB estimate and the quality of the predictor behind it, over steps."""
 
     def paint(axes: list[Axes], theme: dict) -> None:
         axes[0].plot(*information, color=theme["text"], linewidth=1.8)
-        finish(axes[0], "estimate (nats)")
+        finish(axes[0], "nats per dimension")
         axes[1].plot(*r2, color=theme["paths"][0], linewidth=1.8)
         finish(axes[1], "R² of q", "step")
         axes[1].set_ylim(min(0.0, *r2[1]) - 0.03, 1.03)
@@ -125,11 +125,12 @@ def information_curves(information: Points, r2: Points) -> Picture:
     alt = (
         f"Two line charts over steps {information[0][0]} to {information[0][-1]}: the mutual-information estimate "
         f"from {information[1][0]:.3g} "
-        f"to {information[1][-1]:.3g} nats, and the R squared of its networks from {r2[1][0]:.2f} to {r2[1][-1]:.2f}."
+        f"to {information[1][-1]:.3g} nats per dimension, and the R squared of its predictor from {r2[1][0]:.2f} to "
+        f"{r2[1][-1]:.2f}."
     )
     caption = (
-        "vCLUB estimate of the mutual information between paths, and the R² of its networks q: where they "
-        "predict badly, the estimate is too low."
+        "vCLUB estimate of the mutual information between paths, and the R² of its predictor q, both on pairs that q "
+        "was not fitted to: if q predicts badly, the estimate is too low."
     )
     return draw((6.0, 3.8), 2, 1, paint, alt, caption)
 

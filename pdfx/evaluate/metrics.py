@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from pdfx.objective.diversity.figures import centred_cosines, linear_alignment, paths_r2
+
 TIE = 1e-6
 """Scores closer than this are tied: dot products of unit float32 vectors carry rounding errors of about 1e-7."""
+FEWEST_ROWS = 10
+"""For a regression between paths."""
 
 NDCG_CUTOFF = 10
 
@@ -179,13 +183,21 @@ def path_similarity(paths: Tensor) -> Tensor:
     return torch.einsum("nkd,nld->kl", paths, paths) / len(paths)
 
 
-def path_cosine(paths: Tensor) -> float:
-    """Mean cosine of two different paths of the same input (1 means that the paths have collapsed into one); NaN for a
-    single path.
+def path_figures(paths: Tensor) -> dict[str, float]:
+    """How alike the paths of the same input are, apart from a constant offset per path.
 
     Args:
-        paths: [n, K, D] with unit rows.
+        paths: [n, K, D] with unit rows; K is 2 or more.
+
+    Returns:
+        ``path_cosine``, mean cosine of two paths less their means; ``path_cka``, linear CKA; ``path_r2``, the share of
+        a path that a linear map of another one predicts for items that it was not fitted to, mean over ordered pairs
+            and absent for fewer than 10 items.
     """
-    matrix = path_similarity(paths)
-    size = len(matrix)
-    return float((matrix.sum() - matrix.trace()) / (size * (size - 1))) if size > 1 else float("nan")
+    centred = paths.double() - paths.double().mean(0)
+    everything = torch.ones(len(paths), dtype=torch.bool)
+    figures = {
+        "path_cosine": float(centred_cosines(centred[None], everything).mean() / len(paths)),
+        "path_cka": float(linear_alignment(centred[None], everything)),
+    }
+    return figures | ({"path_r2": paths_r2(paths)} if len(paths) >= FEWEST_ROWS else {})

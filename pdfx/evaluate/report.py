@@ -125,14 +125,15 @@ def training_pictures(records: list[dict], paths: int) -> list[Picture]:
         pictures.append(figures.information_curves(information, r2))
     for name, label, caption in (
         (
-            "orthogonality",
-            "orthogonality penalty",
-            "Mean squared cosine between the paths of the same input, which training lowers.",
+            "path_r2",
+            "R² between paths",
+            "Share of a path that a linear map of another one predicts, on pairs that the map was not fitted to. Near "
+            "1 the paths do the same work.",
         ),
         (
             "path_cosine",
             "path cosine",
-            "Mean cosine between the paths of the same training input. Near 1 the paths do the same work.",
+            "Mean cosine between the centred paths of the same training input.",
         ),
         *evaluation_curve(records),
     ):
@@ -226,6 +227,7 @@ def render(
         tables=[metric_table(metrics, direction) for direction in measured_directions(metrics)],
         remarks=[LEGEND, *remarks(metrics)],
         path_cosine=metrics.get("path_cosine"),
+        path_r2=metrics.get("path_r2"),
         training=training,
         similarity=similarity,
         examples=[(DIRECTION_LABELS[direction], found) for direction, found in examples.items()],

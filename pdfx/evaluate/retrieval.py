@@ -3,12 +3,13 @@ both directions.
 
 Metrics are keyed ``DIRECTION/SCORE/METRIC``, for example ``query_to_target/fused/recall@10``. Directions are
 ``query_to_target`` and ``target_to_query``; scores are ``path_0`` to ``path_K-1``, ``fused``, ``maxsim`` (best of
-paths) and ``chance`` (the expectation of a random order). Beside them stand ``path_cosine`` (of several paths only),
-``queries`` and ``targets`` (how many there are), ``relevant_targets`` (how many are right for a query, on average) and
-``relevant_queries``. Where queries have candidates of their own, ``precision@1`` is measured as well, and
-``candidates`` is their mean number. There, and if some targets belong to no query, ``target_to_query`` has no
-meaning and is left out. ``left_out`` counts samples that cannot be used, ``left_out_queries`` and ``left_out_targets``
-what is missing therefore, ``truncated_queries`` and ``truncated_targets`` texts that were cut.
+paths) and ``chance`` (the expectation of a random order). Beside them stand ``path_cosine``, ``path_cka`` and
+``path_r2`` (of several paths only; see ``path_figures``), ``queries`` and ``targets`` (how many there are),
+``relevant_targets`` (how many are right for a query, on average) and ``relevant_queries``. Where queries have
+candidates of their own, ``precision@1`` is measured as well, and ``candidates`` is their mean number. There, and if
+some targets belong to no query, ``target_to_query`` has no meaning and is left out. ``left_out`` counts samples that
+cannot be used, ``left_out_queries`` and ``left_out_targets`` what is missing therefore, ``truncated_queries`` and
+``truncated_targets`` texts that were cut.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, distributed
 
 from pdfx.data import ShardedDataset
 from pdfx.evaluate.embedding import EmbeddedItems, Evaluator, embed_shards
-from pdfx.evaluate.metrics import chance_metrics, path_cosine, ranking_metrics
+from pdfx.evaluate.metrics import chance_metrics, path_figures, ranking_metrics
 from pdfx.host.console import ShowProgress
 
 DIRECTIONS = ("query_to_target", "target_to_query")
@@ -70,7 +71,8 @@ def retrieval_metrics(
         distributed.all_reduce(means)
     found: dict[str, float] = dict(zip(sums, means.tolist(), strict=True))
     if queries.paths.shape[1] > 1:
-        found["path_cosine"] = (path_cosine(queries.paths) + path_cosine(targets.paths)) / 2
+        sides = [path_figures(items.paths) for items in (queries, targets)]
+        found |= {name: (sides[0][name] + sides[1][name]) / 2 for name in sides[0]}
     found |= {"queries": len(queries.ids), "targets": len(targets.ids)}
     if queries.candidates is not None:
         found["candidates"] = len(queries.candidates.rows) / len(queries.ids)

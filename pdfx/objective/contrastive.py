@@ -49,7 +49,7 @@ class Exclusion:
     def shared(self) -> Tensor:
         """int64 [s]: candidates that share the identity of a row which is not their own. Usually few, so that few
         columns are compared."""
-        if self.row_ids is None:
+        if self.row_ids is None or self.candidate_ids is None:
             return self.invalid[:0]
         ordered = self.row_ids.sort().values
         rows = torch.searchsorted(ordered, self.candidate_ids, right=True) - torch.searchsorted(
@@ -64,7 +64,7 @@ class Exclusion:
         positive is scored apart."""
         scores.diagonal(self.positive_start + block.start).fill_(-torch.inf)
         scores.index_fill_(1, self.invalid, -torch.inf)
-        if len(self.shared):
+        if self.row_ids is not None and self.candidate_ids is not None and len(self.shared):
             same = self.row_ids[block, None] == self.candidate_ids[self.shared]
             scores.index_copy_(1, self.shared, scores.index_select(1, self.shared).masked_fill_(same, -torch.inf))
 

@@ -114,7 +114,8 @@ def step_line(step: int, total_steps: int, metrics: dict[str, float], timings: d
     if "mutual_information" in metrics:
         parts.append(f"MI {metrics['mutual_information']:.3g} (R² {metrics['mi_r2']:.2f})")
     if "path_cosine" in metrics:
-        parts.append(f"path cosine {metrics['path_cosine']:.3f}")
+        r2 = f", R² {metrics['path_r2']:.2f}" if "path_r2" in metrics and "mi_r2" not in metrics else ""
+        parts.append(f"path cosine {metrics['path_cosine']:.2f}, CKA {metrics['path_cka']:.2f}{r2}")
     parts.append(f"lr {metrics['learning_rate']:.2e}")
     speed = f"{timings['pairs_per_second']:.1f} pairs/s, {timings['model_tflops']:.3g} TFLOP/s"
     share = f" (MFU {timings['mfu']:.0%})" if "mfu" in timings else ""

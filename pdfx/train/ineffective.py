@@ -78,6 +78,15 @@ def has_no_information(config: Config, *_: int) -> bool:
     return config.objective.diversity != "mutual_information" or config.model.paths == 1
 
 
+def has_no_networks(config: Config, *_: int) -> bool:
+    return has_no_information(config) or config.objective.mutual_information.predictor != "network"
+
+
+def has_no_moments(config: Config, *_: int) -> bool:
+    term, bound = config.objective.diversity, config.objective.mutual_information.bound
+    return term != "cross_correlation" and (term != "mutual_information" or bound != "gaussian")
+
+
 def has_one_pass(config: Config, *_: int) -> bool:
     train, paths = config.train, config.model.paths
     one_chunk = train.gradient_accumulation_steps == 1 and train.chunk_tokens is None
@@ -98,20 +107,26 @@ TABLE: list[tuple[str, tuple[Condition, str]]] = [
     ("model.prefix.layers model.prefix.init* model.prefix.learning_rate", _is("model.prefix.length", 0)),
     ("model.prefix.init_std", (_is("model.prefix.init", "tokens")[0], "it belongs to model.prefix.init 'normal'")),
     (
-        "model.fusion objective.diversity* objective.mutual_information.* guards.collapsed_paths.*",
+        "model.fusion objective.diversity* objective.mutual_information.* objective.recent.* guards.collapsed_paths.*",
         _is("model.paths", 1),
     ),
     ("train.chunk_paths", (lambda c, *_: c.train.chunk_paths >= c.model.paths, "it is not below model.paths")),
     ("model.cache_vision_gigabytes", _is("model.cache_vision", False)),
-    ("objective.diversity_weight", _is("objective.diversity", "none")),
     (
-        "objective.mutual_information.* guards.variational.*",
-        (has_no_information, "no mutual information is estimated"),
+        "objective.diversity_weight objective.diversity_side objective.diversity_scope",
+        _is("objective.diversity", "none"),
     ),
+    ("objective.mutual_information.*", (has_no_information, "no mutual information is estimated")),
+    (
+        "objective.mutual_information.hidden objective.mutual_information.steps "
+        "objective.mutual_information.learning_rate guards.variational.*",
+        (has_no_networks, "there are no variational networks (objective.mutual_information.predictor)"),
+    ),
+    ("objective.recent.share", (has_no_moments, "the diversity term looks at the pairs of a step alone")),
     ("guards.variational.resets", _is("guards.variational.action", "stop")),
     ("guards.non_finite.*_*", _is("guards.non_finite.action", "stop")),
     (
-        "guards.collapsed_paths.cosine guards.collapsed_paths.steps",
+        "guards.collapsed_paths.cosine guards.collapsed_paths.r2 guards.collapsed_paths.steps",
         (_is("guards.collapsed_paths.action", "off")[0], "that guard is off"),
     ),
     (
@@ -135,8 +150,6 @@ TABLE: list[tuple[str, tuple[Condition, str]]] = [
 
 TOO_LATE = {
     "train.warmup_steps": "the learning rate never rises to its full value; lower it, or leave it out",
-    "objective.mutual_information.warmup_steps": "objective.diversity_weight is never reached; lower it, or "
-    "leave it out",
     "train.logging_steps": "only the last step is logged",
     "train.save_steps": "only the last step is saved",
     "train.keep_steps": "it keeps no checkpoint",

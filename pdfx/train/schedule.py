@@ -37,11 +37,9 @@ def learning_rate_factor(step: int, train: TrainSection, total_steps: int) -> fl
 
 def settle_warm_ups(config: Config, total_steps: int) -> list[str]:
     """Settle, in place, the warm-ups that the recipe leaves open; returns sentences about the learning rate."""
-    short, information, train = min(100, total_steps // 10), config.objective.mutual_information, config.train
+    short, train = min(100, total_steps // 10), config.train
     if train.warmup_steps is None:
         train.warmup_steps = short
-    if information.warmup_steps is None and config.objective.diversity == "mutual_information":
-        information.warmup_steps = short
     own = config.model.prefix.learning_rate or train.learning_rate
     rates = f"{train.learning_rate:g}" + (f" and, for prefixes, {own:g}" if own != train.learning_rate else "")
     notes = [f"Learning rate {rates} after a warm-up of {train.warmup_steps} steps, then {train.lr_scheduler_type}."]
@@ -140,9 +138,10 @@ def take_over(config: Config, saved: dict[str, int], stage: int, ranks: int, pat
             f"stays {pairs} pairs."
         )
         train.gradient_accumulation_steps = pairs // chunk
-    if ranks != saved["ranks"] and config.objective.diversity == "mutual_information":
+    if ranks != saved["ranks"] and config.objective.diversity != "none" and config.objective.diversity_scope == "rank":
         notes.append(
-            "Mutual information is estimated per rank, so with another number of ranks its values differ a little."
+            "The diversity term is about the pairs of each rank (objective.diversity_scope), so with another number of "
+            "ranks its values differ a little."
         )
     return notes
 

@@ -23,6 +23,7 @@ from pdfx.data.batch import Batch, Chunk
 from pdfx.distributed.world import World
 from pdfx.model.fusion import fuse
 from pdfx.objective import Objective, PairEmbeddings, PairIdentities
+from pdfx.objective.gather import all_reduce_sum
 from pdfx.telemetry.timing import Phases
 from pdfx.train.engine import bound_temperature
 from pdfx.train.reduction import backward_all
@@ -163,14 +164,17 @@ class Stepper:
             for kind in (embeddings.paths, fuse(self.fusion, embeddings.paths, embeddings.fusion_logits))
         )
         identities = PairIdentities(batch.target_ids, batch.negative_ids, batch.valid, batch.negative_valid)
-        fit = self.objective.fit_variational(paths.query, paths.target, batch.valid)
-        loss, found = self.objective(paths, fused, identities, embeddings.log_temperature, step - 1)
-        metrics = {name: float(value) for name, value in {**found, **fit}.items()}
+        terms, metrics = self.objective.terms(paths, fused, identities, embeddings.log_temperature, step - 1)
         # A sum over all ranks, so they decide alike.
-        if not math.isfinite(metrics["loss"]):
-            return None, metrics
-        gradients = torch.autograd.grad(loss, embeddings.tensors(), allow_unused=True, materialize_grads=True)
-        return Embeddings(*gradients), metrics
+        if not math.isfinite(float(metrics["loss"])):
+            return None, {name: float(value) for name, value in metrics.items()}
+        gradients = gradients_of(terms.contrast, embeddings)
+        if terms.diversity is not None:
+            contrast, diversity = gradients, gradients_of(terms.diversity, embeddings)
+            metrics["diversity_gradient_share"] = gradient_share(diversity.paths, contrast.paths)
+            gradients = Embeddings(*(a + b for a, b in zip(contrast.tensors(), diversity.tensors(), strict=True)))
+        metrics |= self.objective.learn(paths.query, paths.target, batch.valid)
+        return gradients, {name: float(value) for name, value in metrics.items()}
 
     def surrogates(
         self, passes: list[Pass], kept: Embeddings | None, gradients: Embeddings, step: int
@@ -179,6 +183,21 @@ class Stepper:
         for part in passes:
             output = self.embed(part, step, with_graph=True) if kept is None else kept
             yield surrogate(output, part, gradients, len(passes))
+
+
+def gradients_of(term: Tensor, embeddings: Embeddings) -> Embeddings:
+    """The gradient of a scalar; 0 where it does not depend on something."""
+    found = torch.autograd.grad(
+        term, embeddings.tensors(), retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return Embeddings(*found)
+
+
+def gradient_share(diversity: Tensor, contrast: Tensor) -> Tensor:
+    """Norm of the diversity term's gradient over the norm of what is learned by contrast, over all ranks' embeddings;
+    alike on every rank."""
+    squares = all_reduce_sum(torch.stack([diversity.square().sum(), contrast.square().sum()]))
+    return (squares[0] / squares[1].clamp_min(1e-30)).sqrt()
 
 
 def was_skipped(metrics: dict[str, float]) -> bool:

@@ -14,6 +14,6 @@ class Agreement(Hook):
         if rest or run.world.size == 1:
             return
         with run.world.together():
-            networks = run.objective.variational
-            state = state_of_step(run.step, run.loader.state_dict(), metrics, run.engine.module, networks, turn)
+            kept = run.objective.kept_tensors()
+            state = state_of_step(run.step, run.loader.state_dict(), metrics, run.engine.module, kept, turn)
             require_agreement(run.world, state, f"after step {run.step}")

@@ -83,7 +83,7 @@ class StepGuards(Hook):
             UserError: the run must stop.
         """
         self._check_zero_loss(step, metrics)
-        self._check_paths(step, metrics.get("path_cosine_max"))
+        self._check_paths(step, metrics)
         diverged = self._check_variational(step, metrics.get("mi_negative_log_likelihood"))
         if not was_skipped(metrics):
             return None
@@ -143,11 +143,13 @@ class StepGuards(Hook):
             raise UserError(sentence)
         self.say(f"Warning: {sentence} This is said once.")
 
-    def _check_paths(self, step: int, cosine: float | None) -> None:
+    def _check_paths(self, step: int, metrics: dict[str, float]) -> None:
         settings = self.settings.collapsed_paths
+        cosine = metrics.get("path_cosine_max")
         if settings.action == "off" or cosine is None or not math.isfinite(cosine):
             return
-        self.collapsed = self.collapsed + 1 if cosine > settings.cosine else 0
+        r2 = metrics.get("path_r2", 0.0)
+        self.collapsed = self.collapsed + 1 if cosine > settings.cosine or r2 > settings.r2 else 0
         if self.collapsed < settings.steps:
             self.told_collapsed = False
             return
@@ -155,8 +157,9 @@ class StepGuards(Hook):
             return
         self.told_collapsed = True
         sentence = (
-            f"Two paths are nearly the same function: their mean cosine was above {settings.cosine:g} "
-            f"(guards.collapsed_paths.cosine) in the {self.collapsed} steps up to step {step} and is {cosine:.4f} now; "
+            f"Two paths are nearly the same function: in the {self.collapsed} steps up to step {step} their mean "
+            f"cosine was above {settings.cosine:g} (guards.collapsed_paths.cosine; now {cosine:.4f}), or one path "
+            f"predicted more than {settings.r2:g} of another (guards.collapsed_paths.r2; now {r2:.4f}); "
             "raise objective.diversity_weight or model.prefix.learning_rate, or start the prefixes further apart "
             "(model.prefix.init: normal with a larger model.prefix.init_std)."
         )
@@ -181,10 +184,10 @@ class StepGuards(Hook):
                 f"objective.mutual_information.steps, and resume from the last checkpoint.{again}"
             )
         self.resets += 1
-        self.objective.reset_variational(step)
+        self.objective.reset_networks()
         self.say(
-            f"Warning: {what}; they are reset, and so is the warm-up of their term (reset {self.resets} of at "
-            f"most {settings.resets})."
+            f"Warning: {what}; they are reset, and their term has no weight until they predict again (reset "
+            f"{self.resets} of at most {settings.resets})."
         )
         return True
 

@@ -1,0 +1,95 @@
+"""Estimates of the mutual information between two paths from a predictor q(y|x), and how good that predictor is.
+
+Legend: S sides, G = S K (K - 1) ordered pairs of paths, B rows, d dimension.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pdfx.objective.diversity.linear import Prediction
+
+Sums = dict[str, Tensor]
+
+
+def vclub(prediction: Prediction, weights: Tensor) -> Tensor:
+    """[G, B], nats per dimension: what each row adds to ``1/B sum_i log q(y_i|x_i) - 1/B^2 sum_ij log q(y_j|x_i)``
+    (Cheng et al., CLUB, arXiv 2006.12013, equation 13); the weighted sum over rows is the estimate.
+
+    The all-pairs term is exact in B d operations. With m and v the mean and variance of y over the batch, a row's two
+    terms differ by ``(v - (y - m)^2 + 2 (mu - m)(y - m)) / 2 s^2``, which has no difference of large numbers; logvar's
+    own term cancels.
+
+    It is an upper bound of the information if q is the true conditional. With a constant variance it is
+    ``tr Cov(mu(x), y) / s^2``: it penalises what q predicts and nothing else. It lies if q lags behind the encoder: it
+    is too low then, and may be negative.
+
+    Args:
+        weights: [B], summing to 1, or 0 for all.
+    """
+    mean, observed = prediction.mean, prediction.observed
+    average, variance = batch_moments(observed, weights)
+    centred = observed - average
+    spread = variance - centred.square() + 2 * (mean - average) * centred
+    return 0.5 * (spread * torch.exp(-prediction.logvar)).mean(-1)
+
+
+def leave_one_out(prediction: Prediction, weights: Tensor) -> Tensor:
+    """[G, B], nats per dimension: what each row adds to ``1/B sum_i [log q(y_i|x_i) - log mean_{j != i} q(y_i|x_j)]``
+    (L1Out, Poole et al., On Variational Bounds of Mutual Information, arXiv 1905.06922, equation 11).
+
+    Cost: three products of [B, d] and [d, B] a pair of paths, and B^2 numbers. With the true conditional it is an upper
+    bound whose bias is at most log B; it cannot report more than log B nats in total, so at large d it saturates.
+    """
+    mean, logvar, observed = prediction.mean, prediction.logvar.expand_as(prediction.mean), prediction.observed
+    precision = torch.exp(-logvar)
+    # log q(y_i | x_j) without its constant, [G, i, j].
+    squares = (
+        torch.bmm(observed.square(), precision.transpose(1, 2))
+        - 2 * torch.bmm(observed, (mean * precision).transpose(1, 2))
+        + ((mean.square() * precision) + logvar).sum(-1).unsqueeze(1)
+    )
+    scores = -0.5 * squares
+    own = scores.diagonal(dim1=1, dim2=2)
+    excluded = torch.eye(len(weights), dtype=torch.bool, device=weights.device) | (weights == 0)
+    others = scores.masked_fill(excluded, -torch.inf).logsumexp(-1) - math.log(max(1, len(weights) - 1))
+    missing = len(weights) - (weights > 0).sum()
+    others = others + math.log(max(1, len(weights) - 1)) - (len(weights) - 1 - missing).clamp_min(1).log()
+    counts = (weights > 0) & ((weights > 0).sum() > 1)
+    return torch.where(counts, own - others.masked_fill(~counts, 0), 0) / observed.shape[-1]
+
+
+def batch_moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [G, 1, d] of ``values`` [G, B, d] over rows of weights [B]."""
+    column = weights[:, None]
+    mean = (column * values).sum(1, keepdim=True)
+    return mean, (column * (values - mean).square()).sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def quality(prediction: Prediction, valid: Tensor) -> Sums:
+    """How well q predicts these rows, as sums over rows, so that adding them up over ranks pools the ranks' rows.
+
+    Returns:
+        ``residual``: squares of y - mu(x), ``variation``: squares of y around its mean, so R^2 = 1 - residual /
+        variation.
+    """
+    flags = valid.to(prediction.mean.dtype)
+    rows = flags.sum()
+    _, variance = batch_moments(prediction.observed, flags / rows.clamp_min(1))
+    residual = (flags[:, None] * (prediction.observed - prediction.mean).square()).sum()
+    return {"residual": residual, "variation": rows * variance.sum()}
+
+
+def information(rows: Tensor, sides: int, weights: Tensor) -> Tensor:
+    """[S]: weighted sums over rows of ``rows`` [G, B], averaged over a side's pairs of paths."""
+    return (rows * weights).sum(1).view(sides, -1).mean(1)
+
+
+@torch.no_grad()
+def spread_over_rows(rows: Tensor, valid: Tensor) -> Sums:
+    """Sums that give the standard error of an estimate: number, sum and sum of squares over valid rows of what a row
+    adds on average over pairs of paths. ``rows`` [G, B], ``valid`` [B]."""
+    each = rows.mean(0).masked_fill(~valid, 0)
+    return {"rows": valid.sum().to(each.dtype), "sum": each.sum(), "squares": each.square().sum()}

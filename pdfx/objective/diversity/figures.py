@@ -1,0 +1,103 @@
+"""How alike paths are, on embeddings without their means: a constant offset per path makes no two inputs differ, so it
+is not diversity.
+
+Legend: S sides, B rows of a batch, n rows, K paths, D dimension, d dimension of a projection.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pdfx.objective.diversity.batchwise import pair_cosines, unordered_pairs
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Relative to the variance of a standardised dimension."""
+MOST_ROWS, MOST_DIMENSIONS = 4096, 256
+"""Of a regression between paths of evaluated items, which then takes about a second a pair."""
+
+
+def centred_cosines(centred: Tensor, valid: Tensor) -> Tensor:
+    """[K(K-1)/2]: for each pair of paths the sum over valid rows of the cosine between the two, mean over sides.
+
+    Args:
+        centred: embeddings less their mean, [S, B, K, D].
+        valid: bool [B].
+    """
+    cosines = pair_cosines(functional.normalize(centred, dim=-1)).mean(0)
+    return cosines.masked_fill(~valid[:, None], 0).sum(0)
+
+
+def linear_alignment(values: Tensor, valid: Tensor) -> Tensor:
+    """[S]: linear CKA, mean over pairs of paths: 1 for paths that are rotations of one another, 0 on average for
+    independent ones, also on few rows (Kornblith et al., arXiv 1905.00414, equation 4, with the unbiased estimate of
+    HSIC, Song et al., Feature Selection via Dependence Maximization, 2012, equation 5).
+
+    Args:
+        values: [S, n, K, d].
+        valid: bool [n]; 4 rows at least, or the result is 0.
+    """
+    rows = valid.sum()
+    flags = valid.to(values.dtype)[:, None, None]
+    # In any place the same; near the mean there are no differences of large numbers.
+    centred = (values - (flags * values).sum(1, keepdim=True) / rows.clamp_min(1)) * flags
+    by_path = centred.transpose(1, 2)
+    own = by_path.square().sum(-1)
+    # Of the Gram matrix without its diagonal: sums of its rows, and of all of it.
+    sums = (by_path @ by_path.sum(2).unsqueeze(-1)).squeeze(-1) - own
+    totals = sums.sum(-1)
+    products = torch.stack([(one.transpose(1, 2).unsqueeze(1) @ by_path) for one in by_path.unbind(1)], dim=1)
+    traces = products.square().sum((-1, -2)) - own @ own.transpose(1, 2)
+    constant = totals.unsqueeze(-1) * totals.unsqueeze(-2) / ((rows - 1) * (rows - 2)).clamp_min(1)
+    dependence = traces + constant - 2 / (rows - 2).clamp_min(1) * (sums @ sums.transpose(1, 2))
+    norms = dependence.diagonal(dim1=1, dim2=2)
+    first, second = unordered_pairs(dependence.shape[1])
+    scale = (norms[:, first] * norms[:, second]).clamp_min(0).sqrt()
+    found = torch.where(scale > 0, dependence[:, first, second] / scale.clamp_min(1e-30), 0)
+    return torch.where(rows > 3, found.mean(1), 0)
+
+
+def held_out_r2(given: Tensor, predicted: Tensor, folds: int = 5) -> float:
+    """R^2 of ``predicted`` from ``given`` by ridge regression, each row predicted from the other folds. The ridge is
+    the one of a few that predicts best, so the figure is hardly above what a ridge chosen beforehand gives.
+
+    Args:
+        given: [n, D].
+        predicted: [n, D].
+        folds: of consecutive rows; each fold is predicted once.
+    """
+    given, predicted = given.double(), predicted.double()
+    numbers = torch.arange(len(given)) * folds // len(given)
+    residuals = torch.zeros(len(RIDGES), dtype=torch.float64)
+    variation = 0.0
+    for fold in range(folds):
+        test = numbers == fold
+        mean, deviation = given[~test].mean(0), given[~test].std(0).clamp_min(1e-12)
+        x, inputs = ((given[rows] - mean) / deviation for rows in (~test, test))
+        offset = predicted[~test].mean(0)
+        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+        products = vectors.T @ (x.T @ (predicted[~test] - offset)) / len(x)
+        for number, ridge in enumerate(RIDGES):
+            guess = (inputs @ vectors) @ (products / (values + ridge)[:, None])
+            residuals[number] += (predicted[test] - offset - guess).square().sum()
+        variation += float((predicted[test] - offset).square().sum())
+    return float(1 - residuals.min() / variation) if variation > 0 else 0.0
+
+
+def paths_r2(paths: Tensor) -> float:
+    """``held_out_r2`` averaged over ordered pairs of paths of ``paths`` [n, K, D], of at most ``MOST_ROWS`` rows and in
+    at most ``MOST_DIMENSIONS`` random dimensions."""
+    rows = paths[:MOST_ROWS].double()
+    if rows.shape[-1] > MOST_DIMENSIONS:
+        generator = torch.Generator().manual_seed(0)
+        rows = rows @ torch.randn(rows.shape[-1], MOST_DIMENSIONS, generator=generator).double()
+    pairs = [(i, j) for i in range(rows.shape[1]) for j in range(rows.shape[1]) if i != j]
+    return sum(held_out_r2(rows[:, i], rows[:, j]) for i, j in pairs) / len(pairs)
+
+
+def effective_rank(embeddings: Tensor) -> float:
+    """Exponential of the entropy of the normalised eigenvalues of the covariance of ``embeddings`` [n, D] (Roy and
+    Vetterli, The Effective Rank, 2007): D if all directions vary alike, 1 if a single one does."""
+    centred = embeddings.double() - embeddings.double().mean(0)
+    values = torch.linalg.svdvals(centred).square()
+    shares = values / values.sum().clamp_min(1e-300)
+    return float(torch.exp(-torch.xlogy(shares, shares).sum()))

@@ -1,0 +1,167 @@
+"""Embeddings of the last steps on all ranks: what a batch is standardised by, predicted from and compared with.
+
+A single batch holds too few rows to say how D dimensions depend on D others. The rows of the last steps do, and they
+are fixed, so they cost no graph. A batch takes part with its gradient, so the encoder cannot move away from what was
+measured, which it can from a network that has to learn first.
+
+Legend: S sides (query, target), B rows of a batch, N rows kept, n rows that are looked at, K paths, D dimension of an
+embedding, d dimension of its projection.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pdfx.objective.gather import all_gather
+
+ROWS_PER_DIMENSION = 8
+"""Rows that are known for each projected dimension, at least: with fewer, a prediction is mostly chance. The value is
+ours."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Embeddings with weights that sum to 1.
+
+    Attributes:
+        values: [S, n, K, d].
+        weights: [n]; 0 for a row that does not count.
+    """
+
+    values: Tensor
+    weights: Tensor
+
+    def centred(self) -> Tensor:
+        """[S, n, K, d] without their mean."""
+        return self.values - self.mean()
+
+    def mean(self) -> Tensor:
+        """[S, 1, K, d]."""
+        return torch.einsum("n,snkd->skd", self.weights, self.values).unsqueeze(1)
+
+    def deviation(self) -> Tensor:
+        """[S, 1, K, d], the standard deviation of each dimension, above 0."""
+        variance = torch.einsum("n,snkd->skd", self.weights, self.centred().square()).unsqueeze(1)
+        # Relative to the whole vector, so that a dimension that never moves stays 0 and does not become noise.
+        floor = 1e-6 * variance.mean(-1, keepdim=True) + 1e-20
+        return (variance + floor).sqrt()
+
+    def project(self, projection: Tensor | None) -> "Rows":
+        return self if projection is None else Rows(self.values @ projection, self.weights)
+
+
+class RecentEmbeddings:
+    """The last N rows of all ranks, alike on every rank.
+
+    Args:
+        capacity: N.
+        projection: most dimensions d that a dependence is measured in.
+        seed: of the projections.
+    """
+
+    def __init__(self, capacity: int, projection: int, seed: int):
+        self.capacity, self.projection, self.seed = capacity, projection, seed
+        self.stored: Rows | None = None
+        """Values [S, N, K, D] with weights 1 or 0; a row is overwritten by the one that comes N rows later."""
+        self.written = 0
+        """Rows that ever came, those that do not count included."""
+
+    @property
+    def count(self) -> int:
+        """Rows at hand."""
+        return min(self.written, self.capacity)
+
+    @torch.no_grad()
+    def add(self, both: Tensor, valid: Tensor) -> None:
+        """Keep a batch of all ranks. A collective.
+
+        Args:
+            both: [S, B, K, D], finite; those of rows that do not count are 0.
+            valid: bool [B].
+        """
+        rows = both.detach().transpose(0, 1)
+        flags = valid.to(rows.dtype)
+        everything, counts = all_gather([rows.contiguous(), flags])
+        everything, counts = everything[-self.capacity :], counts[-self.capacity :]
+        if self.stored is None:
+            values = everything.new_zeros(rows.shape[1], self.capacity, *rows.shape[2:])
+            self.stored = Rows(values, counts.new_zeros(self.capacity))
+        places = (torch.arange(len(counts), device=rows.device) + self.written) % self.capacity
+        self.stored.values[:, places] = everything.transpose(0, 1)
+        self.stored.weights[places] = counts
+        self.written += len(counts)
+
+    def known(self) -> Rows:
+        """The rows at hand, equally weighted, without gradient. Raises ValueError if there are none."""
+        if self.stored is None:
+            raise ValueError("no embeddings are known yet")
+        valid = self.stored.weights[: self.count]
+        return Rows(self.stored.values[:, : self.count], valid / valid.sum().clamp_min(1))
+
+    def joined(self, both: Tensor, valid: Tensor, share: float) -> Rows:
+        """The rows at hand and those of ``both`` [S, B, K, D], whose valid ones together weigh ``share``, or as much as
+        their number if that is more."""
+        batch = valid.to(both.dtype)
+        rows = batch.sum()
+        if self.stored is None:
+            return Rows(both, batch / rows.clamp_min(1))
+        kept = self.stored.weights[: self.count]
+        weight = torch.where(rows > 0, (rows / (rows + kept.sum()).clamp_min(1)).clamp_min(share), 0)
+        weight = torch.where(kept.sum() > 0, weight, 1)
+        weights = torch.cat([(1 - weight) * kept / kept.sum().clamp_min(1), weight * batch / rows.clamp_min(1)])
+        return Rows(torch.cat([self.stored.values[:, : self.count], both], dim=1), weights)
+
+    def draw_projection(self, step: int, like: Tensor) -> Tensor | None:
+        """[D, d], another one at each step, so that dependence cannot hide in the dimensions that are left out; None
+        if all D dimensions are looked at.
+
+        Args:
+            step: optimiser step.
+            like: [..., D], of the dtype and device wanted.
+        """
+        dimension = like.shape[-1]
+        size = max(1, min(dimension, self.projection, self.count // ROWS_PER_DIMENSION))
+        if size == dimension:
+            return None
+        return self._random(f"projection {self.seed} {step}", size, like)
+
+    def fixed_projection(self, like: Tensor) -> Tensor | None:
+        """[D, d], the same at each step, for what has to learn; None if d is D. Dependence can hide in the dimensions
+        that it leaves out."""
+        if like.shape[-1] <= self.projection:
+            return None
+        return self._random(f"fixed projection {self.seed}", self.projection, like)
+
+    @staticmethod
+    def _random(name: str, size: int, like: Tensor) -> Tensor:
+        digest = hashlib.sha256(name.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.randn(like.shape[-1], size, generator=generator).to(like) / math.sqrt(like.shape[-1])
+
+    def to(self, device: torch.device | str) -> "RecentEmbeddings":
+        if self.stored is not None:
+            self.stored = Rows(self.stored.values.to(device), self.stored.weights.to(device))
+        return self
+
+    def state_dict(self) -> dict:
+        if self.stored is None:
+            return {}
+        values, valid = self.stored.values[:, : self.count], self.stored.weights[: self.count]
+        return {"values": values, "valid": valid, "written": self.written}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Load what ``state_dict`` gave. If another number of rows was kept then, the newest ones that fit stay."""
+        self.stored, self.written = None, 0
+        if not state:
+            return
+        values, valid = state["values"], state["valid"]
+        # Oldest first.
+        turn = state["written"] % len(valid)
+        values, valid = values.roll(-turn, 1)[:, -self.capacity :], valid.roll(-turn)[-self.capacity :]
+        self.written = len(valid)
+        room = values.new_zeros(values.shape[0], self.capacity, *values.shape[2:])
+        self.stored = Rows(room, valid.new_zeros(self.capacity))
+        self.stored.values[:, : self.written], self.stored.weights[: self.written] = values, valid
