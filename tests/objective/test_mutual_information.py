@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from pdfx.objective.mutual_information import VariationalNetworks, fit
 from torch.nn.functional import gelu, normalize
 
 from pdfx.config import MutualInformationSection, ObjectiveSection
 from pdfx.errors import UserError
 from pdfx.objective import Objective, PairEmbeddings, PairIdentities
-from pdfx.objective.mutual_information import VariationalNetworks, fit
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}  # float64 rounds at 1.1e-16; sums of a few hundred terms of size 100
 
