@@ -61,7 +61,7 @@ def kernel_dependence(rows: Rows) -> Tensor:
     squares = gram.diagonal(dim1=-2, dim2=-1)
     distances = squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * gram
     outer = rows.weights[:, None] * rows.weights
-    width = (distances.detach() * outer).sum((-1, -2), keepdim=True).clamp_min(1e-20)
+    width = (distances * outer).sum((-1, -2), keepdim=True).clamp_min(1e-20)
     kernel = torch.exp(-distances / width)
     column = kernel @ rows.weights
     centred = kernel - column.unsqueeze(-1) - column.unsqueeze(-2) + (column @ rows.weights)[..., None, None]

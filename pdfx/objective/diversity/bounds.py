@@ -3,8 +3,6 @@
 Legend: S sides, G = S K (K - 1) ordered pairs of paths, B rows, d dimension.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -52,11 +50,11 @@ def leave_one_out(prediction: Prediction, weights: Tensor) -> Tensor:
     )
     scores = -0.5 * squares
     own = scores.diagonal(dim1=1, dim2=2)
-    excluded = torch.eye(len(weights), dtype=torch.bool, device=weights.device) | (weights == 0)
-    others = scores.masked_fill(excluded, -torch.inf).logsumexp(-1) - math.log(max(1, len(weights) - 1))
-    missing = len(weights) - (weights > 0).sum()
-    others = others + math.log(max(1, len(weights) - 1)) - (len(weights) - 1 - missing).clamp_min(1).log()
-    counts = (weights > 0) & ((weights > 0).sum() > 1)
+    present = weights > 0
+    excluded = torch.eye(len(weights), dtype=torch.bool, device=weights.device) | ~present
+    count = present.sum().to(scores.dtype)
+    others = scores.masked_fill(excluded, -torch.inf).logsumexp(-1) - (count - 1).clamp_min(1).log()
+    counts = present & (count > 1)
     return torch.where(counts, own - others.masked_fill(~counts, 0), 0) / observed.shape[-1]
 
 
