@@ -177,7 +177,7 @@ class Objective:
             contrast = torch.stack(terms).sum()
             diversity, sums = None, {}
             if self.diversity is not None:
-                measured = self.diversity(torch.stack([paths.query, paths.target]), pairs.valid, step)
+                measured = self.diversity(torch.stack([paths.query, paths.target]), pairs.valid, step, pairs.weight)
                 diversity, sums = measured.loss, measured.sums
                 metrics |= measured.metrics
             found = Terms(contrast, diversity)

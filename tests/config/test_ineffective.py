@@ -26,11 +26,18 @@ CASES = [
     (["guards.collapsed_paths.action=stop", "guards.collapsed_paths.steps=9"], "model.paths is 1", ["model.paths=2"]),
     (["train.chunk_paths=4"], "not below model.paths", ["model.paths=5"]),
     (["objective.diversity_weight=0.5"], "objective.diversity is 'none'", ["objective.diversity=orthogonality"]),
+    (["objective.diversity_side=query"], "objective.diversity is 'none'", ["objective.diversity=hsic"]),
     (
-        ["objective.mutual_information.hidden=9", "guards.variational.bound=3"],
+        ["objective.mutual_information.bound=vclub"],
         "no mutual information is estimated",
         ["objective.diversity=mutual_information"],
     ),
+    (
+        ["objective.mutual_information.hidden=9", "guards.variational.bound=3"],
+        "there are no variational networks",
+        ["objective.mutual_information.predictor=network", "objective.mutual_information.bound=vclub"],
+    ),
+    (["objective.recent.share=0.5"], "the pairs of a step alone", ["objective.diversity=cross_correlation"]),
     (["guards.variational.resets=1"], "guards.variational.action is 'stop'", ["guards.variational.action=reset"]),
     (
         ["guards.non_finite.in_a_row=2", "guards.non_finite.roll_backs=1"],
@@ -53,11 +60,6 @@ CASES = [
     (["data.read_retry_seconds=2"], "data.read_retries is 0", ["data.read_retries=1"]),
     (["evaluate.batch_size=2", "evaluate.recall_at=[2]"], "data.evaluation is not set", ["data.evaluation=x"]),
     (["train.warmup_steps=61"], "the learning rate never rises", ["train.max_steps=61"]),
-    (
-        ["objective.mutual_information.warmup_steps=100"],
-        "objective.diversity_weight is never reached",
-        ["train.max_steps=100"],
-    ),
     (["train.logging_steps=61"], "only the last step is logged", ["train.max_steps=61"]),
     (["train.save_steps=61"], "only the last step is saved", ["train.max_steps=61"]),
     (["train.save_steps=50", "train.keep_steps=100"], "it keeps no checkpoint", ["train.max_steps=100"]),
@@ -76,6 +78,7 @@ SETTING = {
     "model.paths is 1": ["model.paths=1"],
     "objective.diversity is 'none'": ["objective.diversity=none"],
     "no mutual information is estimated": ["objective.diversity=orthogonality"],
+    "the pairs of a step alone": ["objective.diversity=orthogonality"],
     "guards.variational.action is 'stop'": ["guards.variational.action=stop"],
     "guards.non_finite.action is 'stop'": ["guards.non_finite.action=stop"],
     "that guard is off": ["guards.collapsed_paths.action=off"],
@@ -139,14 +142,11 @@ def test_a_shipped_recipe_and_the_configuration_that_its_run_keeps_say_nothing_i
 def test_a_warm_up_that_is_left_open_ends_within_the_run(tmp_path, steps, warmup):
     config, _ = told(tmp_path, [f"train.max_steps={steps}"])
     assert f"warm-up of {warmup} steps" in settle_warm_ups(config, steps)[0]
-    assert (config.train.warmup_steps, config.objective.mutual_information.warmup_steps) == (warmup, warmup)
+    assert config.train.warmup_steps == warmup
     assert max(learning_rate_factor(step, config.train, steps) for step in range(1, min(steps, 200) + 1)) == 1
-    config, _ = told(
-        tmp_path,
-        ["train.warmup_steps=0", "objective.mutual_information.warmup_steps=3", "objective.diversity=orthogonality"],
-    )
+    config, _ = told(tmp_path, ["train.warmup_steps=0"])
     settle_warm_ups(config, steps)
-    assert (config.train.warmup_steps, config.objective.mutual_information.warmup_steps) == (0, 3)
+    assert config.train.warmup_steps == 0
 
 
 def negatives_told(wanted: int | None, *shards: Path) -> list[str]:

@@ -51,7 +51,7 @@ def recipe(backbone: Path, shards: Path, output: Path) -> dict:
         },
         "inputs": {"query_instruction": "find: "},
         "data": {"train": str(shards), "num_workers": 0},
-        "objective": {"mutual_information": {"warmup_steps": 0}, "learn_temperature": True},
+        "objective": {"learn_temperature": True},
         "train": {
             "output_dir": str(output),
             "deepspeed": str(ROOT / "ds_configs/zero3.json"),

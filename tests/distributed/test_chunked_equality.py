@@ -33,11 +33,7 @@ TRAIN = {
 TOLERANCE = 1e-5
 
 OBJECTIVE = {"temperature": 0.2, "learn_temperature": True, "symmetric": True, "diversity": "none"}
-INFORMATION = {
-    "diversity": "mutual_information",
-    "diversity_weight": 0.05,
-    "mutual_information": {"hidden": 16, "warmup_steps": 0},
-}
+TERM = {"diversity": "cross_correlation", "diversity_weight": 0.5}
 KINDS = {
     "lora": (
         "qwen2_vl",
@@ -45,7 +41,7 @@ KINDS = {
             "lora": {"r": 2, "alpha": 8, "dropout": 0.3, "targets": ["q_proj", "v_proj", "down_proj"]},
             "fusion": "softmax",
         },
-        OBJECTIVE | INFORMATION,
+        OBJECTIVE | TERM,
     ),
     "full": ("llava_next", {"lora": None, "train_vision": True, "fusion": "concat"}, OBJECTIVE),
 }

@@ -54,7 +54,7 @@ def recipe(
         "temperature": 0.2,
         "learn_temperature": True,
         "diversity": diversity,
-        "mutual_information": {"hidden": 16, "warmup_steps": 0},
+        "mutual_information": {"bound": "vclub", "predictor": "network", "hidden": 16},
     }
     model = MODELS[kind] | {"prefix": {"length": 3, "learning_rate": 2e-2}}
     return tiny_config(

@@ -44,8 +44,8 @@ def spoil(trainer, where: str, steps: set[int]) -> None:
 
 
 def everything(trainer) -> dict[str, torch.Tensor]:
-    """This rank's parameters, its shards of masters and moments, and the variational networks."""
-    found = dict(trainer.objective.state_dict().get("variational", {}))
+    """This rank's parameters, its shards of masters and moments, and what the objective keeps."""
+    found = {f"kept {number}": tensor for number, tensor in enumerate(trainer.objective.kept_tensors())}
     for name, parameter in trainer.engine.module.named_parameters():
         if parameter.requires_grad:
             found[name] = getattr(parameter, "ds_tensor", parameter)
@@ -109,10 +109,10 @@ def step_over(config: Config, where: str) -> list[str]:
 def test_a_spoiled_step_leaves_parameters_optimiser_and_pending_gradients_untouched_on_all_ranks(
     folder, two_ranks, stage, train, where
 ):
-    # What the variational networks learn in a step whose gradient is spoiled only later is sound, and so stays; without
-    # them there is nothing that may differ.
-    objective = {"diversity": "mutual_information" if where == "loss" else "none"}
-    config = recipe(folder, "steps", stage, train=train | {"resume": "auto"}, objective=objective)
+    # What the objective keeps of a step whose gradient is spoiled only later is sound, and so stays; of one path it
+    # keeps nothing that may differ.
+    paths = {} if where == "loss" else {"model": {"paths": 1}}
+    config = recipe(folder, "steps", stage, train=train | {"resume": "auto"}, **paths)
     assert two_ranks.run(step_over, config, where) == [[], []]
 
 

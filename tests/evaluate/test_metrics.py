@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranking_reference import plain_metrics
 
-from pdfx.evaluate.metrics import chance_metrics, path_cosine, path_similarity, ranking_metrics, similarity
+from pdfx.evaluate.metrics import chance_metrics, path_figures, path_similarity, ranking_metrics, similarity
 
 EXACT = 1e-12  # sums of at most a few dozen float64 terms of size one
 
@@ -147,14 +147,23 @@ def test_chance_among_own_candidates_is_that_of_their_number():
         assert values.tolist() == [float(single[name]) for single in alone]
 
 
-def test_path_similarity_is_the_mean_gram_matrix_and_path_cosine_its_mean_beside_the_diagonal():
+def test_path_similarity_is_the_mean_gram_matrix():
     paths = torch.nn.functional.normalize(torch.randn(7, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
     gram = np.mean([item @ item.T for item in paths.double().numpy()], axis=0)
     assert np.allclose(path_similarity(paths).numpy(), gram, atol=EXACT)
-    assert path_cosine(paths) == pytest.approx((gram.sum() - np.trace(gram)) / 6, abs=EXACT)
 
 
-def test_path_cosine_of_collapsed_paths_is_one_and_of_a_single_path_is_nan():
-    paths = torch.nn.functional.normalize(torch.randn(5, 1, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
-    assert path_cosine(paths.expand(5, 4, 16)) == pytest.approx(1.0, abs=1e-6)  # float32 rows are unit to about 1e-7
-    assert math.isnan(path_cosine(paths))
+def test_path_figures_of_collapsed_and_rotated_and_independent_paths():
+    generator = torch.Generator().manual_seed(0)
+    paths = torch.nn.functional.normalize(torch.randn(400, 2, 16, generator=generator), dim=-1)
+    rotation = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
+    alike = path_figures(paths[:, :1].expand(400, 2, 16))
+    turned = path_figures(torch.stack([paths[:, 0], paths[:, 0] @ rotation], dim=1))
+    apart = path_figures(paths)
+    assert [alike[name] for name in ("path_cosine", "path_cka", "path_r2")] == pytest.approx([1, 1, 1], abs=2e-3)
+    assert [turned[name] for name in ("path_cka", "path_r2")] == pytest.approx([1, 1], abs=2e-3)
+    assert abs(turned["path_cosine"]) < 0.4, "a cosine does not see a rotation"
+    # A correlation over 400 rows has an error of 1 / sqrt(400) at most.
+    assert max(map(abs, apart.values())) < 0.2
+    offset = path_figures(paths + torch.tensor([[0.0], [5.0]]).repeat(1, 16))
+    assert offset["path_cosine"] == pytest.approx(apart["path_cosine"], abs=1e-5)

@@ -81,7 +81,7 @@ def test_metrics_equal_a_plain_evaluation_of_items_embedded_one_by_one(metrics, 
             }
         chance = chance_metrics(torch.from_numpy(relevant.sum(1)), relevant.shape[1], [1, 3])
         expected |= {f"{direction}/chance/{name}": float(per_query.mean()) for name, per_query in chance.items()}
-    assert metrics.keys() - expected.keys() == {"path_cosine", "relevant_queries", *COUNTS}
+    assert metrics.keys() - expected.keys() == {"path_cosine", "path_cka", "path_r2", "relevant_queries", *COUNTS}
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=EQUAL), name
 
@@ -114,7 +114,7 @@ def test_metrics_among_candidates_equal_a_plain_loop_over_each_querys_own(among_
         chance = chance_metrics(torch.tensor([1]), len(candidates), [1, 3])
         for name, value in {"precision@1": chance["recall@1"], **chance}.items():
             expected.setdefault(f"query_to_target/chance/{name}", []).append(float(value))
-    assert among_candidates.keys() - expected.keys() == {"path_cosine", "candidates", *COUNTS}
+    assert among_candidates.keys() - expected.keys() == {"path_cosine", "path_cka", "candidates", *COUNTS}
     for name, values in expected.items():
         assert among_candidates[name] == pytest.approx(np.mean(values), abs=EQUAL), name
     assert [among_candidates[name] for name in ("queries", "targets", "candidates")] == [
@@ -132,10 +132,12 @@ def test_targets_that_no_query_asks_for_leave_out_the_direction_that_would_ask_f
 def test_path_cosine_is_the_mean_over_pairs_of_paths_and_both_sides(metrics, embedded):
     queries, _, targets, _ = embedded
     apart = ~np.eye(PATHS, dtype=bool)
-    sides = [
-        np.mean([(item.paths[0] @ item.paths[0].T).numpy()[apart].mean() for item in side])
-        for side in (queries, targets)
-    ]
+    sides = []
+    for side in (queries, targets):
+        paths = np.stack([item.paths[0].numpy() for item in side])
+        centred = paths - paths.mean(0)
+        centred /= np.linalg.norm(centred, axis=-1, keepdims=True)
+        sides.append(np.mean([(rows @ rows.T)[apart].mean() for rows in centred]))
     assert metrics["path_cosine"] == pytest.approx(np.mean(sides), abs=1e-5)  # float32 products of entries below 1
     assert abs(metrics["path_cosine"]) < 0.99
 

@@ -28,7 +28,7 @@ INSTALL, WORK = (block.splitlines() for block in re.findall(r"```bash\n(.*?)```"
 SMALL = {
     "model": {"prefix": {"length": 4}},
     "data": {"num_workers": 0},
-    "objective": {"mutual_information": {"hidden": 16, "warmup_steps": 1}},
+    "objective": {"recent": {"rows": 64}},
     "train": {"max_steps": 2, "save_steps": 2, "eval_steps": 2, "warmup_steps": 1}
     | {"per_device_train_batch_size": 4, "bf16": False, "tensorboard": False},
 }

@@ -86,7 +86,7 @@ class PlainPyTorch:
         names = ("target_ids", "negative_ids", "valid", "negative_valid")
         identities = PairIdentities(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
         loss, _ = self.objective(paths, fused, identities, log_temperature, step - 1)
-        loss = loss + self.mean_of_rank_terms(paths.query, paths.target, identities.valid)
+        loss = loss + self.mean_of_rank_terms(torch.stack([paths.query, paths.target]), identities.valid, step - 1)
         self.optimizer.zero_grad()
         loss.backward()
         for parameter in self.module.parameters():
@@ -130,15 +130,14 @@ class PlainPyTorch:
             columns.append(torch.cat([output for _, output in own])[order])
         return torch.cat(columns, dim=1)
 
-    def mean_of_rank_terms(self, query: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """What the ranks' mutual-information terms must come to: q fitted to all pairs, the estimate made of each
-        rank's pairs alone."""
-        if self.information.variational is None:
-            return torch.zeros(())
-        self.information.fit_variational(query, target, valid)
-        sides = torch.stack([query, target])
-        parts = zip(sides.chunk(self.ranks, dim=1), valid.chunk(self.ranks), strict=True)
-        estimates = [
-            self.information.variational.estimate(part, part_valid).per_side.mean() for part, part_valid in parts
-        ]
-        return self.config.objective.diversity_weight * torch.stack(estimates).mean()
+    def mean_of_rank_terms(self, both: torch.Tensor, valid: torch.Tensor, step: int) -> torch.Tensor:
+        """What the ranks' diversity terms must come to: each about that rank's pairs, or all about all pairs, with the
+        pairs of all ranks remembered."""
+        diversity = self.information.diversity
+        ranks = 1 if self.config.objective.diversity_scope == "global" else self.ranks
+        parts = zip(both.chunk(ranks, dim=1), valid.chunk(ranks), strict=True)
+        measured = [diversity(*part, step) for part in parts]
+        diversity.summarise({name: sum(one.sums[name] for one in measured) for name in measured[0].sums})
+        diversity.learn(both.detach(), valid)
+        losses = [one.loss for one in measured if one.loss is not None]
+        return torch.stack(losses).mean() if losses else torch.zeros(())

@@ -55,7 +55,7 @@ def tiny_tree(directory: Path, family: str = "qwen2_vl", stage: str = "zero2", *
         "model": {"path": str(tiny_backbone(family, directory / family)), "paths": 2, "prefix": {"length": 3}},
         "inputs": {"max_text_tokens": 24},
         "data": {"train": str(tiny_shards(directory / "data")), "num_workers": 0, "span_samples": 4},
-        "objective": {"temperature": 0.1, "mutual_information": {"hidden": 16, "warmup_steps": 2}},
+        "objective": {"temperature": 0.1, "recent": {"rows": 64}},
         "train": {
             "output_dir": str(directory / "run"),
             "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json"),

@@ -20,7 +20,7 @@ ZERO = SOUND | {"loss_path_0": 0.0, "loss_path_1": 0.0, "loss_fused": 0.0}
 
 def guards_of(state: dict | None = None, objective: dict | None = None, **sections) -> StepGuards:
     told = []
-    settings = ObjectiveSection(mutual_information={"hidden": 4, "warmup_steps": 10}, **(objective or {}))
+    settings = ObjectiveSection(**(objective or {}))
     guards = StepGuards(GuardsSection.model_validate(sections), Objective(settings, 2, 6, 0, []), told.append)
     guards.load_state_dict(state or {})
     guards.told = told
@@ -120,6 +120,15 @@ def test_paths_that_stay_alike_for_the_set_number_of_steps_are_told_once_or_stop
     assert len(guards.told) == (action == "warn")
 
 
+def test_paths_that_predict_each_other_are_collapsed_whatever_their_cosine():
+    guards = guards_of(collapsed_paths={"r2": 0.9, "steps": 2})
+    for step, r2 in enumerate([0.95, 0.85, 0.95], start=1):
+        guards.check(step, SOUND | {"path_cosine_max": 0.1, "path_r2": r2})
+    assert not guards.told
+    guards.check(4, SOUND | {"path_cosine_max": 0.1, "path_r2": 0.95})
+    assert len(guards.told) == 1 and "predicted more than 0.9 of another" in guards.told[0]
+
+
 def test_paths_that_were_alike_for_longer_than_the_recipe_now_allows_stop_a_resumed_run():
     before = guards_of(collapsed_paths={"cosine": 0.9, "steps": 8})
     for step in range(1, 6):
@@ -131,14 +140,13 @@ def test_paths_that_were_alike_for_longer_than_the_recipe_now_allows_stop_a_resu
 
 
 @pytest.mark.parametrize("likelihood", [NAN, math.inf, 10.5])
-def test_diverged_variational_networks_start_anew_with_their_warm_up_and_not_for_ever(likelihood):
-    guards = guards_of(variational={"resets": 1}, non_finite={"in_a_row": 1})
-    before = guards.objective.variational.hidden_weight.detach().clone()
-    fresh = guards.objective.diversity_weight(20)
+def test_diverged_variational_networks_are_reset_and_not_for_ever(likelihood):
+    networks = {"mutual_information": {"bound": "vclub", "predictor": "network"}}
+    guards = guards_of(variational={"resets": 1}, non_finite={"in_a_row": 1}, objective=networks)
+    before = guards.objective.diversity.networks.hidden_weight.detach().clone()
     # They are the reason for a loss that is not finite, so nothing needs to go back.
     assert guards.check(20, BROKEN | {"mi_negative_log_likelihood": likelihood}) is None
-    assert not torch.equal(guards.objective.variational.hidden_weight, before)
-    assert (guards.objective.diversity_weight(20), guards.objective.diversity_weight(30)) == (0.0, fresh)
+    assert not torch.equal(guards.objective.diversity.networks.hidden_weight, before)
     with pytest.raises(UserError, match="lower objective.mutual_information.learning_rate.*reset 1 times before"):
         guards.check(21, SOUND | {"mi_negative_log_likelihood": likelihood})
 

@@ -70,14 +70,12 @@ def quality(prediction: Prediction, valid: Tensor) -> Sums:
     """How well q predicts these rows, as sums over rows, so that adding them up over ranks pools the ranks' rows.
 
     Returns:
-        ``residual``: squares of y - mu(x), ``variation``: squares of y around its mean, so R^2 = 1 - residual /
-        variation.
+        ``residual``: squares of y - mu(x), ``variation``: squares of y, which is standardised by the remembered rows.
+        So R^2 = 1 - residual / variation compares with predicting the mean of those.
     """
-    flags = valid.to(prediction.mean.dtype)
-    rows = flags.sum()
-    _, variance = batch_moments(prediction.observed, flags / rows.clamp_min(1))
-    residual = (flags[:, None] * (prediction.observed - prediction.mean).square()).sum()
-    return {"residual": residual, "variation": rows * variance.sum()}
+    flags = valid.to(prediction.mean.dtype)[:, None]
+    residual = (flags * (prediction.observed - prediction.mean).square()).sum()
+    return {"residual": residual, "variation": (flags * prediction.observed.square()).sum()}
 
 
 def information(rows: Tensor, sides: int, weights: Tensor) -> Tensor:

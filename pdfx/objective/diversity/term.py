@@ -83,13 +83,14 @@ class Diversity:
         self._start_networks()
         self.to(device or "cpu")
 
-    def __call__(self, both: Tensor, valid: Tensor, step: int) -> Measured:
+    def __call__(self, both: Tensor, valid: Tensor, step: int, row_weight: float | None = None) -> Measured:
         """Measure one batch. A collective if ``objective.diversity_scope`` is global.
 
         Args:
             both: unit embeddings [S, B, K, D], 0 in rows that do not count.
             valid: bool [B].
             step: optimiser step, for the projection that belongs to it.
+            row_weight: W / valid pairs of all ranks, for terms that are sums over rows; 1 / valid pairs if None.
         """
         measured = Measured()
         projection = self.recent.draw_projection(step, both)
@@ -103,7 +104,7 @@ class Diversity:
         if self.kind == "mutual_information":
             term = self._information(measured, term_rows, term_valid, projection, predictor, share)
         else:
-            term = self._dependence(term_rows, term_valid, projection)
+            term = self._dependence(term_rows, term_valid, projection, row_weight if share == 1 else None)
         weight = self._weight(both)
         value = term[self.sides].mean()
         measured.loss = weight * value
@@ -118,14 +119,14 @@ class Diversity:
             return weight
         return weight * (0.0 if self.r2 is None else (self.r2.to(like) / FULL_WEIGHT_R2).clamp(0, 1))
 
-    def _dependence(self, both: Tensor, valid: Tensor, projection: Tensor | None) -> Tensor:
+    def _dependence(self, both: Tensor, valid: Tensor, projection: Tensor | None, row_weight: float | None) -> Tensor:
         """[S], of a term without a predictor."""
         if self.kind == "cross_correlation":
             return cross_correlation(self._joined(both, valid).project(projection))
         flags = valid.to(both.dtype)
         weights = flags / flags.sum().clamp_min(1)
         if self.kind == "orthogonality":
-            return orthogonality(both) @ weights
+            return orthogonality(both) @ (weights if row_weight is None else row_weight * flags)
         term = {"cross_covariance": cross_covariance, "hsic": kernel_dependence}[self.kind]
         return term(Rows(both, weights))
 
