@@ -183,8 +183,8 @@ def test_loss_gradients_and_metrics_equal_one_process_with_the_whole_batch(ranks
 
 
 def near(name: str) -> dict[str, float]:
-    """Adam divides by the gradient's size plus 1e-8. The networks' last layer starts at 0, so the first gradients of the
-    layer before it are roundings alone, and 16 steps of 1e-3 are taken by them."""
+    """Adam divides by the gradient's size plus 1e-8. The networks' last layer starts at 0, so the first gradients of
+    the layer before it are roundings alone, and 16 steps of 1e-3 are taken by them."""
     return {"rtol": 1e-8, "atol": 1e-7} if name.startswith("network") else TOLERANCE
 
 

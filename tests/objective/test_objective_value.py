@@ -55,10 +55,7 @@ def leaves(data):
 
 
 def objective_of(paths=PATHS, dims=(), **settings) -> Objective:
-    objective = Objective(
-        ObjectiveSection(**settings), paths=paths, dimension=DIMENSION, seed=0, matryoshka_dims=list(dims)
-    )
-    return objective
+    return Objective(ObjectiveSection(**settings), paths=paths, dimension=DIMENSION, seed=0, matryoshka_dims=list(dims))
 
 
 def reference_info_nce(data, kind, settings, dims):
