@@ -79,7 +79,11 @@ SETTING = {
     "objective.diversity is 'none'": ["objective.diversity=none"],
     "no mutual information is estimated": ["objective.diversity=orthogonality"],
     "the pairs of a step alone": ["objective.diversity=orthogonality"],
-    "guards.variational.action is 'stop'": ["guards.variational.action=stop"],
+    "guards.variational.action is 'stop'": [
+        "guards.variational.action=stop",
+        "objective.mutual_information.predictor=network",
+        "objective.mutual_information.bound=vclub",
+    ],
     "guards.non_finite.action is 'stop'": ["guards.non_finite.action=stop"],
     "that guard is off": ["guards.collapsed_paths.action=off"],
     "train.resume is 'never'": ["train.resume=never"],
