@@ -150,6 +150,8 @@ def read_settings(trees: list[dict]) -> set[tuple[str, str]]:
             guards = StepGuards(config.guards, trainer.objective, lambda *_: None)
             nothing, broken = dict.fromkeys(SOUND, 0.0), dict.fromkeys(SOUND, math.nan)
             alike = SOUND | {"path_cosine_max": 1.0, "mi_negative_log_likelihood": 1e9}
+            if trainer.objective.diversity.networks is None:
+                del alike["mi_negative_log_likelihood"]
             for step, metrics in enumerate([nothing, alike, *[broken] * config.guards.non_finite.in_a_row], 2):
                 guards.check(step, metrics)
             trainer.close()
@@ -164,7 +166,11 @@ def test_a_run_reads_every_setting(tmp_path, two_ranks):
     again = tree | {
         "train": tree["train"] | {"max_steps": None, "num_train_epochs": 3, "gradient_accumulation_steps": 2}
     }
-    read = set.union(*two_ranks.run(read_settings, [tree, again], timeout=250))
+    networks = tree | {
+        "train": tree["train"] | {"output_dir": str(tmp_path / "networks")},
+        "objective": {"mutual_information": {"bound": "vclub", "predictor": "network"}},
+    }
+    read = set.union(*two_ranks.run(read_settings, [tree, again, networks], timeout=250))
     # The inputs' settings travel as one dictionary, into the model's configuration.
     needed = {(section.__name__, name) for section, name, _ in SETTINGS.values() if section.__name__ != "InputsSection"}
     needed |= {("DataSetSection", name) for name in DataSetSection.model_fields}

@@ -111,8 +111,9 @@ def test_a_spoiled_step_leaves_parameters_optimiser_and_pending_gradients_untouc
 ):
     # What the objective keeps of a step whose gradient is spoiled only later is sound, and so stays; of one path it
     # keeps nothing that may differ.
-    paths = {} if where == "loss" else {"model": {"paths": 1}}
-    config = recipe(folder, "steps", stage, train=train | {"resume": "auto"}, **paths)
+    config = recipe(folder, "steps", stage, train=train | {"resume": "auto"})
+    if where == "gradient":
+        config.model.paths = 1
     assert two_ranks.run(step_over, config, where) == [[], []]
 
 

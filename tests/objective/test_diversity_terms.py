@@ -214,3 +214,15 @@ def offset_gradient(term: str) -> tuple[float, float]:
     diversity.r2 = torch.tensor(1.0, dtype=torch.float64)
     gradient = torch.autograd.grad(diversity(both, valid, step=0).loss, both)[0]
     return float(gradient.sum(1).abs().max()), float(gradient.abs().max())
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_embeddings_that_are_not_finite_make_a_loss_that_is_not_finite(term):
+    """An error on the rank that has them would leave the others waiting."""
+    diversity, both = diversity_of(TERMS[term]), embeddings_of(2, 5, 3, 6)
+    both[0, 1] = math.nan
+    measured = diversity(both, torch.ones(5, dtype=torch.bool), step=0)
+    assert not torch.isfinite(measured.loss)
+    diversity.summarise(measured.sums)
+    healthy = diversity(embeddings_of(2, 5, 3, 6), torch.ones(5, dtype=torch.bool), step=1)
+    assert torch.isfinite(healthy.loss)

@@ -24,7 +24,7 @@ def test_the_paths_and_names_in_the_guide_exist():
     assert len(paths) >= 5 and all((ROOT / path).exists() for path in paths)
     for name, file in (
         ("FAMILIES", "pdfx/model/families.py"),
-        ("_diversity", "pdfx/objective/objective.py"),
+        ("_dependence", "pdfx/objective/diversity/term.py"),
         ("check_source", "tests/support/source_checks.py"),
         ("problem", "data_tools/sources/base.py"),
     ):

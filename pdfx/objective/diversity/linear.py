@@ -43,12 +43,19 @@ def auto_moments(moments: Tensor) -> Tensor:
     return moments.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
+def cholesky(moments: Tensor, ridge: float) -> Tensor:
+    """[S, K, d, d]: lower factors of the moments within each path, plus ``ridge``; NaN if there is none, so that the
+    loss says that embeddings are not finite, on all ranks alike, and no rank stops alone."""
+    auto = auto_moments(moments)
+    identity = torch.eye(auto.shape[-1], dtype=auto.dtype, device=auto.device)
+    factor, failed = torch.linalg.cholesky_ex(auto + ridge * identity)
+    return factor.masked_fill(failed[..., None, None] > 0, torch.nan)
+
+
 def explained_share(moments: Tensor, ridge: float) -> Tensor:
     """[S, K(K-1), d]: R^2 of each dimension of a path by ridge regression on another path, on the rows themselves."""
     sides, paths, size = moments.shape[:3]
-    auto = auto_moments(moments)
-    factor = torch.linalg.cholesky(auto + ridge * torch.eye(size, dtype=auto.dtype, device=auto.device))
-    whitened = torch.linalg.solve_triangular(factor, moments.flatten(3), upper=False)
+    whitened = torch.linalg.solve_triangular(cholesky(moments, ridge), moments.flatten(3), upper=False)
     return other_paths(whitened.square().sum(2).view(sides, paths, paths, size))
 
 
@@ -109,10 +116,7 @@ class LinearPredictor:
         self.mean, self.deviation = rows.mean(), rows.deviation()
         moments = second_moments(rows)
         self.sides, self.paths, size = moments.shape[:3]
-        auto = auto_moments(moments)
-        identity = torch.eye(size, dtype=auto.dtype, device=auto.device)
-        factor = torch.linalg.cholesky(auto + FIT_RIDGE * identity)
-        solution = torch.cholesky_solve(moments.flatten(3), factor)
+        solution = torch.cholesky_solve(moments.flatten(3), cholesky(moments, FIT_RIDGE))
         self.coefficients = other_paths(
             solution.view(self.sides, self.paths, size, self.paths, size).transpose(2, 3)
         ).flatten(0, 1)
@@ -124,7 +128,7 @@ class LinearPredictor:
         self.logvar = ((1 - explained).clamp_min(SURE) * spent).log().unsqueeze(1)
         """[G, 1, d]."""
         apart = ~torch.eye(self.paths, dtype=torch.bool)
-        self.given, self.predicted = (index.to(auto.device) for index in apart.nonzero(as_tuple=True))
+        self.given, self.predicted = (index.to(moments.device) for index in apart.nonzero(as_tuple=True))
 
     def __call__(self, both: Tensor) -> Prediction:
         """Predict the rows of ``both`` [S, B, K, d], which keep their gradient."""
