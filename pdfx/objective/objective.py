@@ -23,7 +23,7 @@ from pdfx.errors import UserError
 from pdfx.objective.contrastive import Exclusion, info_nce
 from pdfx.objective.diversity.term import Diversity
 from pdfx.objective.gather import all_gather, all_reduce_sum, rank_and_world_size
-from pdfx.objective.pairs import PairEmbeddings, PairIdentities, keep_valid
+from pdfx.objective.pairs import PairEmbeddings, PairIdentities, Terms, keep_valid
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,6 @@ class Pairs:
     weight: float  # W / valid pairs of all ranks
     to_targets: Exclusion
     to_queries: Exclusion
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Scalars of this rank: what is learned by contrast, and the weighted diversity term, None without one."""
-
-    contrast: Tensor
-    diversity: Tensor | None
-
-    @property
-    def loss(self) -> Tensor:
-        return self.contrast if self.diversity is None else self.contrast + self.diversity
 
 
 class Objective:
@@ -142,7 +130,7 @@ class Objective:
         identities: PairIdentities,
         log_temperature: Tensor,
         step: int,
-    ) -> tuple["Terms", dict[str, Tensor]]:
+    ) -> tuple[Terms, dict[str, Tensor]]:
         """The parts of this rank's loss, and metrics of all ranks. A collective: every rank calls it with the same B
         and M.
 

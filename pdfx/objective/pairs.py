@@ -1,4 +1,4 @@
-"""What the objective is computed on.
+"""What the objective is computed on, and what it returns.
 
 Legend: B pairs on this rank, K paths, M hard negatives per pair, D dimension of a path, F of the fused embedding.
 """
@@ -42,6 +42,18 @@ class PairIdentities:
     negative_ids: Tensor
     valid: Tensor
     negative_valid: Tensor
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Scalars of this rank: what is learned by contrast, and the weighted diversity term, None without one."""
+
+    contrast: Tensor
+    diversity: Tensor | None
+
+    @property
+    def loss(self) -> Tensor:
+        return self.contrast if self.diversity is None else self.contrast + self.diversity
 
 
 def keep_valid(embeddings: Tensor, valid: Tensor) -> Tensor:

@@ -89,3 +89,16 @@ def spread_over_rows(rows: Tensor, valid: Tensor) -> Sums:
     adds on average over pairs of paths. ``rows`` [G, B], ``valid`` [B]."""
     each = rows.mean(0).masked_fill(~valid, 0)
     return {"rows": valid.sum().to(each.dtype), "sum": each.sum(), "squares": each.square().sum()}
+
+
+def standard_error(sums: Sums, kind: str) -> Tensor:
+    """Of an estimate over the rows of all ranks, from the totals of ``spread_over_rows``, prefixed with ``kind_``."""
+    count = sums[f"{kind}_rows"].clamp_min(1)
+    variance = (sums[f"{kind}_squares"] / count - (sums[f"{kind}_sum"] / count).square()).clamp_min(0)
+    return (variance / count).sqrt()
+
+
+def r2_of(sums: Sums, kind: str) -> Tensor:
+    """R^2 from the totals of ``quality``, prefixed with ``kind_``; 0 if nothing varies."""
+    residual, variation = sums[f"{kind}_residual"], sums[f"{kind}_variation"]
+    return torch.where(variation > 0, 1 - residual / variation, 0)

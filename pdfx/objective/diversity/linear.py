@@ -103,6 +103,11 @@ class Prediction:
     logvar: Tensor
     observed: Tensor
 
+    def of_sides(self, sides: int, chosen: list[int]) -> "Prediction":
+        """The pairs of the ``chosen`` ones of all ``sides``."""
+        tensors = (self.mean, self.logvar, self.observed)
+        return Prediction(*(tensor.unflatten(0, (sides, -1))[chosen].flatten(0, 1) for tensor in tensors))
+
 
 class LinearPredictor:
     """The linear-Gaussian q(y|x) of each ordered pair of paths, by least squares on ``rows``, which get no gradient.

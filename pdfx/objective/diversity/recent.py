@@ -53,6 +53,12 @@ class Rows:
         return self if projection is None else Rows(self.values @ projection, self.weights)
 
 
+def gather_rows(both: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings [S, W * B, K, D] of all ranks, differentiable, and which of them count, from [S, B, K, D] and [B]."""
+    rows, flags = all_gather([both.transpose(0, 1).contiguous(), valid.to(both.dtype)])
+    return rows.transpose(0, 1), flags > 0
+
+
 class RecentEmbeddings:
     """The last N rows of all ranks, alike on every rank.
 
@@ -82,17 +88,15 @@ class RecentEmbeddings:
             both: [S, B, K, D], finite; those of rows that do not count are 0.
             valid: bool [B].
         """
-        rows = both.detach().transpose(0, 1)
-        flags = valid.to(rows.dtype)
-        everything, counts = all_gather([rows.contiguous(), flags])
-        everything, counts = everything[-self.capacity :], counts[-self.capacity :]
+        values, flags = gather_rows(both.detach(), valid)
+        values, flags = values[:, -self.capacity :], flags[-self.capacity :]
         if self.stored is None:
-            values = everything.new_zeros(rows.shape[1], self.capacity, *rows.shape[2:])
-            self.stored = Rows(values, counts.new_zeros(self.capacity))
-        places = (torch.arange(len(counts), device=rows.device) + self.written) % self.capacity
-        self.stored.values[:, places] = everything.transpose(0, 1)
-        self.stored.weights[places] = counts
-        self.written += len(counts)
+            room = values.new_zeros(values.shape[0], self.capacity, *values.shape[2:])
+            self.stored = Rows(room, room.new_zeros(self.capacity))
+        places = (torch.arange(len(flags), device=flags.device) + self.written) % self.capacity
+        self.stored.values[:, places] = values
+        self.stored.weights[places] = flags.to(values.dtype)
+        self.written += len(flags)
 
     def known(self) -> Rows:
         """The rows at hand, equally weighted, without gradient. Raises ValueError if there are none."""

@@ -4,7 +4,6 @@ Legend: S = 2 sides (query, target), B pairs on this rank, K paths, D dimension,
 size. Terms and estimates are stated per dimension of the embeddings, so that a weight means the same at every D.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +13,21 @@ from torch import Tensor
 from pdfx.config import ObjectiveSection
 from pdfx.errors import UserError
 from pdfx.objective.diversity.batchwise import cross_covariance, kernel_dependence, orthogonality
-from pdfx.objective.diversity.bounds import Sums, information, leave_one_out, quality, spread_over_rows, vclub
+from pdfx.objective.diversity.bounds import (
+    Sums,
+    information,
+    leave_one_out,
+    quality,
+    r2_of,
+    spread_over_rows,
+    standard_error,
+    vclub,
+)
 from pdfx.objective.diversity.figures import centred_cosines, linear_alignment
-from pdfx.objective.diversity.linear import LinearPredictor, Prediction, cross_correlation, gaussian_information
-from pdfx.objective.diversity.recent import RecentEmbeddings, Rows
+from pdfx.objective.diversity.linear import LinearPredictor, cross_correlation, gaussian_information
+from pdfx.objective.diversity.recent import RecentEmbeddings, Rows, gather_rows
 from pdfx.objective.diversity.variational import VariationalNetworks, fit
-from pdfx.objective.gather import all_gather, all_reduce_sum, rank_and_world_size
+from pdfx.objective.gather import all_reduce_sum, rank_and_world_size
 
 SIDES = ("query", "target")
 FULL_WEIGHT_R2 = 0.02
@@ -100,7 +108,7 @@ class Diversity:
             return measured
         term_rows, term_valid, share = both, valid, 1.0
         if self.settings.diversity_scope == "global":
-            term_rows, term_valid, share = *_gather(both, valid), 1 / rank_and_world_size()[1]
+            term_rows, term_valid, share = *gather_rows(both, valid), 1 / rank_and_world_size()[1]
         if self.kind == "mutual_information":
             term = self._information(measured, term_rows, term_valid, projection, predictor, share)
         else:
@@ -122,7 +130,7 @@ class Diversity:
     def _dependence(self, both: Tensor, valid: Tensor, projection: Tensor | None, row_weight: float | None) -> Tensor:
         """[S], of a term without a predictor."""
         if self.kind == "cross_correlation":
-            return cross_correlation(self._joined(both, valid).project(projection))
+            return cross_correlation(self.recent.joined(both, valid, self.settings.recent.share).project(projection))
         flags = valid.to(both.dtype)
         weights = flags / flags.sum().clamp_min(1)
         if self.kind == "orthogonality":
@@ -155,16 +163,13 @@ class Diversity:
         measured.metrics["mutual_information"] = estimate[self.sides].mean()
         measured.metrics |= {f"mutual_information_{SIDES[side]}": estimate[side] for side in self.sides}
         chosen = rows.view(len(SIDES), -1, len(valid))[self.sides].flatten(0, 1)
-        sums = spread_over_rows(chosen, valid) | quality(_of_sides(prediction, self.sides), valid)
+        sums = spread_over_rows(chosen, valid) | quality(prediction.of_sides(len(SIDES), self.sides), valid)
         measured.sums |= {f"mi_{name}": share * value for name, value in sums.items()}
         if options.bound == "gaussian":
-            return gaussian_information(self._joined(both, valid).project(projection))
+            return gaussian_information(self.recent.joined(both, valid, self.settings.recent.share).project(projection))
         if options.bound == "l1out":
             return information(leave_one_out(prediction, weights), len(SIDES), weights)
         return estimate
-
-    def _joined(self, both: Tensor, valid: Tensor) -> Rows:
-        return self.recent.joined(both, valid, self.settings.recent.share)
 
     def _figures(
         self,
@@ -197,20 +202,20 @@ class Diversity:
         cosines = torch.stack([sums[f"cosine_{pair}"] for pair in range(pairs)]) / rows
         figures = {"path_cosine": cosines.mean(), "path_cosine_max": cosines.max()}
         if "path_residual" in sums:
-            figures["path_r2"] = _r2(sums, "path")
+            figures["path_r2"] = r2_of(sums, "path")
         if "mi_residual" in sums:
-            figures["mi_r2"] = _r2(sums, "mi")
-            count = sums["mi_rows"].clamp_min(1)
-            variance = (sums["mi_squares"] / count - (sums["mi_sum"] / count).square()).clamp_min(0)
-            figures["mutual_information_error"] = (variance / count).sqrt()
-            now = figures["mi_r2"].detach()
-            usable = now.isfinite()
-            before = torch.zeros_like(now) if self.r2 is None else self.r2.to(now)
-            self.r2 = torch.where(usable, now if self.r2 is None else MEMORY * before + (1 - MEMORY) * now, before)
+            figures["mi_r2"] = r2_of(sums, "mi")
+            figures["mutual_information_error"] = standard_error(sums, "mi")
+            self._remember_r2(figures["mi_r2"].detach())
         elif self.kind == "mutual_information":
             zero = torch.zeros_like(rows)
             figures |= dict.fromkeys(("mutual_information", "mutual_information_error", "mi_r2"), zero)
         return figures
+
+    def _remember_r2(self, now: Tensor) -> None:
+        """Take up the R^2 of a step, unless it is not finite."""
+        before = torch.zeros_like(now) if self.r2 is None else self.r2.to(now)
+        self.r2 = torch.where(now.isfinite(), now if self.r2 is None else MEMORY * before + (1 - MEMORY) * now, before)
 
     def learn(self, both: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Remember a batch of all ranks, and fit the variational networks to it if there are some. A collective.
@@ -271,8 +276,7 @@ class Diversity:
         if shape != (self.paths, self.dimension):
             raise UserError(
                 f"The checkpoint remembers embeddings of {shape[0]} paths and {shape[1]} dimensions, but this run has "
-                f"{self.paths} and {self.dimension}; resume with the model.paths and backbone of the checkpoint, or "
-                "start a new run."
+                f"{self.paths} and {self.dimension}; resume with its model.paths and backbone, or start a new run."
             )
         shapes = _shapes(self.networks.state_dict() if self.networks is not None else {})
         saved = _shapes(state.get("variational", {}))
@@ -290,23 +294,6 @@ class Diversity:
             # The state brings the learning rate that it was saved with, and hyper-parameters are the settings'.
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.mutual_information.learning_rate
-
-
-def _gather(both: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings [S, W * B, K, D] of all ranks, differentiable, and which of them count."""
-    rows, flags = all_gather([both.transpose(0, 1).contiguous(), valid.to(both.dtype)])
-    return rows.transpose(0, 1), flags > 0
-
-
-def _of_sides(prediction: Prediction, sides: list[int]) -> Prediction:
-    select: Callable[[Tensor], Tensor] = lambda x: x.unflatten(0, (len(SIDES), -1))[sides].flatten(0, 1)  # noqa: E731
-    return Prediction(select(prediction.mean), select(prediction.logvar), select(prediction.observed))
-
-
-def _r2(sums: Sums, kind: str) -> Tensor:
-    residual, variation = sums[f"{kind}_residual"], sums[f"{kind}_variation"]
-    # If nothing varies, nothing is explained.
-    return torch.where(variation > 0, 1 - residual / variation, 0)
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -68,7 +68,10 @@ def test_the_examples_of_training_converting_and_evaluating_give_what_they_show(
         [sys.executable, "-c", f"import test_docstring_examples as t; print('wrong:', t.run({TOGETHER}))"],
         cwd=folder,
         env=environment(
-            PYTHONPATH=os.pathsep.join(map(str, [ROOT, ROOT / "tests", ROOT / "tests/support"])), HF_HUB_OFFLINE="1"
+            PYTHONPATH=os.pathsep.join(
+                map(str, [ROOT, ROOT / "tests", ROOT / "tests/project", ROOT / "tests/support"])
+            ),
+            HF_HUB_OFFLINE="1",
         ),
         capture_output=True,
         text=True,
