@@ -15,12 +15,12 @@ install: .venv/installed
 quickstart: .venv/installed
 	.venv/bin/python launch/quickstart/run.py
 
-# Unit tests run side by side; those that start processes run one after the other, on one of the two workers.
+# tests/conftest.py says which tests run side by side.
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadgroup
 
 test-unit: .venv/installed
-	.venv/bin/python -m pytest -n 2 -m "not process"
+	.venv/bin/python -m pytest -n 2 --dist worksteal -m "not process"
 
 lint: .venv/installed
 	.venv/bin/ruff check .

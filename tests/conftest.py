@@ -1,9 +1,12 @@
 """What all tests share.
 
-A test that starts a process, or uses a fixture that does, is marked ``process``; the others are unit tests, which may
-run side by side. A test without the mark that starts a process fails. Process tests run one after the other.
+A test that starts a process, or uses a fixture that does, is marked ``process``; the others are unit tests. A test
+without the mark that starts a process fails. With ``--dist loadgroup``, tests that train on several ranks run one after
+the other, other process tests run one after the other beside them, and each file of unit tests stays on one worker,
+which makes its fixtures once. Tests of SLURM run alone, after all others.
 """
 
+import fcntl
 import gc
 import multiprocessing.process
 import os
@@ -84,14 +87,31 @@ def two_ranks():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    # SLURM's nodes are last: they have the machine to themselves when the unit tests are done.
-    items.sort(key=lambda item: item.path.parent.name == "slurm")
+    items.sort(key=is_slurm)
     for item in items:
-        if item.path.parent.name in ("distributed", "slurm") or "two_ranks" in item.fixturenames:
+        on_ranks = item.path.parent.name in ("distributed", "slurm") or "two_ranks" in item.fixturenames
+        if on_ranks:
             item.add_marker(pytest.mark.process)
-        if item.get_closest_marker("process") and config.pluginmanager.hasplugin("xdist"):
-            # All on one worker.
-            item.add_marker(pytest.mark.xdist_group("process"))
+        if config.pluginmanager.hasplugin("xdist"):
+            is_process = item.get_closest_marker("process")
+            group = "ranks" if on_ranks else "processes" if is_process else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def is_slurm(item) -> bool:
+    return item.path.parent.name == "slurm"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """SLURM's nodes have the machine to themselves: their tests wait for those under way on the other worker."""
+    with open(__file__) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if is_slurm(item) else fcntl.LOCK_SH)
+        try:
+            return (yield)
+        finally:
+            # A process that was forked meanwhile holds the same file open.
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 @pytest.hookimpl(wrapper=True)

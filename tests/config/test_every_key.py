@@ -71,18 +71,25 @@ def another(key: str, annotation: Any, default: Any) -> str:
     return texts[0] if texts else "other"
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> tuple[Path, dict]:
+    """A recipe's file, and the whole configuration that it gives."""
+    path = recipe(tmp_path_factory.mktemp("base"))
+    return path, yaml.safe_load(dump_config(load_config(path)))
+
+
 @pytest.mark.parametrize("key", SETTINGS)
-def test_a_setting_takes_another_value_from_the_command_line_alone_or_is_refused_by_name(tmp_path, key):
-    base = load_config(recipe(tmp_path))
+def test_a_setting_takes_another_value_from_the_command_line_alone_or_is_refused_by_name(base, key):
+    path, before = base
     section, name, annotation = SETTINGS[key]
     default = section.model_fields[name].get_default(call_default_factory=True)
     override = f"{key}={another(key, annotation, default)}"
     try:
-        config = load_config(tmp_path / "recipe.yaml", [override])
+        config = load_config(path, [override])
     except ConfigError as error:
         assert name in str(error)
         return
-    before, after = (yaml.safe_load(dump_config(found)) for found in (base, config))
+    after = yaml.safe_load(dump_config(config))
     assert before != after
     for part in key.split(".")[:-1]:
         assert {other: value for other, value in before.items() if other != part} == {

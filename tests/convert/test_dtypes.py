@@ -70,8 +70,9 @@ def test_an_export_loads_as_written_or_as_asked_and_says_so(write, written, form
         expected = TYPES[written] if asked in (None, "auto") else TYPES.get(asked, asked)
         model = ParallelEmbedder.from_pretrained(export, **({} if asked is None else {"dtype": asked}))
         assert {parameter.dtype for parameter in model.parameters()} == types_in(model.config) == {expected}, asked
-        for name in files.keys() & model.state_dict().keys():
-            assert torch.equal(model.state_dict()[name], files[name].to(expected)), name
+        state = model.state_dict()
+        for name in files.keys() & state.keys():
+            assert torch.equal(state[name], files[name].to(expected)), name
     # What 'pdfx embed', 'evaluate' and 'report' use.
     assert load_export(export).dtype == TYPES[written]
 

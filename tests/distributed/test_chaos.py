@@ -65,7 +65,7 @@ class Killer:
             wanted = before + 1 + self.random.randrange(3)
             self.wait(process, lambda: self.last_step() >= wanted)
             if aim == "save":
-                self.wait(process, self.is_saving)
+                self.wait(process, self.is_saving, 0.002)
             time.sleep(moment * (0.03 if aim == "save" else 0.3))
         where = "saving" if self.is_saving() else "starting" if self.last_step() == before else "stepping"
         rank.kill()
@@ -81,13 +81,13 @@ class Killer:
                         return child
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
-            time.sleep(0.02)
+            time.sleep(0.1)
         raise AssertionError(self.log.read_text())
 
-    def wait(self, process, condition) -> None:
+    def wait(self, process, condition, interval: float = 0.02) -> None:
         while not condition():
             assert process.poll() is None, self.log.read_text()
-            time.sleep(0.002)
+            time.sleep(interval)
 
     def is_saving(self) -> bool:
         return any((self.run / "checkpoints").glob("*.partial"))

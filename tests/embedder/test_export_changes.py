@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_checkpoints import checkpoint_of, recipe, trained
 from tiny_models import tiny_backbone
 
+import pdfx.embedder.exports
 from pdfx.convert.adapter import write_adapter
 from pdfx.convert.documents import write_documents, write_record
 from pdfx.convert.weights import WeightSource, write_shards
@@ -49,6 +50,23 @@ def made(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(params=FORMS)
 def folder(made, request) -> Path:
     return made[request.param]
+
+
+@pytest.fixture(scope="module")
+def unchanged(made) -> dict[Path, torch.Tensor]:
+    """What each folder's export embeds."""
+    return {folder: read(folder / "export") for folder in made.values()}
+
+
+@pytest.fixture
+def expected(unchanged, folder) -> torch.Tensor:
+    return unchanged[folder]
+
+
+@pytest.fixture
+def loads_once(monkeypatch) -> None:
+    """One load of the model serves all changes of an export's files, if only what happens meanwhile differs."""
+    monkeypatch.setattr(pdfx.embedder.exports, "load_export", cache(pdfx.embedder.exports.load_export))
 
 
 def listed(folder: Path) -> list[str]:
@@ -147,8 +165,8 @@ ADDED = [
 
 
 @pytest.mark.parametrize("name", ADDED)
-def test_a_file_that_was_added_is_named(folder, name):
-    expected, added = read(folder / "export"), folder / "export" / name
+def test_a_file_that_was_added_is_named(folder, expected, name):
+    added = folder / "export" / name
     content = (
         min((folder / "export").glob("model*.safetensors")).read_bytes() if added.suffix == ".safetensors" else b"{}"
     )
@@ -166,8 +184,7 @@ def test_a_file_that_was_added_is_named(folder, name):
             added.parent.rmdir()
 
 
-def test_documents_and_hidden_files_and_links_to_the_same_content_are_harmless(folder, tmp_path):
-    expected = read(folder / "export")
+def test_documents_and_hidden_files_and_links_to_the_same_content_are_harmless(folder, expected, tmp_path):
     shutil.copytree(folder / "export", tmp_path / "export")
     for name in listed(folder):
         if name.startswith("export/"):
@@ -183,9 +200,8 @@ def test_documents_and_hidden_files_and_links_to_the_same_content_are_harmless(f
 
 
 def test_a_file_that_is_written_over_while_the_model_is_in_use_is_told_and_one_with_another_in_its_place_is_harmless(
-    folder, tmp_path
+    folder, expected, loads_once, tmp_path
 ):
-    expected = read(folder / "export")
     with opened_export(folder / "export") as model:
         for name in listed(folder):
             for kind in ("removed", "replaced", "linked to another"):
@@ -201,11 +217,8 @@ def test_a_file_that_is_written_over_while_the_model_is_in_use_is_told_and_one_w
 
 
 @pytest.mark.parametrize("kind", ["removed", "replaced", "written over", "linked to another"])
-def test_a_file_that_changes_while_the_model_is_loaded_is_told(folder, kind, tmp_path, monkeypatch):
-    import pdfx.embedder.exports
-
-    # Once for all files: only what happens meanwhile differs.
-    load = cache(pdfx.embedder.exports.load_export)
+def test_a_file_that_changes_while_the_model_is_loaded_is_told(folder, kind, loads_once, tmp_path, monkeypatch):
+    load = pdfx.embedder.exports.load_export
     for name in listed(folder):
 
         def changed_at_the_end(*arguments, name=name):
