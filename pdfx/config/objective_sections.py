@@ -62,7 +62,7 @@ class ObjectiveSection(Section):
         "none", "mutual_information", "cross_correlation", "cross_covariance", "hsic", "orthogonality"
     ] = "mutual_information"
     """The term that keeps paths apart; what each one measures, costs and misses is in docs/method.md."""
-    diversity_weight: float = Field(0.01, ge=0)
+    diversity_weight: float = Field(1.0, ge=0)
     """Weight of the term per dimension of the embeddings, so that it means the same at every dimension. Mutual
     information has it only while its predictor is right on pairs that it was not fitted to."""
     diversity_side: Literal["query", "target", "both"] = "both"
