@@ -20,7 +20,7 @@ STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Po
 # Threads that wait for one another take ten times as long when other processes want their cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-HELPERS = {"gcc", "git", "scontrol", "uname"}
+HELPERS = {"file", "gcc", "git", "scontrol", "uname", "x86_64-linux-gnu-gcc"}
 """Programs that answer at once, which libraries and pdfx itself ask."""
 
 started: list[str] = []

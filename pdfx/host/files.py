@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -118,10 +118,7 @@ def file_stamp(path: str | Path) -> str:
     except (OSError, ValueError):
         return "absent"
     seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
-    return (
-        f"{status.st_size} bytes, changed "
-        f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d}"
-    )
+    return f"{status.st_size} bytes, changed {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """What goes wrong on the way to shards behind a URL: repeated where that can help, told in one sentence, never read
 wrongly."""
 
-import asyncio
-
 import fsspec
 import pytest
 from range_server import RangeServer
@@ -170,7 +168,7 @@ def test_errors_of_many_makers_are_told_apart():
         pass
 
     assert is_transient(ClientPayloadError())
-    assert is_transient(asyncio.TimeoutError())
+    assert is_transient(TimeoutError())
     assert is_transient(ConnectionResetError())
     assert not is_transient(PermissionError())
     assert not is_transient(ValueError("Invalid URL"))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
@@ -15,11 +16,6 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from tiny_models import picture, tiny_backbone
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/installing.md").read_text(encoding="utf-8")
