@@ -36,8 +36,9 @@ def linear_alignment(values: Tensor, valid: Tensor) -> Tensor:
         values: [S, n, K, d].
         valid: bool [n]; 4 rows at least, or the result is 0.
     """
-    rows = valid.sum()
     flags = valid.to(values.dtype)[:, None, None]
+    # In the dtype of the values: a whole number would be divided by in float32.
+    rows = flags.sum()
     # In any place the same; near the mean there are no differences of large numbers.
     centred = (values - (flags * values).sum(1, keepdim=True) / rows.clamp_min(1)) * flags
     by_path = centred.transpose(1, 2)
