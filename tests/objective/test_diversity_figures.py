@@ -1,0 +1,155 @@
+"""Figures of how alike paths are, against their definitions, and what an offset and a rotation do to them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from objective.diversity_cases import TERMS, diversity_of, embeddings_of
+from torch.nn.functional import normalize
+
+from pdfx.config import ObjectiveSection
+from pdfx.objective.diversity.figures import (
+    MOST_DIMENSIONS,
+    RIDGES,
+    centred_cosines,
+    effective_rank,
+    held_out_r2,
+    linear_alignment,
+    paths_r2,
+)
+from pdfx.objective.diversity.term import Diversity
+
+EXACT = 1e-10  # float64 rounds at 1.1e-16; sums of some thousand products of size 1
+
+
+def unbiased_dependence(first: np.ndarray, second: np.ndarray) -> float:
+    """Song et al. 2012, equation 5, as it stands: Gram matrices without their diagonals."""
+    n = len(first)
+    k, m = (x @ x.T * (1 - np.eye(n)) for x in (first, second))
+    constant = k.sum() * m.sum() / ((n - 1) * (n - 2))
+    return (np.trace(k @ m) + constant - 2 / (n - 2) * (k @ m).sum()) / (n * (n - 3))
+
+
+@pytest.mark.parametrize("left_out", [[], [0, 5, 19]], ids=["all valid", "fillers"])
+def test_linear_alignment_is_cka_of_gram_matrices_without_diagonals(left_out):
+    values, valid = embeddings_of(2, 20, 3, 5, seed=1), torch.ones(20, dtype=torch.bool)
+    valid[left_out] = False
+    expected = []
+    for side in values[:, valid].numpy():
+        rows = side.transpose(1, 0, 2)
+        pairs = [
+            unbiased_dependence(rows[i], rows[j])
+            / math.sqrt(unbiased_dependence(rows[i], rows[i]) * unbiased_dependence(rows[j], rows[j]))
+            for i, j in ((0, 1), (0, 2), (1, 2))
+        ]
+        expected.append(sum(pairs) / 3)
+    assert linear_alignment(values, valid).tolist() == pytest.approx(expected, rel=EXACT)
+
+
+def test_linear_alignment_of_too_few_rows_is_zero_and_of_a_rotation_one():
+    values = embeddings_of(1, 6, 1, 4, seed=1)
+    rotation = torch.linalg.qr(embeddings_of(4, 4, seed=2))[0]
+    turned = torch.cat([values, 3 * values @ rotation + 1], dim=2)
+    assert linear_alignment(turned, torch.ones(6, dtype=torch.bool)).tolist() == pytest.approx([1], abs=EXACT)
+    assert linear_alignment(turned, torch.arange(6) < 3).tolist() == [0]
+
+
+def test_centred_cosines_equal_a_plain_loop():
+    values, valid = embeddings_of(2, 9, 3, 5, seed=1), torch.arange(9) != 4
+    found = centred_cosines(values, valid).tolist()
+    for number, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
+        cosines = [
+            float(
+                values[side, row, i] @ values[side, row, j] / values[side, row, i].norm() / values[side, row, j].norm()
+            )
+            for side in range(2)
+            for row in range(9)
+            if row != 4
+        ]
+        assert found[number] == pytest.approx(sum(cosines) / 2, rel=EXACT)
+
+
+def test_held_out_r2_is_that_of_the_best_ridge_regression_fold_by_fold():
+    given, predicted = embeddings_of(43, 2, 4, seed=3).unbind(1)
+    predicted = predicted + given @ embeddings_of(4, 4, seed=4)
+    x, y = given.numpy(), predicted.numpy()
+    fold = np.arange(43) * 5 // 43
+    found = []
+    for ridge in RIDGES:
+        residual = variation = 0.0
+        for number in range(5):
+            rest, test = fold != number, fold == number
+            mean, deviation = x[rest].mean(0), x[rest].std(0, ddof=1)
+            inputs, offset = (x - mean) / deviation, y[rest].mean(0)
+            moments = inputs[rest].T @ inputs[rest] / rest.sum() + ridge * np.eye(4)
+            solution = np.linalg.solve(moments, inputs[rest].T @ (y[rest] - offset) / rest.sum())
+            residual += ((y[test] - offset - inputs[test] @ solution) ** 2).sum()
+            variation += ((y[test] - offset) ** 2).sum()
+        found.append(1 - residual / variation)
+    assert 0.2 < max(found) < 0.95
+    assert held_out_r2(given, predicted) == pytest.approx(max(found), rel=EXACT)
+
+
+def test_held_out_r2_of_what_does_not_vary_is_zero():
+    assert held_out_r2(embeddings_of(20, 4), torch.ones(20, 3)) == 0
+
+
+def test_paths_r2_averages_ordered_pairs():
+    paths = embeddings_of(40, 3, 4, seed=6)
+    pairs = [held_out_r2(paths[:, i], paths[:, j]) for i in range(3) for j in range(3) if i != j]
+    assert paths_r2(paths) == pytest.approx(sum(pairs) / 6, rel=EXACT)
+
+
+@pytest.mark.parametrize("shares", [[1.0], [0.25] * 4, [0.5, 0.3, 0.2]])
+def test_effective_rank_is_the_exponential_of_the_spectrums_entropy(shares):
+    directions = torch.linalg.qr(embeddings_of(6, 6, seed=7))[0][: len(shares)]
+    rows = torch.tensor(shares, dtype=torch.float64).sqrt()[:, None] * directions
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert effective_rank(torch.cat([rows, -rows]) + 5) == pytest.approx(math.exp(entropy), rel=EXACT)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_an_offset_per_path_that_was_always_there_changes_only_orthogonality(term):
+    """Of the term, its gradient and every figure."""
+    offset = 3 * embeddings_of(2, 1, 3, 6, seed=8)
+    learned, both = embeddings_of(2, 64, 3, 6, seed=9), embeddings_of(2, 12, 3, 6, seed=10)
+    valid = torch.arange(12) != 7
+    found = []
+    for shift in (0, offset):
+        diversity = diversity_of(TERMS[term])
+        diversity.recent.load_state_dict({})
+        diversity.recent.add(learned + shift, torch.ones(64, dtype=torch.bool))
+        now = ((both + shift) * valid[:, None, None]).requires_grad_()
+        measured = diversity(now, valid, step=2)
+        gradient = torch.autograd.grad(measured.loss, now)[0]
+        found.append([measured.loss.detach(), gradient, measured.metrics | diversity.summarise(measured.sums)])
+    if term == "orthogonality":
+        assert found[1][0] > 10 * found[0][0]
+        return
+    # Rows of size 3 are rounded at 4e-16, and a division by deviations of .3 in squares makes 100 times that of it.
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+    assert {"path_cosine", "path_cosine_max", "path_cka", "path_r2"} <= found[0][2].keys()
+
+
+@pytest.mark.parametrize(("projection", "expected"), [(64, 1.0), (16, 0.25), (8, 0.125)])
+def test_a_projection_sees_its_share_of_a_rotation(projection, expected):
+    """Paths that predict each other fully, but not dimension by dimension: d of D random dimensions of one tell d / D
+    of the same dimensions of the other. So ``path_r2`` is 1 only if all D are looked at."""
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(64, 64, generator=generator))[0]
+    rows = normalize(torch.randn(2, 2176, 1, 64, generator=generator), dim=-1)
+    both = torch.cat([rows, rows @ rotation], dim=2)
+    diversity = Diversity(ObjectiveSection.model_validate({"recent": {"projection": projection}}), 2, 64, seed=0)
+    diversity.learn(both[:, 128:], torch.ones(2048, dtype=torch.bool))
+    found = []
+    for step in range(8):
+        measured = diversity(both[:, :128], torch.ones(128, dtype=torch.bool), step)
+        found.append(float(diversity.summarise(measured.sums)["path_r2"]))
+    assert np.mean(found) == pytest.approx(expected, rel=0.2)
+
+
+def test_evaluated_paths_of_more_dimensions_than_are_looked_at_still_show_what_agrees_dimension_by_dimension():
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(1500, 2 * MOST_DIMENSIONS, generator=generator)
+    assert paths_r2(torch.stack([first, first], dim=1)) > 0.99
