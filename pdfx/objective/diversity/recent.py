@@ -161,11 +161,12 @@ class RecentEmbeddings:
         self.stored, self.written = None, 0
         if not state:
             return
-        values, valid = state["values"], state["valid"]
-        # Oldest first.
-        turn = state["written"] % len(valid)
-        values, valid = values.roll(-turn, 1)[:, -self.capacity :], valid.roll(-turn)[-self.capacity :]
-        self.written = len(valid)
+        values, valid, self.written = state["values"], state["valid"], state["written"]
+        if len(valid) != self.capacity:
+            # Oldest first. As many as there is room for stay in their places: sums in another order round differently.
+            turn = self.written % len(valid)
+            values, valid = values.roll(-turn, 1)[:, -self.capacity :], valid.roll(-turn)[-self.capacity :]
+            self.written = len(valid)
         room = values.new_zeros(values.shape[0], self.capacity, *values.shape[2:])
         self.stored = Rows(room, valid.new_zeros(self.capacity))
-        self.stored.values[:, : self.written], self.stored.weights[: self.written] = values, valid
+        self.stored.values[:, : self.count], self.stored.weights[: self.count] = values, valid
