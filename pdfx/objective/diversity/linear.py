@@ -117,7 +117,8 @@ class LinearPredictor:
     """
 
     @torch.no_grad()
-    def __init__(self, rows: Rows):
+    def __init__(self, rows: Rows, projection: Tensor | None = None):
+        self.projection, rows = projection, rows.project(projection)
         self.mean, self.deviation = rows.mean(), rows.deviation()
         moments = second_moments(rows)
         self.sides, self.paths, size = moments.shape[:3]
@@ -136,7 +137,8 @@ class LinearPredictor:
         self.given, self.predicted = (index.to(moments.device) for index in apart.nonzero(as_tuple=True))
 
     def __call__(self, both: Tensor) -> Prediction:
-        """Predict the rows of ``both`` [S, B, K, d], which keep their gradient."""
+        """Predict the rows of ``both`` [S, B, K, D], which keep their gradient, as projected."""
+        both = both if self.projection is None else both @ self.projection
         by_path = ((both - self.mean) / self.deviation).transpose(1, 2)
         given, observed = (by_path[:, index].flatten(0, 1) for index in (self.given, self.predicted))
         return Prediction(torch.bmm(given, self.coefficients), self.logvar, observed)

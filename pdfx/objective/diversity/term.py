@@ -24,7 +24,7 @@ from pdfx.objective.diversity.bounds import (
     vclub,
 )
 from pdfx.objective.diversity.figures import centred_cosines, linear_alignment
-from pdfx.objective.diversity.linear import LinearPredictor, cross_correlation, gaussian_information
+from pdfx.objective.diversity.linear import LinearPredictor, Prediction, cross_correlation, gaussian_information
 from pdfx.objective.diversity.recent import RecentEmbeddings, Rows, gather_rows
 from pdfx.objective.diversity.variational import VariationalNetworks, fit
 from pdfx.objective.gather import all_reduce_sum, rank_and_world_size
@@ -67,8 +67,7 @@ class Diversity:
         self.kind = settings.diversity
         side = settings.diversity_side
         self.sides = [0, 1] if side == "both" else [SIDES.index(side)]
-        recent = settings.recent
-        self.recent = RecentEmbeddings(recent.rows, recent.projection, seed)
+        self.recent = RecentEmbeddings(settings.recent.rows, settings.recent.projection, seed)
         self.r2: Tensor | None = None
         """Running mean of q's held-out R^2."""
         self.networks: VariationalNetworks | None = None
@@ -102,7 +101,7 @@ class Diversity:
         """
         measured = Measured()
         projection = self.recent.draw_projection(step, both)
-        predictor = LinearPredictor(self.recent.known().project(projection)) if self.recent.count else None
+        predictor = LinearPredictor(self.recent.known(), projection) if self.recent.count else None
         self._figures(measured, both.detach(), valid, projection, predictor)
         if self.kind == "none":
             return measured
@@ -154,22 +153,25 @@ class Diversity:
             return both.sum() * both.new_zeros(len(SIDES))
         flags = valid.to(both.dtype)
         weights = flags / flags.sum().clamp_min(1)
-        if self.networks is None:
-            prediction = predictor(both if projection is None else both @ projection)
-        else:
-            prediction = self.networks(self._standardised(both))
+        predict = predictor if self.networks is None else self._by_networks
+        # About the known mean instead of its own, so that an offset of this batch pays nothing with any q and bound.
+        prediction = predict(both - Rows(both, weights).mean() + self.recent.known().mean())
         rows = vclub(prediction, weights)
         estimate = information(rows, len(SIDES), weights)
         measured.metrics["mutual_information"] = estimate[self.sides].mean()
         measured.metrics |= {f"mutual_information_{SIDES[side]}": estimate[side] for side in self.sides}
         chosen = rows.view(len(SIDES), -1, len(valid))[self.sides].flatten(0, 1)
-        sums = spread_over_rows(chosen, valid) | quality(prediction.of_sides(len(SIDES), self.sides), valid)
+        sums = spread_over_rows(chosen, valid) | quality(predict(both.detach()).of_sides(len(SIDES), self.sides), valid)
         measured.sums |= {f"mi_{name}": share * value for name, value in sums.items()}
         if options.bound == "gaussian":
             return gaussian_information(self.recent.joined(both, valid, self.settings.recent.share).project(projection))
         if options.bound == "l1out":
             return information(leave_one_out(prediction, weights), len(SIDES), weights)
         return estimate
+
+    def _by_networks(self, both: Tensor) -> Prediction:
+        assert self.networks is not None
+        return self.networks(self._standardised(both))
 
     def _figures(
         self,
@@ -186,8 +188,7 @@ class Diversity:
         measured.sums |= {f"cosine_{pair}": value for pair, value in enumerate(cosines)} | {"cosine_rows": flags.sum()}
         measured.metrics["path_cka"] = linear_alignment(near.values, near.weights > 0).mean()
         if predictor is not None:
-            found = quality(predictor(both if projection is None else both @ projection), valid)
-            measured.sums |= {f"path_{name}": value for name, value in found.items()}
+            measured.sums |= {f"path_{name}": value for name, value in quality(predictor(both), valid).items()}
 
     def summarise(self, sums: Sums) -> dict[str, Tensor]:
         """Figures of all ranks from the sums over them, which also decide on the next step's weight.
@@ -241,7 +242,6 @@ class Diversity:
 
     def _standardised(self, both: Tensor) -> Tensor:
         """[S, B, K, d], by the moments of the rows at hand, in the one projection that the networks know."""
-        assert self.networks is not None
         projection = self.recent.fixed_projection(both)
         known = self.recent.known().project(projection)
         return ((both if projection is None else both @ projection) - known.mean()) / known.deviation()
