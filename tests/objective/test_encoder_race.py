@@ -6,14 +6,17 @@ from torch.nn.functional import cross_entropy, normalize
 
 from pdfx.config import ObjectiveSection
 from pdfx.objective.diversity.figures import held_out_r2
-from pdfx.objective.diversity.term import Diversity
+from pdfx.objective.diversity.term import Diversity, Measured
 
-BATCH, DIMENSION, INPUTS, STEPS = 128, 32, 64, 200
+BATCH, DIMENSION, INPUTS = 128, 32, 64
+REMEMBERED = 1024
+"""32 for each dimension, twice as many as the default has for 128 dimensions; all of its rows would take twice as
+long."""
 
 
-def train(rate: float, weight: float, offset: bool) -> tuple[float, float]:
-    """Two linear maps of noisy views of the same inputs, by InfoNCE of each and the default term; held-out ridge R^2
-    from one to the other, and recall@1 among 1,000 fresh pairs."""
+def train(rate: float, steps: int, offset: bool = False, kept_apart: bool = True) -> tuple[float, float]:
+    """Two linear maps of noisy views of the same inputs, by InfoNCE of each and the default term with weight 10;
+    held-out ridge R^2 from one to the other, and recall@1 among 1,000 fresh pairs."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.arange(1, INPUTS + 1) ** -0.5
     scale /= scale.square().mean().sqrt()
@@ -29,18 +32,20 @@ def train(rate: float, weight: float, offset: bool) -> tuple[float, float]:
     def embed(inputs: torch.Tensor) -> torch.Tensor:
         return normalize(torch.einsum("sbi,kid->sbkd", inputs, maps) + offsets, dim=-1)
 
-    term = Diversity(ObjectiveSection(diversity_weight=weight), 2, DIMENSION, seed=0)
+    section = ObjectiveSection.model_validate({"diversity_weight": 10.0, "recent": {"rows": REMEMBERED}})
+    term = Diversity(section, 2, DIMENSION, seed=0) if kept_apart else None
     everyone = torch.ones(BATCH, dtype=torch.bool)
-    for step in range(STEPS):
+    for step in range(steps):
         both = embed(draw(BATCH))
-        measured = term(both, everyone, step)
+        measured = term(both, everyone, step) if term else Measured()
         scores = torch.einsum("bkd,ckd->kbc", *both) / 0.05
         contrast = sum(cross_entropy(one, torch.arange(BATCH)) for one in scores)
         optimizer.zero_grad()
-        (contrast + measured.loss).backward()
+        (contrast if measured.loss is None else contrast + measured.loss).backward()
         optimizer.step()
-        term.summarise(measured.sums)
-        term.learn(both.detach(), everyone)
+        if term:
+            term.summarise(measured.sums)
+            term.learn(both.detach(), everyone)
     with torch.no_grad():
         query, target = embed(draw(2000))
     found = (query[:1000, 0] @ target[:1000, 0].T).argmax(1) == torch.arange(1000)
@@ -48,11 +53,11 @@ def train(rate: float, weight: float, offset: bool) -> tuple[float, float]:
 
 
 def test_without_the_term_the_paths_depend_on_one_another():
-    r2, recall = train(3e-3, 0.0, offset=False)
-    assert r2 > 0.4 and recall > 0.97
+    r2, recall = train(3e-3, 200, kept_apart=False)
+    assert r2 > 0.3 and recall >= 0.97
 
 
-@pytest.mark.parametrize(("rate", "offset"), [(3e-3, False), (1e-2, False), (1e-2, True)])
-def test_a_fast_encoder_does_not_outrun_the_term(rate, offset):
-    r2, recall = train(rate, 10.0, offset)
-    assert r2 <= 0.05 and recall > 0.97
+@pytest.mark.parametrize(("rate", "steps", "offset"), [(3e-4, 600, False), (3e-3, 200, False), (1e-2, 200, True)])
+def test_neither_a_slow_nor_a_fast_encoder_gets_away_from_the_term(rate, steps, offset):
+    r2, recall = train(rate, steps, offset)
+    assert r2 <= 0.05 and recall >= 0.97
