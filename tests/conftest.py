@@ -1,9 +1,9 @@
 """What all tests share.
 
 A test that starts a process, or uses a fixture that does, is marked ``process``; the others are unit tests. A test
-without the mark that starts a process fails. With ``--dist loadgroup``, tests that train on several ranks run one after
-the other, other process tests run one after the other beside them, and each file of unit tests stays on one worker,
-which makes its fixtures once. Tests of SLURM run alone, after all others.
+without the mark that starts a process fails. With ``--dist loadgroup``, tests that start processes run one after the
+other, and each file of unit tests stays on one worker, which makes its fixtures once. Tests of SLURM run alone, after
+all others.
 """
 
 import fcntl
@@ -89,12 +89,11 @@ def two_ranks():
 def pytest_collection_modifyitems(config, items):
     items.sort(key=is_slurm)
     for item in items:
-        on_ranks = item.path.parent.name in ("distributed", "slurm") or "two_ranks" in item.fixturenames
-        if on_ranks:
+        if item.path.parent.name in ("distributed", "slurm") or "two_ranks" in item.fixturenames:
             item.add_marker(pytest.mark.process)
         if config.pluginmanager.hasplugin("xdist"):
-            is_process = item.get_closest_marker("process")
-            group = "ranks" if on_ranks else "processes" if is_process else item.nodeid.partition("::")[0]
+            # Those that start processes on one worker, one after the other: they have limits in seconds.
+            group = "process" if item.get_closest_marker("process") else item.nodeid.partition("::")[0]
             item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -19,7 +19,7 @@ CASES = [
     (["model.prefix.init_std=1"], "belongs to model.prefix.init 'normal'", ["model.prefix.init=normal"]),
     (["model.cache_vision_gigabytes=2"], "model.cache_vision is off", ["model.cache_vision=true"]),
     (
-        ["model.fusion=softmax", "objective.diversity=orthogonality", "objective.diversity_weight=1"],
+        ["model.fusion=softmax", "objective.diversity=orthogonality", "objective.diversity_weight=2"],
         "model.paths is 1",
         ["model.paths=2"],
     ),

@@ -82,7 +82,7 @@ def compare(change: str | None) -> str:
         "position": {"samples": 4},
         "metrics": {"loss": 0.1 + 0.2},
         "module": module,
-        "variational": None,
+        "kept": [],
         "turn": 3,
     }
     if dist.get_rank() == 1:

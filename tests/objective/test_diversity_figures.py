@@ -13,7 +13,6 @@ from pdfx.objective.diversity.figures import (
     MOST_DIMENSIONS,
     RIDGES,
     centred_cosines,
-    effective_rank,
     held_out_r2,
     linear_alignment,
     paths_r2,
@@ -99,14 +98,6 @@ def test_paths_r2_averages_ordered_pairs():
     paths = embeddings_of(40, 3, 4, seed=6)
     pairs = [held_out_r2(paths[:, i], paths[:, j]) for i in range(3) for j in range(3) if i != j]
     assert paths_r2(paths) == pytest.approx(sum(pairs) / 6, rel=EXACT)
-
-
-@pytest.mark.parametrize("shares", [[1.0], [0.25] * 4, [0.5, 0.3, 0.2]])
-def test_effective_rank_is_the_exponential_of_the_spectrums_entropy(shares):
-    directions = torch.linalg.qr(embeddings_of(6, 6, seed=7))[0][: len(shares)]
-    rows = torch.tensor(shares, dtype=torch.float64).sqrt()[:, None] * directions
-    entropy = -sum(share * math.log(share) for share in shares)
-    assert effective_rank(torch.cat([rows, -rows]) + 5) == pytest.approx(math.exp(entropy), rel=EXACT)
 
 
 @pytest.mark.parametrize("term", TERMS)

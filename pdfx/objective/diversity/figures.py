@@ -93,12 +93,3 @@ def paths_r2(paths: Tensor) -> float:
         rows = rows @ torch.randn(rows.shape[-1], MOST_DIMENSIONS, generator=generator).double()
     pairs = [(i, j) for i in range(rows.shape[1]) for j in range(rows.shape[1]) if i != j]
     return sum(held_out_r2(rows[:, i], rows[:, j]) for i, j in pairs) / len(pairs)
-
-
-def effective_rank(embeddings: Tensor) -> float:
-    """Exponential of the entropy of the normalised eigenvalues of the covariance of ``embeddings`` [n, D] (Roy and
-    Vetterli, The Effective Rank, 2007): D if all directions vary alike, 1 if a single one does."""
-    centred = embeddings.double() - embeddings.double().mean(0)
-    values = torch.linalg.svdvals(centred).square()
-    shares = values / values.sum().clamp_min(1e-300)
-    return float(torch.exp(-torch.xlogy(shares, shares).sum()))
