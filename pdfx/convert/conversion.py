@@ -81,14 +81,19 @@ def convert(
     with draft_beside(out) as draft:
         _write(draft, weights, config, source, target, None if adapter else largest)
         if check:
-            check_probe(source)
-            probe, narrow = source.path / PROBE, {target, trained_as} != {torch.float32}
-            say(check_words(verify_export(draft, probe, narrow), probe, narrow))
+            say(_checked(draft, source, narrow={target, trained_as} != {torch.float32}))
         else:
             say("Not checked: whether the export embeds as the trainer did was not looked at, as was asked for.")
         source.require_unchanged()
         _put_in_place(draft, out)
     return out
+
+
+def _checked(draft: Path, source: Checkpoint, narrow: bool) -> str:
+    """Compare the export's embeddings with the trainer's; what was found, in words. Raises UserError if they differ."""
+    check_probe(source)
+    probe = source.path / PROBE
+    return check_words(verify_export(draft, probe, narrow), probe, narrow)
 
 
 def _write(

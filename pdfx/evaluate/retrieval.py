@@ -72,7 +72,7 @@ def retrieval_metrics(
     found: dict[str, float] = dict(zip(sums, means.tolist(), strict=True))
     if queries.paths.shape[1] > 1:
         sides = [path_figures(items.paths) for items in (queries, targets)]
-        found |= {name: (sides[0][name] + sides[1][name]) / 2 for name in sides[0]}
+        found |= {name: (sides[0][name] + sides[1][name]) / 2 for name in sides[0] if name in sides[1]}
     found |= {"queries": len(queries.ids), "targets": len(targets.ids)}
     if queries.candidates is not None:
         found["candidates"] = len(queries.candidates.rows) / len(queries.ids)

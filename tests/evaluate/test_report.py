@@ -73,11 +73,11 @@ def run(tmp_path_factory) -> Path:
         for step in range(1, STEPS + 1):
             paths = torch.nn.functional.normalize(torch.randn(2, 6, PATHS, 8, generator=generator), dim=-1)
             fused = torch.nn.functional.normalize(paths.mean(2), dim=-1)
-            objective.fit_variational(*paths, yes)
             none, none_fused = torch.zeros(6, 0, PATHS, 8), torch.zeros(6, 0, 8)
             embeddings = PairEmbeddings(*paths, none), PairEmbeddings(*fused, none_fused)
             identities = PairIdentities(ids, nothing, yes, nothing.bool())
             _, metrics = objective(*embeddings, identities, torch.tensor(-3.0), step)
+            objective.learn(*paths, yes)
             write_record(stream, {"step": step, **{name: float(value) for name, value in metrics.items()}})
         stream.write('{"step": 5, "lo')
     return folder
