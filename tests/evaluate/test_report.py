@@ -133,6 +133,7 @@ def test_curves_and_similarity_of_the_objectives_own_metrics_are_drawn(report):
     assert [alt.split(":")[0].split(" over")[0] for alt in charts] == [
         "Line chart of the contrastive losses",
         "Two line charts",
+        "Line chart of R² between paths",
         "Line chart of path cosine",
         "Heat maps of the mean cosine between different paths of the same input",
     ]
