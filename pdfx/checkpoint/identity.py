@@ -120,7 +120,8 @@ DECISIVE = ("inputs.", "model.")
 """Sections that decide what an embedding is."""
 FREE = {
     *("model.path", "model.revision", "model.modules", "model.trust_remote_code"),
-    *("model.attention", "model.cache_vision", "model.cache_vision_gigabytes", "model.gradient_checkpointing"),
+    *("model.attention", "model.cache_vision", "model.cache_vision_gigabytes", "model.cache_vision_file"),
+    "model.gradient_checkpointing",
     *("model.prefix.init", "model.prefix.init_std", "model.prefix.learning_rate", "model.lora.dropout"),
 }
 """Their exceptions: places, whose content is compared instead; ways to compute; and what only training needs."""

@@ -24,6 +24,9 @@ class EvaluateSection(Section):
     batch_size: int = Field(32, ge=1)
     recall_at: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10], min_length=1)
     max_corrupt_share: float = Field(0.01, ge=0, le=1)
+    keep_embeddings: bool = False
+    """Write what the evaluation after the last step embeds into the folder ``evaluation`` of the run, one safetensors
+    file per data set."""
 
 
 class Config(Section):

@@ -57,6 +57,10 @@ class ModelSection(Section):
     """Keep a frozen vision tower's outputs by the pixels' hash; exact, and useless if augmentation changes the
     pictures."""
     cache_vision_gigabytes: float = Field(4.0, gt=0)
+    """Of host memory."""
+    cache_vision_file: LocalPath | None = None
+    """Also keep the outputs in this file, on a disk of the machine, for later runs with the same tower and
+    pictures."""
     gradient_checkpointing: bool = False
 
     @model_validator(mode="after")

@@ -40,7 +40,10 @@ def build_embedder(
         )
     prepare(embedder, model)
     if model.cache_vision:
-        cache_vision_tower(embedder, model.cache_vision_gigabytes, gathered)
+        try:
+            cache_vision_tower(embedder, model.cache_vision_gigabytes, gathered, model.cache_vision_file)
+        except ValueError as error:
+            raise UserError(f"model.cache_vision: {error}") from None
     return embedder
 
 

@@ -47,6 +47,7 @@ class Evaluator:
         world: the ranks that share the work.
         num_workers: processes of each rank that decode pictures.
         say: is given sentences for the user; None where nobody reads them.
+        keep: is given a data set and its embedded queries and targets, alike on every rank.
     """
 
     embed: Callable[[dict[str, Tensor]], EmbedderOutput]
@@ -55,6 +56,7 @@ class Evaluator:
     world: World = World(0, 1, torch.device("cpu"), None)
     num_workers: int = 0
     say: Say | None = None
+    keep: Callable[[ShardedDataset, EmbeddedItems, EmbeddedItems], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ def evaluate_shards(
         ValueError: an embedding is not finite.
     """
     queries, targets, counts = embed_shards(evaluator, dataset, progress)
+    if evaluator.keep is not None:
+        evaluator.keep(dataset, queries, targets)
     recall_at, world = evaluator.settings.recall_at, evaluator.world
     return retrieval_metrics(queries, targets, recall_at, world.rank, world.size) | counts
 

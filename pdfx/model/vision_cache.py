@@ -1,11 +1,14 @@
 """Keep a frozen vision tower's outputs, which a hash of the pixels finds again, exactly."""
 
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from hashlib import blake2b
+from pathlib import Path
 
 import torch
+from safetensors.torch import load, save
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -15,7 +18,13 @@ from .prefixes import Gathered
 Output = tuple[torch.Tensor, ...]
 
 
-def cache_vision_tower(embedder: ParallelEmbedder, gigabytes: float, gathered: Gathered = nullcontext) -> "CachedTower":
+SECONDS = 60.0
+"""How long a process waits for another one that writes the same file."""
+
+
+def cache_vision_tower(
+    embedder: ParallelEmbedder, gigabytes: float, gathered: Gathered = nullcontext, path: str | Path | None = None
+) -> "CachedTower":
     """Put a cache of at most ``gigabytes`` (10^9 bytes) of host memory in place of the embedder's frozen vision tower,
     oldest use dropped first.
 
@@ -24,6 +33,7 @@ def cache_vision_tower(embedder: ParallelEmbedder, gigabytes: float, gathered: G
 
     Args:
         gathered: makes parameters whole that were loaded into shards.
+        path: a file that keeps the outputs for later runs and other processes of this machine; made if missing.
 
     Raises:
         ValueError: the tower has trainable parameters, whose outputs would go stale.
@@ -36,7 +46,8 @@ def cache_vision_tower(embedder: ParallelEmbedder, gigabytes: float, gathered: G
         )
     unshard(tower, gathered)
     kind = CachedGridTower if embedder.family.model_type == "qwen2_vl" else CachedCropTower
-    cached = kind(tower, embedder.backbone.config, int(gigabytes * 1e9))
+    file = None if path is None else OutputFile(Path(path), tower)
+    cached = kind(tower, embedder.backbone.config, int(gigabytes * 1e9), file)
     embedder.backbone.set_submodule(embedder.family.vision, cached)
     return cached
 
@@ -49,6 +60,52 @@ def unshard(module: nn.Module, gathered: Gathered) -> None:
                 setattr(part, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
 
 
+class OutputFile:
+    """Outputs of one tower in an SQLite file, which several processes of a machine may use at once.
+
+    A file may serve several towers: an output is found by the pixels' hash and by one over the tower's weights.
+
+    Raises:
+        ValueError: the file is not one of these, or cannot be written.
+    """
+
+    def __init__(self, path: Path, tower: nn.Module):
+        self.path = path
+        self.tower = pixels_hash(*tower.state_dict().values())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(self._open()) as database, database:
+                columns = "key BLOB PRIMARY KEY, tensors BLOB"
+                database.execute(f"CREATE TABLE IF NOT EXISTS outputs ({columns}) WITHOUT ROWID")
+        except (OSError, sqlite3.Error) as error:
+            raise ValueError(
+                f"The file of the tower's outputs {path} cannot be used: {error}; give another one."
+            ) from None
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=SECONDS)
+
+    def get(self, hashes: list[bytes]) -> dict[bytes, Output]:
+        """Those outputs that the file holds."""
+        found = {}
+        with closing(self._open()) as database:
+            for key in hashes:
+                row = database.execute("SELECT tensors FROM outputs WHERE key = ?", (self.tower + key,)).fetchone()
+                if row is not None:
+                    tensors = load(row[0])
+                    found[key] = tuple(tensors[name] for name in sorted(tensors))
+        return found
+
+    def put(self, outputs: dict[bytes, Output]) -> None:
+        """Add outputs; those that are there stay."""
+        rows = [
+            (self.tower + key, save({f"{i:03}": tensor.contiguous() for i, tensor in enumerate(output)}))
+            for key, output in outputs.items()
+        ]
+        with closing(self._open()) as database, database:
+            database.executemany("INSERT OR IGNORE INTO outputs VALUES (?, ?)", rows)
+
+
 class CachedTower(nn.Module):
     """A frozen tower's outputs by pixel hash, least recently used last out.
 
@@ -58,8 +115,9 @@ class CachedTower(nn.Module):
         found: images or crops that came from the cache.
     """
 
-    def __init__(self, tower: nn.Module, backbone_config, limit: int):
+    def __init__(self, tower: nn.Module, backbone_config, limit: int, file: OutputFile | None = None):
         super().__init__()
+        self.file = file
         # Not through nn.Module's registration, which would make it a child.
         self.__dict__["tower"] = tower.eval()
         layers = getattr(backbone_config, "vision_feature_layer", None)
@@ -90,12 +148,17 @@ class CachedTower(nn.Module):
         depends on where a run was resumed.
         """
         first = {key: place for place, key in reversed(list(enumerate(hashes)))}
-        missing = sorted(place for key, place in first.items() if key not in self.entries)
+        unknown = [key for key in first if key not in self.entries]
+        kept = self.file.get(unknown) if self.file is not None and unknown else {}
+        missing = sorted(first[key] for key in unknown if key not in kept)
         parts = [[place] for place in missing] if device.type == "cpu" else [missing] if missing else []
         fresh = {hashes[place]: output for part in parts for place, output in zip(part, run(part), strict=True)}
         fresh = {key: tuple(tensor.cpu().clone() for tensor in output) for key, output in fresh.items()}
         self.computed += len(fresh)
         self.found += len(hashes) - len(fresh)
+        if self.file is not None and fresh:
+            self.file.put(fresh)
+        fresh |= kept
         result = [fresh[key] if key in fresh else self.entries[key] for key in hashes]
         self.store(hashes, fresh)
         return result

@@ -78,8 +78,8 @@ class StepTimer:
         self.padding_share = padding_share
 
     def report(self, peak_memory: float, phases: dict[str, float]) -> dict[str, float]:
-        """Figures since the last report, in seconds, GiB and 10^12 FLOPs per second and device; ``phases`` in seconds.
-        ``padding_share`` is the last step's."""
+        """Figures since the last report, in seconds, GiB, FLOPs of all devices and 10^12 FLOPs per second and device;
+        ``phases`` in seconds. ``padding_share`` is the last step's."""
         seconds = time.perf_counter() - self.start
         report = {
             "seconds": seconds,
@@ -88,6 +88,7 @@ class StepTimer:
             "data_wait_share": self.waited / seconds,
             "peak_memory_gib": peak_memory,
             "padding_share": self.padding_share,
+            "model_flops": self.flops,
             "model_tflops": self.flops / seconds / self.devices / 1e12,
         }
         if self.peak_tflops is not None:

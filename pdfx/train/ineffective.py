@@ -111,7 +111,7 @@ TABLE: list[tuple[str, tuple[Condition, str]]] = [
         _is("model.paths", 1),
     ),
     ("train.chunk_paths", (lambda c, *_: c.train.chunk_paths >= c.model.paths, "it is not below model.paths")),
-    ("model.cache_vision_gigabytes", _is("model.cache_vision", False)),
+    ("model.cache_vision_gigabytes model.cache_vision_file", _is("model.cache_vision", False)),
     (
         "objective.diversity_weight objective.diversity_side objective.diversity_scope",
         _is("objective.diversity", "none"),

@@ -18,6 +18,7 @@ CASES = [
     # (settings without an effect, the reason, what makes them have one)
     (["model.prefix.init_std=1"], "belongs to model.prefix.init 'normal'", ["model.prefix.init=normal"]),
     (["model.cache_vision_gigabytes=2"], "model.cache_vision is off", ["model.cache_vision=true"]),
+    (["model.cache_vision_file=/tmp/x"], "model.cache_vision is off", ["model.cache_vision=true"]),
     (
         ["model.fusion=softmax", "objective.diversity=orthogonality", "objective.diversity_weight=2"],
         "model.paths is 1",

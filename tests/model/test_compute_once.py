@@ -97,6 +97,32 @@ def test_a_cached_output_has_the_same_bits_whatever_was_missing_beside_it(embedd
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_gives_the_same_bits_to_a_later_tower_and_nothing_to_another_one(embedder_of, family, tmp_path):
+    batch, path = items("mixed", 5), tmp_path / "folder" / "outputs"
+    found = []
+    for change in (0.0, 0.0, 0.5):
+        embedder = embedder_of(family)
+        tower = embedder.family.vision_of(embedder.backbone).requires_grad_(False)
+        with torch.no_grad():
+            next(iter(tower.parameters())).add_(change)
+        cache = cache_vision_tower(embedder, gigabytes=1, path=path)
+        output = embedder.embed(batch, batch_size=5).paths
+        found.append((cache.computed, output))
+    (first, expected), (second, again), (third, other) = found
+    assert first == third > 0 and second == 0
+    assert torch.equal(expected, again) and not torch.equal(expected, other)
+
+
+def test_a_file_that_is_something_else_is_refused_by_name(embedder_of, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("These are not a tower's outputs. " * 100)
+    embedder = embedder_of("llava_next")
+    embedder.family.vision_of(embedder.backbone).requires_grad_(False)
+    with pytest.raises(ValueError, match="notes.txt cannot be used: file is not a database"):
+        cache_vision_tower(embedder, gigabytes=1, path=path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_cache_keeps_within_its_bytes_and_stays_right(embedder_of, family):
     embedder = embedder_of(family)
     embedder.family.vision_of(embedder.backbone).requires_grad_(False)

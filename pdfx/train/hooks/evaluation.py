@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pdfx.data import ShardedDataset
 from pdfx.evaluate.data_sets import evaluate_data_sets
-from pdfx.evaluate.embedding import Evaluator
+from pdfx.evaluate.embedding import EmbeddedItems, Evaluator
+from pdfx.evaluate.kept import kept_file, write_items
 from pdfx.model import EmbedderOutput
 from pdfx.train.engine import embed_inputs
 from pdfx.train.run import Hook, Run
@@ -29,10 +31,17 @@ class Evaluation(Hook):
             if done == total:
                 run.progress.mark("score the evaluation", "pause")
 
+        def keep(dataset: ShardedDataset, queries: EmbeddedItems, targets: EmbeddedItems) -> None:
+            names = {id(known): name for name, known in data_sets.items()}
+            if run.world.rank == 0:
+                write_items(kept_file(run.path, names[id(dataset)]), queries, targets)
+
+        data_sets = run.evaluation
         run.progress.mark("list the items of the evaluation", "pause")
         settings, workers = run.config.evaluate, run.config.data.num_workers
-        evaluator = Evaluator(embed, run.processor, settings, run.world, workers, run.say)
-        results = evaluate_data_sets(evaluator, run.evaluation, lambda name: advance)
+        keeps = keep if settings.keep_embeddings and run.is_last else None
+        evaluator = Evaluator(embed, run.processor, settings, run.world, workers, run.say, keeps)
+        results = evaluate_data_sets(evaluator, data_sets, lambda name: advance)
         for hook in run.hooks:
             hook.evaluated(run, results)
         run.timer.reset()

@@ -1,0 +1,1 @@
+"""Studies of the method: what its estimates and its settings do, measured against what is known."""

@@ -1,0 +1,224 @@
+"""Making the runs of a study that are missing: each in a process of its own, several at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pdfx.config import Config, load_config
+from pdfx.errors import UserError
+from pdfx.host.files import write_json
+from pdfx.host.reading import read_json
+from pdfx.study.plan import Planned, StudySection, members_of, overrides, planned_runs
+from pdfx.study.records import Record, digest, measure, read_embeddings, read_record, together
+
+LAUNCHER = f"{shlex.quote(sys.executable)} -m pdfx.train"
+Say = Callable[[str], None]
+
+
+@dataclass
+class Runner:
+    """Makes what a study lacks.
+
+    Args:
+        study: what to make.
+        launcher: words before the recipe that start one run, such as "torchrun --nproc-per-node 8 -m pdfx.train".
+        say: is given a sentence for each run.
+    """
+
+    study: StudySection
+    launcher: str = LAUNCHER
+    say: Say = print
+    _children: set[subprocess.Popen] = field(default_factory=set)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _probing: threading.Lock = field(default_factory=threading.Lock)
+
+    def missing(self) -> list[Planned]:
+        """The runs without a record.
+
+        Raises:
+            UserError: a record was made with other settings, or a row's settings do not fit the recipe.
+        """
+        missing = []
+        for run in planned_runs(self.study):
+            config = self.config(run)
+            record = read_record(self.study.record_folder, run.name)
+            if record is None:
+                missing.append(run)
+            elif record.facts["settings"] != digest(config):
+                raise UserError(
+                    f"The record {self.study.record_folder / run.name}.json was made with other settings than row "
+                    f"'{run.row}' has now; delete it, or give the row another name."
+                )
+        return missing
+
+    def config(self, run: Planned, *more: str) -> Config:
+        """The settings of a run, but for the number of steps that an equal budget gives it. Raises UserError."""
+        words = [*overrides(self.study.rows[run.row].settings), f"train.seed={run.seed}", *more]
+        config = load_config(self.study.recipe, [*words, "evaluate.keep_embeddings=true"])
+        if config.data.evaluation is None:
+            raise UserError(f"{self.study.recipe} names no data.evaluation, on which the rows would be compared.")
+        return config
+
+    def folder(self, run: Planned) -> Path:
+        return Path(self.study.out) / "runs" / run.name
+
+    def words(self, run: Planned) -> list[str]:
+        """The command line of a run behind its launcher."""
+        words = [*overrides(self.study.rows[run.row].settings), f"train.seed={run.seed}"]
+        words += [f"train.output_dir={self.folder(run)}", "evaluate.keep_embeddings=true"]
+        return [str(self.study.recipe), *words, f"train.max_steps={self.steps(run)}"]
+
+    def make(self, runs: list[Planned], jobs: int = 1) -> list[Planned]:
+        """Make runs, ``jobs`` at a time, and their records; returns those that failed, whose logs ``say`` names.
+
+        An interruption ends the runs after a checkpoint; the same call resumes them.
+        """
+        done = 0
+
+        def make_one(run: Planned) -> bool:
+            nonlocal done
+            if self._stopped.is_set():
+                return False
+            made = self.make_one(run)
+            done += made
+            if made:
+                self.say(f"{run.name}: done, {done} of {len(runs)}.")
+            return made
+
+        with ThreadPoolExecutor(max_workers=jobs) as pool:
+            try:
+                results = list(pool.map(make_one, runs))
+            except BaseException:
+                self.stop()
+                raise
+        return [run for run, made in zip(runs, results, strict=True) if not made]
+
+    def stop(self) -> None:
+        """Ask all runs to save a checkpoint and stop; no more are started."""
+        self._stopped.set()
+        for child in list(self._children):
+            child.send_signal(signal.SIGTERM)
+
+    def make_one(self, run: Planned) -> bool:
+        """Make one run and its record. False if it failed."""
+        folder = self.folder(run)
+        if not self._start([*shlex.split(self.launcher), *self.words(run)], folder):
+            return False
+        self.record(run)
+        return True
+
+    def record(self, run: Planned) -> None:
+        """Write the record of a finished run, and drop its checkpoints."""
+        folder, config = self.folder(run), self.config(run)
+        ranks, paths = measure(read_embeddings(folder))
+        facts = {"row": run.row, "seed": run.seed, "settings": digest(config), **costs(folder), "paths": paths}
+        Record(facts, ranks).write(self.study.record_folder, run.name)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def steps(self, run: Planned) -> int:
+        """The steps that give a run its share of the budget. Raises UserError if a probe fails."""
+        study, own = self.study, self.config(run).train.max_steps
+        equal = study.equal_of(run.row)
+        if equal == "steps":
+            return own
+        of = Planned(study.budget_row, run.seed)
+        key = "flops" if equal == "flops" else "seconds"
+        budget = self.probe(of)[key] * self.config(of).train.max_steps * study.rows[run.row].share
+        return max(1, round(budget / self.probe(run)[key]))
+
+    def probe(self, run: Planned) -> dict[str, float]:
+        """FLOPs and seconds of a step of a row, measured once in a short run and kept. Raises UserError."""
+        file = Path(self.study.out) / "probes" / f"{run.row}.json"
+        with self._probing:
+            if not file.is_file():
+                write_json(self._probe(run, file.with_name(f"{run.row}-{os.getpid()}")), file)
+        return read_json(file)
+
+    def _probe(self, run: Planned, folder: Path) -> dict[str, float]:
+        words = [*overrides(self.study.rows[run.row].settings), f"train.max_steps={self.study.probe_steps}"]
+        words += ["data.evaluation=null", "train.eval_steps=null", f"train.output_dir={folder}"]
+        words += ["train.logging_steps=1", "train.metric_for_best_model=null"]
+        if not self._start([*shlex.split(self.launcher), str(self.study.recipe), *words], folder):
+            raise UserError(f"A step of row '{run.row}' could not be measured; see {log_of(folder)}.")
+        # The first step also warms up.
+        steps = timings(folder)[1:]
+        shutil.rmtree(folder)
+        means = {"flops": "model_flops", "seconds": "seconds"}
+        return {name: sum(step[key] for step in steps) / len(steps) for name, key in means.items()}
+
+    def _start(self, command: list[str], folder: Path) -> bool:
+        """Run a command to its end, with its output in ``folder``'s log. False, said, if it fails."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        log = log_of(folder)
+        with log.open("ab") as stream:
+            child = subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | environment(), start_new_session=True
+            )
+            self._children.add(child)
+            code = child.wait()
+            self._children.discard(child)
+        if code and not self._stopped.is_set():
+            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            self.say(f"{folder.name} ended with code {code}: {' '.join(last)} The whole log is {log}.")
+        return code == 0
+
+
+def environment() -> dict[str, str]:
+    """Variables of a run that shares this machine's cores."""
+    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"}
+
+
+def log_of(folder: Path) -> Path:
+    """Where the output of a run goes: beside its folder, which holds nothing but the run's own files."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def timings(run: Path) -> list[dict[str, float]]:
+    """What a run logged of its time."""
+    return [json.loads(line) for line in (run / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def costs(run: Path) -> dict[str, float]:
+    """Steps, FLOPs and seconds of training of a finished run."""
+    lines = timings(run)
+    return {
+        "steps": lines[-1]["step"],
+        "flops": sum(line["model_flops"] for line in lines),
+        "seconds": sum(line["seconds"] for line in lines),
+    }
+
+
+def ensembles(study: StudySection) -> list[Planned]:
+    """Write the records of ensembles whose members' embeddings are all there; returns those that are not."""
+    missing = []
+    for name, row in study.rows.items():
+        for seed in study.seeds if row.ensemble_of is not None else ():
+            own, members = Planned(name, seed), members_of(row, seed)
+            records = [read_record(study.record_folder, member.name) for member in members]
+            found = read_record(study.record_folder, own.name)
+            sources = [record.facts["settings"] for record in records if record is not None]
+            if found is not None and (found.facts["settings"] == sources or len(sources) < len(members)):
+                continue
+            folders = [Path(study.out) / "runs" / member.name for member in members]
+            if len(sources) < len(members) or not all((folder / "evaluation").is_dir() for folder in folders):
+                missing.append(own)
+                continue
+            ranks, paths = measure(together([read_embeddings(folder) for folder in folders]))
+            totals = {
+                key: sum(record.facts[key] for record in records if record) for key in ("flops", "seconds", "steps")
+            }
+            Record({"row": name, "seed": seed, "settings": sources, **totals, "paths": paths}, ranks).write(
+                study.record_folder, own.name
+            )
+    return missing
