@@ -24,6 +24,7 @@ import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from make_data import Picture, render, split
@@ -100,21 +101,29 @@ def fetch(folder: Path) -> dict[str, Path]:
     return found
 
 
+def member(package: tarfile.TarFile, name: str | tarfile.TarInfo) -> bytes:
+    """The bytes of a file in an archive."""
+    stream = package.extractfile(name)
+    if stream is None:
+        sys.exit(f"{package.name!r} has no file {name}.")
+    return stream.read()
+
+
 def read_emoji(archive: Path) -> list[Emoji]:
     """All emoji of emojibase with names and keywords in all languages, without flags and parts."""
     with tarfile.open(archive) as package:
 
-        def load(name: str):
-            return json.load(package.extractfile(f"package/{name}.json"))
+        def load(name: str) -> Any:
+            return json.loads(member(package, f"package/{name}.json"))
 
         tables = {code: {entry["hexcode"]: entry for entry in load(f"{code}/data")} for code in LANGUAGES}
         categories = {str(group["order"]): group["message"] for group in load("en/messages")["subgroups"]}
     found = []
     for code, entry in sorted(tables["en"].items()):
-        others = [tables[language].get(code) for language in LANGUAGES]
-        if entry.get("group", FLAGS) in (COMPONENTS, FLAGS) or not all(other and other.get("tags") for other in others):
+        others = [tables[language].get(code, {}) for language in LANGUAGES]
+        if entry.get("group", FLAGS) in (COMPONENTS, FLAGS) or not all(other.get("tags") for other in others):
             continue
-        captions = {}
+        captions: dict[str, str] = {}
         for language, other in zip(LANGUAGES, others, strict=True):
             label = other["label"]
             words = [word for word in other["tags"] if word.lower() != label.lower()]
@@ -128,10 +137,10 @@ def unpack_pictures(archive: Path, style: str, codes: set[str], folder: Path) ->
     """Write one artist's pictures on white as ``CODE-STYLE.png``; returns the codes that there are."""
     found = set()
     with tarfile.open(archive) as package:
-        for member in package:
-            code = Path(member.name).stem.upper()
-            if f"/img/{style}/64/" in member.name and code in codes:
-                drawn = Image.open(io.BytesIO(package.extractfile(member).read())).convert("RGBA")
+        for entry in package:
+            code = Path(entry.name).stem.upper()
+            if f"/img/{style}/64/" in entry.name and code in codes:
+                drawn = Image.open(io.BytesIO(member(package, entry))).convert("RGBA")
                 drawn = drawn.resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
                 page = Image.new("RGBA", drawn.size, "white")
                 page.alpha_composite(drawn)

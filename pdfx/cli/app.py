@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from pdfx import __version__
+from pdfx.cli.ablate import ablate
 from pdfx.cli.runs import RunArgument, checkpoints, convert, init
 from pdfx.cli.shards import shards_app
 from pdfx.cli.shared import JsonOption, ProgressBar, ShardsArgument, example, fail, give_json, prints_json
@@ -214,6 +215,16 @@ def report(
             run, model, shards, out, settings, num_workers, trust_remote_code, bar.counter("embedding"), bar.say
         )
     print(out)
+
+
+app.command(
+    epilog=example(
+        "pdfx ablate study.yaml --jobs 2",
+        "pdfx ablate study.yaml --launcher 'torchrun --nproc-per-node 8 -m pdfx.train'",
+        "pdfx ablate study.yaml --tables-only --page results.md",
+        "sbatch --array 0-44 --gpus 1 --wrap 'pdfx ablate study.yaml --number $SLURM_ARRAY_TASK_ID'",
+    )
+)(ablate)
 
 
 def with_home(word: str) -> str:

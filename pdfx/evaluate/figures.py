@@ -70,28 +70,32 @@ def draw(
         size: inches.
         paint: fills the axes, given the theme.
     """
-    pictures = {}
-    for name, theme in THEMES.items():
-        colours = dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), theme["text"]
-        )
-        settings: dict[Any, Any] = {
-            **colours,
-            "axes.edgecolor": theme["grid"],
-            "grid.color": theme["grid"],
-            "font.size": 10,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "svg.hashsalt": "pdfx",
-        }
-        with matplotlib.rc_context(settings):
-            figure = Figure(figsize=size, layout="constrained")
-            FigureCanvasSVG(figure)
-            paint(list(figure.subplots(rows, columns, squeeze=False).flat), theme)
-            stream = io.BytesIO()
-            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-        pictures[name] = data_uri("image/svg+xml", stream.getvalue())
+    pictures = {name: data_uri("image/svg+xml", render(size, rows, columns, paint, name)) for name in THEMES}
     return Picture(pictures["light"], pictures["dark"], alt, caption)
+
+
+def render(
+    size: tuple[float, float], rows: int, columns: int, paint: Callable[[list[Axes], dict], None], theme: str
+) -> bytes:
+    """Draw axes in a grid as an SVG, for one theme; the same calls give the same bytes."""
+    colours = THEMES[theme]
+    named = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    settings: dict[Any, Any] = {
+        **dict.fromkeys(named, colours["text"]),
+        "axes.edgecolor": colours["grid"],
+        "grid.color": colours["grid"],
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "pdfx",
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(list(figure.subplots(rows, columns, squeeze=False).flat), colours)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return stream.getvalue()
 
 
 def loss_curves(paths: list[Points], fused: Points) -> Picture:

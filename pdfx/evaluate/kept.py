@@ -23,7 +23,7 @@ def kept_file(run: Path, data_set: str) -> Path:
 
 def write_items(path: Path, queries: EmbeddedItems, targets: EmbeddedItems) -> None:
     """Write both sides of a data set into one safetensors file."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for side, items in (("queries", queries), ("targets", targets)):
         own = {"paths": items.paths, "fused": items.fused, "ids": items.ids, "samples": torch.from_numpy(items.samples)}
         if items.candidates is not None:

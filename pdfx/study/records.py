@@ -45,7 +45,7 @@ class Record:
         """The figures last: a record without them does not count."""
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(folder / f"{name}.npz") as stream:
-            np.savez_compressed(stream, **self.ranks)
+            np.savez_compressed(stream, allow_pickle=False, **self.ranks)
         write_json(self.facts, folder / f"{name}.json")
 
 

@@ -7,13 +7,13 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import STDOUT, Popen
 
 from pdfx.config import Config, load_config
 from pdfx.errors import UserError
@@ -39,7 +39,7 @@ class Runner:
     study: StudySection
     launcher: str = LAUNCHER
     say: Say = print
-    _children: set[subprocess.Popen] = field(default_factory=set)
+    _children: set[Popen] = field(default_factory=set)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _probing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,7 +77,8 @@ class Runner:
         """The command line of a run behind its launcher."""
         words = [*overrides(self.study.rows[run.row].settings), f"train.seed={run.seed}"]
         words += [f"train.output_dir={self.folder(run)}", "evaluate.keep_embeddings=true"]
-        return [str(self.study.recipe), *words, f"train.max_steps={self.steps(run)}"]
+        steps = self.steps(run)
+        return [str(self.study.recipe), *words, *([] if steps is None else [f"train.max_steps={steps}"])]
 
     def make(self, runs: list[Planned], jobs: int = 1) -> list[Planned]:
         """Make runs, ``jobs`` at a time, and their records; returns those that failed, whose logs ``say`` names.
@@ -126,16 +127,19 @@ class Runner:
         Record(facts, ranks).write(self.study.record_folder, run.name)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-    def steps(self, run: Planned) -> int:
-        """The steps that give a run its share of the budget. Raises UserError if a probe fails."""
-        study, own = self.study, self.config(run).train.max_steps
+    def steps(self, run: Planned) -> int | None:
+        """The steps that give a run its share of the budget; None if its own settings decide. Raises UserError if a
+        probe fails, or the budget's row has no train.max_steps."""
+        study = self.study
         equal = study.equal_of(run.row)
         if equal == "steps":
-            return own
+            return None
         of = Planned(study.budget_row, run.seed)
+        steps = self.config(of).train.max_steps
+        if steps is None:
+            raise UserError(f"{study.recipe} needs train.max_steps, from which the budget of '{of.row}' follows.")
         key = "flops" if equal == "flops" else "seconds"
-        budget = self.probe(of)[key] * self.config(of).train.max_steps * study.rows[run.row].share
-        return max(1, round(budget / self.probe(run)[key]))
+        return max(1, round(self.probe(of)[key] * steps * study.rows[run.row].share / self.probe(run)[key]))
 
     def probe(self, run: Planned) -> dict[str, float]:
         """FLOPs and seconds of a step of a row, measured once in a short run and kept. Raises UserError."""
@@ -162,9 +166,7 @@ class Runner:
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = log_of(folder)
         with log.open("ab") as stream:
-            child = subprocess.Popen(
-                command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | environment(), start_new_session=True
-            )
+            child = Popen(command, stdout=stream, stderr=STDOUT, env=os.environ | environment(), start_new_session=True)
             self._children.add(child)
             code = child.wait()
             self._children.discard(child)
