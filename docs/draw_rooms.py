@@ -29,6 +29,7 @@ ROOMS = (
     "pdfx.telemetry",
     "pdfx.convert",
     "pdfx.train",
+    "pdfx.study",
     "data_tools.sources",
     "data_tools.build",
     "data_tools.inspect",

@@ -28,6 +28,12 @@ TRAINING_CODE = (
     *("pdfx/data", "pdfx/objective", "pdfx/checkpoint", "pdfx/train"),
     *MODEL_CODE,
 )
+SINGLE = (
+    "model.paths=1",
+    "model.prefix.length=0",
+    "objective.path_weight=0",
+    f"train.output_dir={BUILD}/single",
+)
 # DeepSpeed calls functions that PyTorch has renamed, at every step.
 QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}
 # glibc gives large blocks back to the kernel after every use, and the page faults cost up to a third of a step; these
@@ -90,6 +96,14 @@ def steps() -> list[Step]:
             f"Training on {ranks} {'GPUs' if devices else 'CPU ranks'} with ZeRO-3",
             (*launcher, RECIPE, f"train.per_device_train_batch_size={GLOBAL_BATCH // ranks}"),
             "run",
+            TRAINING_CODE,
+            resumes=True,
+            environment=tuple({**QUIET, **host}.items()),
+        ),
+        Step(
+            "Training one embedding without prefixes for as many steps, to compare with",
+            (*launcher, RECIPE, f"train.per_device_train_batch_size={GLOBAL_BATCH // ranks}", *SINGLE),
+            "single",
             TRAINING_CODE,
             resumes=True,
             environment=tuple({**QUIET, **host}.items()),
@@ -181,13 +195,17 @@ def print_results() -> None:
     from pdfx.evaluate.retrieval import DIRECTIONS
 
     metrics = json.loads((ROOT / BUILD / "metrics.json").read_text())
+    last = json.loads((ROOT / BUILD / "single/metrics.jsonl").read_text().splitlines()[-1])
+    single = {key.removeprefix("evaluation/"): value for key, value in last.items()}
     scores = [key.split("/")[1] for key in metrics if key.startswith(DIRECTIONS[0]) and key.endswith("/recall@1")]
     columns = [(direction, f"recall@{k}") for direction in DIRECTIONS for k in (1, 10)]
+    rows = [("one embedding, no prefix", single, "fused"), *((score, metrics, score) for score in scores)]
     print(f"Retrieval among {metrics['targets']:.0f} unseen names (query: picture, target: name)")
-    print(f"{'':8}{'picture to name':>22}{'name to picture':>22}")
-    print(f"{'':8}" + "".join(f"{name:>11}" for _, name in columns))
-    for score in scores:
-        print(f"{score:8}" + "".join(f"{metrics[f'{direction}/{score}/{name}']:11.3f}" for direction, name in columns))
+    print(f"{'':24}{'picture to name':>22}{'name to picture':>22}")
+    print(f"{'':24}" + "".join(f"{name:>11}" for _, name in columns))
+    for label, found, score in rows:
+        print(f"{label:24}" + "".join(f"{found[f'{direction}/{score}/{name}']:11.3f}" for direction, name in columns))
+    print("One embedding costs about a third of the training FLOPs of three paths; docs/results.md compares fairly.")
     for direction, words in zip(DIRECTIONS, ("picture to name", "name to picture"), strict=True):
         fused, chance = (metrics[f"{direction}/{score}/recall@10"] for score in ("fused", "chance"))
         print(f"Fused recall@10, {words}: {fused / chance:.1f} times chance")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pdfx.config import Config, shown_settings
+from pdfx.config import Config
 from pdfx.errors import UserError
 from pdfx.evaluate.embedding import EmbeddedItems
 from pdfx.evaluate.kept import FOLDER, read_items
@@ -63,10 +63,11 @@ def read_record(folder: Path, name: str) -> Record | None:
 
 
 def digest(config: Config) -> str:
-    """A short hash of the settings that decide what a run learns and is measured on."""
-    tree = shown_settings(config)
+    """A short hash of the settings that decide what a run learns and is measured on, as far as they are not the
+    defaults, so that records outlive settings that are added."""
+    tree = config.model_dump(mode="json", exclude_defaults=True)
     tree["train"].pop("output_dir")
-    tree["model"].pop("cache_vision_file")
+    tree["model"].pop("cache_vision_file", None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 

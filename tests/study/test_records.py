@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pdfx.config import parse_config
 from pdfx.data import Candidates
 from pdfx.errors import UserError
 from pdfx.evaluate.embedding import EmbeddedItems
 from pdfx.evaluate.kept import kept_file, read_items, write_items
 from pdfx.evaluate.retrieval import retrieval_metrics
 from pdfx.study.comparison import of_ranks
-from pdfx.study.records import Record, first_ranks, measure, read_record, together
+from pdfx.study.records import Record, digest, first_ranks, measure, read_record, together
 
 
 def items(rows: int, paths: int, seed: int, ids: torch.Tensor) -> EmbeddedItems:
@@ -65,6 +66,24 @@ def test_embeddings_come_back_as_they_were(tmp_path, candidates):
         assert (before.candidates is None) == (after.candidates is None)
     if candidates is not None:
         assert all(np.array_equal(*both) for both in zip(candidates, read_items(path)[0].candidates, strict=True))
+
+
+def test_a_digest_is_about_what_a_run_learns(tmp_path):
+    base = {
+        "model": {"path": "a"},
+        "data": {"train": "b"},
+        "train": {"output_dir": "c", "deepspeed": "zero1", "per_device_train_batch_size": 2, "max_steps": 3},
+    }
+
+    def of(**changes: dict) -> str:
+        return digest(
+            parse_config({name: {**base.get(name, {}), **changes.get(name, {})} for name in {*base, *changes}})
+        )
+
+    same = [{}, {"train": {"output_dir": "d"}}, {"model": {"paths": 4}}, {"model": {"cache_vision_file": "e"}}]
+    others = [{"train": {"seed": 9}}, {"model": {"paths": 3}}, {"evaluate": {"recall_at": [7]}}]
+    assert len({of(**changes) for changes in same}) == 1
+    assert len({of(**changes) for changes in [{}, *others]}) == 4
 
 
 def test_records_come_back_and_damage_is_named(tmp_path):
