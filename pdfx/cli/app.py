@@ -194,6 +194,41 @@ def evaluate(
     give_json(report_of(results), json_file)
 
 
+@app.command(
+    epilog=example(
+        "pdfx diversity exported shards/evaluation --out diversity.html",
+        "pdfx diversity exported shards/evaluation --json diversity.json",
+    )
+)
+def diversity(
+    model: ModelArgument,
+    shards: ShardsArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write, with heat maps and examples; it holds everything it shows.")
+    ] = None,
+    json_file: JsonOption = None,
+    batch_size: BatchOption = DEFAULTS.batch_size,
+    num_workers: DecodersOption = 0,
+    max_corrupt_share: CorruptOption = DEFAULTS.max_corrupt_share,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Measure how far the paths of a model differ and whether that helps, each figure beside its control: how alike
+    they are, in how many directions they vary, what they find, fail at and attend to."""
+    from pdfx.evaluate.paths.view import print_view, show_diversity
+
+    quiet = prints_json(json_file)
+    settings = EvaluateSection(batch_size=batch_size, max_corrupt_share=max_corrupt_share)
+    with ProgressBar() as bar:
+        figures, view = show_diversity(
+            model, shards, settings, out, num_workers, trust_remote_code, bar.counter("embedding"), bar.say
+        )
+    if not quiet:
+        print_view(view, console())
+        if out is not None:
+            print(out)
+    give_json(figures.plain(), json_file)
+
+
 @app.command(epilog=example("pdfx report runs/quickstart exported shards/evaluation --out report.html"))
 def report(
     run: RunArgument,
@@ -205,7 +240,7 @@ def report(
     max_corrupt_share: CorruptOption = DEFAULTS.max_corrupt_share,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Write one HTML page about a run: metrics, loss curves, similarity of the paths, and examples with their
+    """Write one HTML page about a run: metrics, loss curves, diversity of the paths, and examples with their
     pictures."""
     from pdfx.evaluate.report import write_report
 

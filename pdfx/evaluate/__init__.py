@@ -1,4 +1,4 @@
-"""Retrieval metrics of a model on shards, embeddings of a file of items, tables and the HTML report."""
+"""Retrieval metrics of a model on shards, diversity of its paths, embeddings of a file of items, tables, HTML pages."""
 
 from __future__ import annotations
 

@@ -163,36 +163,6 @@ def finish(axes: Axes, y_label: str, x_label: str = "") -> None:
         axes.legend(frameon=False, ncols=4)
 
 
-def similarity_maps(matrices: dict[str, list[list[float]]]) -> Picture:
-    """Mean cosines between paths, [K, K] for each named side."""
-    size = len(next(iter(matrices.values())))
-
-    def paint(axes: list[Axes], theme: dict) -> None:
-        for panel, (name, matrix) in zip(axes, matrices.items(), strict=True):
-            image = panel.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-            panel.set_title(name, fontsize=10)
-            panel.set_xticks(range(size), [f"path {k}" for k in range(size)] if size <= MAX_CELLS else None)
-            panel.set_yticks(range(size), [f"path {k}" for k in range(size)] if size <= MAX_CELLS else None)
-            panel.spines[:].set_visible(False)
-            for i, j in ((i, j) for i in range(size) for j in range(size) if size <= MAX_CELLS):
-                value = matrix[i][j]
-                panel.text(
-                    j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "#1f2430"
-                )
-        axes[0].figure.colorbar(image, ax=axes, shrink=0.8, label="mean cosine").outline.set_visible(False)
-
-    apart = {
-        name: [matrix[i][j] for i in range(size) for j in range(size) if i != j] for name, matrix in matrices.items()
-    }
-    ranges = [f"{name} from {min(values):.2f} to {max(values):.2f}" for name, values in apart.items()]
-    alt = f"Heat maps of the mean cosine between different paths of the same input: {', '.join(ranges)}."
-    caption = (
-        "Mean cosine between the paths of the same input. 1 off the diagonal means that two paths have "
-        "collapsed into one."
-    )
-    return draw((7.5, 3.4), 1, len(matrices), paint, alt, caption)
-
-
 @dataclass(frozen=True)
 class Card:
     """An item as it is shown: its text, cut if it is long, and thumbnails as data URIs."""

@@ -106,14 +106,14 @@ def ranking_metrics(
         tile = slice(start, start + rows)
         scores, relevant = similarity(queries[tile], candidates), query_ids[tile, None] == candidate_ids[None, :]
         if own_candidates is not None:
-            scores, relevant = _among_own(scores, relevant, own_candidates[tile])
+            scores, relevant = among_own(scores, relevant, own_candidates[tile])
         tiles.append(
             _metrics_of_ranks(relevant_ranks(scores, relevant), recall_at, with_precision=own_candidates is not None)
         )
     return {name: torch.cat([tile[name] for tile in tiles]) for name in tiles[0]}
 
 
-def _among_own(scores: Tensor, relevant: Tensor, own_candidates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def among_own(scores: Tensor, relevant: Tensor, own_candidates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """From [n, m] over all to [n, C] over each query's own candidates, C the most; fillers are never relevant."""
     if not own_candidates:
         return scores, relevant
@@ -175,12 +175,6 @@ def _chance(relevant: int, candidates: int, recall_at: Sequence[int], device: to
     )
     recalls = [1 - absent[min(k, candidates)] for k in recall_at]
     return torch.stack([*recalls, ((absent[:-1] - absent[1:]) / (position + 1)).sum(), ndcg])
-
-
-def path_similarity(paths: Tensor) -> Tensor:
-    """Mean cosine between the paths of the same input: [n, K, D] with unit rows to float64 [K, K]."""
-    paths = paths.double()
-    return torch.einsum("nkd,nld->kl", paths, paths) / len(paths)
 
 
 def path_figures(paths: Tensor) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: settings, metrics, curves, similarity of the paths, and examples."""
+"""One self-contained HTML page about a run: settings, metrics, curves, diversity of the paths, and examples."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pdfx import __version__
 from pdfx.checkpoint.identity import DECISIVE, FREE, changes
 from pdfx.config import Config, EvaluateSection, dump_config, load_config
 from pdfx.config.run_files import CONFIG, METRICS
-from pdfx.data import SampleError, ShardedDataset
+from pdfx.data import ShardedDataset
 from pdfx.distributed.world import World, pick_device
 from pdfx.embedder.exports import RECORD, opened_export
 from pdfx.errors import UserError
 from pdfx.evaluate import figures
 from pdfx.evaluate.data_sets import ALL, evaluator_of
-from pdfx.evaluate.embedding import EmbeddedItems, Say, embed_shards
+from pdfx.evaluate.embedding import Say, embed_shards
 from pdfx.evaluate.figures import Example, Picture, Points, find_examples
-from pdfx.evaluate.metrics import PRECISION, path_similarity
+from pdfx.evaluate.metrics import PRECISION
+from pdfx.evaluate.paths.view import PathView, reading_again, view_of
 from pdfx.evaluate.retrieval import DIRECTIONS, retrieval_metrics
 from pdfx.evaluate.tables import (
     DIRECTION_LABELS,
@@ -63,11 +64,10 @@ def write_report(
         alone = World(0, 1, pick_device(), None)
         evaluator = evaluator_of(embedder, settings, alone, num_workers, say)
         queries, targets, counts = embed_shards(evaluator, dataset, progress)
+        _, paths = view_of(embedder, dataset, queries, targets)
     metrics = retrieval_metrics(queries, targets, settings.recall_at) | counts
-    try:
+    with reading_again(dataset):
         examples = find_examples(dataset, queries, targets)
-    except SampleError as error:
-        raise UserError(f"The evaluation data {dataset.path} changed while it was read. {error}") from None
     page = render(
         title=run.resolve().name,
         config=config,
@@ -76,7 +76,7 @@ def write_report(
         ),
         metrics=metrics,
         training=training_pictures(records, embedder.config.paths),
-        similarity=similarity_picture(queries, targets),
+        paths=paths,
         examples=examples,
     )
     with write_atomically(out) as stream:
@@ -157,15 +157,6 @@ def evaluation_curve(records: list[dict]) -> list[tuple[str, str, str]]:
     return []
 
 
-def similarity_picture(queries: EmbeddedItems, targets: EmbeddedItems) -> Picture | None:
-    """Heat maps of the paths' mean cosines; None for a single path."""
-    if queries.paths.shape[1] == 1:
-        return None
-    return figures.similarity_maps(
-        {"queries": path_similarity(queries.paths).tolist(), "targets": path_similarity(targets.paths).tolist()}
-    )
-
-
 def facts_of(
     config: Config, model_config, records: list[dict], origin: str, dataset: ShardedDataset
 ) -> list[tuple[str, str]]:
@@ -214,7 +205,7 @@ def render(
     facts: list[tuple[str, str]],
     metrics: dict[str, float],
     training: list[Picture],
-    similarity: Picture | None,
+    paths: PathView,
     examples: dict[str, list[Example]],
 ) -> str:
     """The page. Everything that comes from data or settings is escaped."""
@@ -229,7 +220,7 @@ def render(
         path_cosine=metrics.get("path_cosine"),
         path_r2=metrics.get("path_r2"),
         training=training,
-        similarity=similarity,
+        paths=paths,
         examples=[(DIRECTION_LABELS[direction], found) for direction, found in examples.items()],
         recipe=dump_config(config),
     )

@@ -17,7 +17,7 @@ from tiny_runs import tiny_config, tiny_shards
 from pdfx import __version__
 from pdfx.config import dump_config
 
-COMMANDS = ["init", "train", "convert", "checkpoints", "embed", "evaluate", "report"]
+COMMANDS = ["init", "train", "convert", "checkpoints", "embed", "evaluate", "diversity", "report"]
 COMMANDS += ["shards build", "shards check", "shards describe", "shards split", "shards merge"]
 
 
@@ -115,6 +115,20 @@ def test_evaluate_on_several_data_sets_prints_a_row_of_each_and_mmebs_averages(p
     assert "35 of MMEB's 36 data sets are missing" in out
 
 
+def test_diversity_prints_the_figures_that_it_writes_as_json_and_writes_its_page(pdfx, export, data, tmp_path):
+    page, file = tmp_path / "diversity.html", tmp_path / "diversity.json"
+    code, out, _ = pdfx("diversity", export, data / "shards", "--out", page, "--json", file)
+    assert code == 0 and out.endswith(f"{page}\n")
+    figures = json.loads(file.read_text())
+    assert figures["paths"] == PATHS and page.read_text().startswith("<!DOCTYPE html>")
+    for side, name, words in (("query", "cosine", "query, centred cosine"), ("target", "cka", "target, linear CKA")):
+        own = figures["likeness"][side][name]
+        assert re.search(rf"│ {words} +│ +{own['mean']:.3f} │ +{own['independent']:.3f} ±", out)
+    oracle = figures["directions"]["query_to_target"]["oracle"]["mrr"]
+    assert f"{oracle['advantage']:.3f} ± {oracle['error']:.3f}" in out
+    assert "wins by luck" in out and "standard error" in out
+
+
 def test_train_prints_the_plan_of_a_dry_run_with_overrides(pdfx, data):
     recipe = data / "recipe.yaml"
     recipe.write_text(dump_config(tiny_config(data.parent / "recipe")), encoding="utf-8")
@@ -191,6 +205,7 @@ def test_a_dash_prints_json_alone_and_is_never_a_file(pdfx, export, data, tmp_pa
     assert code == 0 and json.loads(out)["queries"] == 24
     for words in (
         ("report", data, export, data / "shards"),
+        ("diversity", export, data / "shards"),
         ("shards", "describe", data / "shards", "--contact-sheet", "-"),
     ):
         assert "'-' is not a file name" in told(pdfx(*words, *(() if "describe" in words else ("--out", "-"))))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranking_reference import plain_metrics
 
-from pdfx.evaluate.metrics import chance_metrics, path_figures, path_similarity, ranking_metrics, similarity
+from pdfx.evaluate.metrics import chance_metrics, path_figures, ranking_metrics, similarity
 
 EXACT = 1e-12  # sums of at most a few dozen float64 terms of size one
 
@@ -145,12 +145,6 @@ def test_chance_among_own_candidates_is_that_of_their_number():
     assert together.pop("precision@1").tolist() == [1 / 4, 1 / 20, 2 / 4]
     for name, values in together.items():
         assert values.tolist() == [float(single[name]) for single in alone]
-
-
-def test_path_similarity_is_the_mean_gram_matrix():
-    paths = torch.nn.functional.normalize(torch.randn(7, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
-    gram = np.mean([item @ item.T for item in paths.double().numpy()], axis=0)
-    assert np.allclose(path_similarity(paths).numpy(), gram, atol=EXACT)
 
 
 def test_path_figures_of_collapsed_and_rotated_and_independent_paths():
