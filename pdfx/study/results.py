@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def _overview(study: StudySection, rows: Rows, tests: list[str]) -> Table:
                 for score in (FUSED, SINGLE)
             ]
             cells += [f"{score:.3f}" for score in scores]
-        r2 = [figures["path_r2"] for record in records.values() for figures in record.facts["paths"].values()]
+        r2 = [own for record in records.values() if (own := path_r2(record)) is not None]
         cells += [f"{np.mean(r2):.2f}" if r2 else "–", str(len(records))]
         lines.append(cells)
     heads = ["row", "steps", "FLOPs", "seconds", *(f"{test}{kind}" for test in tests for kind in ("", ", alone"))]
@@ -113,6 +113,12 @@ def _seeds(found: Found, row: str) -> str:
     return str(max(difference.seeds for (name, _), difference in found.items() if name == row))
 
 
+def path_r2(record: Record) -> float | None:
+    """Held-out R² between paths, mean over test sets; None of a single path."""
+    figures = record.facts["paths"].values()
+    return float(np.mean([own["path_r2"] for own in figures])) if figures else None
+
+
 Panels = tuple[tuple[float, float], int, int, Callable[[list[Axes], dict], None]]
 """Size in inches, rows, columns, and what paints them."""
 
@@ -136,6 +142,28 @@ def panels(study: StudySection, found: dict[str, Found]) -> Panels:
 
     height = 1.2 + 0.45 * max(len({row for row, _ in own}) for own in found.values())
     return (6.0 * len(found), height), 1, len(found), paint
+
+
+def trade_off(study: StudySection, rows: Rows) -> Panels:
+    """Retrieval over the dependence of paths: each row with several paths by its mean over seeds and test sets, with
+    bars of two standard errors over seeds."""
+
+    def paint(axes: list[Axes], theme: dict) -> None:
+        for number, (row, records) in enumerate(rows.items()):
+            both = [
+                (r2, np.mean([values(record, test, FUSED, study.metric).mean() for test in tests_of([record])]))
+                for record in records.values()
+                if (r2 := path_r2(record)) is not None
+            ]
+            if both:
+                means, spread = np.mean(both, axis=0), np.std(both, axis=0, ddof=1) if len(both) > 1 else np.zeros(2)
+                errors = 2 * spread / np.sqrt(len(both))
+                look = {"color": theme["paths"][number % len(theme["paths"])], "fmt": "os^vD"[number // 6 % 5]}
+                axes[0].errorbar(means[0], means[1], yerr=errors[1], xerr=errors[0], label=row, **look)
+        finish(axes[0], study.metric, "held-out R² between paths")
+        axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return (8.0, 4.5), 1, 1, paint
 
 
 def reading(study: StudySection) -> str:
@@ -168,17 +196,31 @@ def write_page(studies: Iterable[tuple[Path, StudySection]], page: Path) -> None
         title, coverage = study.title or source.stem, _coverage(study, rows)
         parts = [f"## {title}", f"`pdfx ablate {source}`: {coverage}", reading(study)]
         parts += [table.markdown() for table in made]
-        drawn = None
-        if any(found.values()):
-            picture = page.with_name(f"{page.stem}-{source.stem}.svg")
-            _write(picture, render(*panels(study, found), "light"))
-            drawn = draw(*panels(study, found), CAPTION, CAPTION)
-            parts.append(f"![{CAPTION}]({picture.name})")
+        drawn = []
+        for kind, caption, chosen in _figures(study, rows, found):
+            picture = page.with_name(f"{page.stem}-{source.stem}{kind}.svg")
+            _write(picture, render(*chosen, "light"))
+            drawn.append(draw(*chosen, caption, caption))
+            parts.append(f"![{caption}]({picture.name})")
         sections.append("\n\n".join([*parts, *filter(None, [study.discussion.strip()])]))
-        page_values = {"title": title, "coverage": coverage, "reading": reading(study), "tables": made, "figure": drawn}
+        page_values = {
+            "title": title,
+            "coverage": coverage,
+            "reading": reading(study),
+            "tables": made,
+            "figures": drawn,
+        }
         shown.append({**page_values, "discussion": study.discussion.split("\n\n")})
     _write(page, ("# What parallel paths buy\n\n" + "\n\n".join(sections) + "\n").encode())
     _write(page.with_suffix(".html"), render_page("pdfx.study", "results.html.j2", studies=shown).encode())
+
+
+def _figures(study: StudySection, rows: Rows, found: dict[str, Found]) -> Iterator[tuple[str, str, Panels]]:
+    """The end of each figure's name, its caption and its panels."""
+    if any(found.values()):
+        yield "", CAPTION, panels(study, found)
+    if sum(any(path_r2(record) is not None for record in records.values()) for records in rows.values()) > 1:
+        yield "-paths", f"{study.metric} of the fused embedding over the dependence of paths.", trade_off(study, rows)
 
 
 def _write(path: Path, data: bytes) -> None:
