@@ -14,6 +14,7 @@ from pdfx.cli.ablate import ablate
 from pdfx.cli.runs import RunArgument, checkpoints, convert, init
 from pdfx.cli.shards import shards_app
 from pdfx.cli.shared import JsonOption, ProgressBar, ShardsArgument, example, fail, give_json, prints_json
+from pdfx.cli.studies import estimators
 from pdfx.config import ConfigError, EvaluateSection, load_config
 from pdfx.errors import UserError
 from pdfx.host.console import console, open_streams, outlive_stdout
@@ -260,6 +261,7 @@ app.command(
         "sbatch --array 0-44 --gpus 1 --wrap 'pdfx ablate study.yaml --number $SLURM_ARRAY_TASK_ID'",
     )
 )(ablate)
+app.command(epilog=example("pdfx estimators --out estimators", "pdfx estimators --quick --json -"))(estimators)
 
 
 def with_home(word: str) -> str:

@@ -17,7 +17,7 @@ from tiny_runs import tiny_config, tiny_shards
 from pdfx import __version__
 from pdfx.config import dump_config
 
-COMMANDS = ["init", "train", "convert", "checkpoints", "embed", "evaluate", "diversity", "report"]
+COMMANDS = ["init", "train", "convert", "checkpoints", "embed", "evaluate", "diversity", "report", "estimators"]
 COMMANDS += ["shards build", "shards check", "shards describe", "shards split", "shards merge"]
 
 
