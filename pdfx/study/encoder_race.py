@@ -43,8 +43,10 @@ def race(
     maps = (torch.randn(2, 2 * dimension, dimension, generator=generator) / (6 * dimension) ** 0.5).requires_grad_()
     offsets = torch.zeros(2, dimension, requires_grad=offset)
     optimizer = torch.optim.Adam([maps, offsets] if offset else [maps], lr=rate)
-    section = ObjectiveSection.model_validate({"diversity_weight": WEIGHT} | (settings or {"diversity": "none"}))
-    term = Diversity(section, 2, dimension, seed) if settings is not None else None
+    term = None
+    if settings is not None:
+        section = ObjectiveSection.model_validate({"diversity_weight": WEIGHT} | settings)
+        term = Diversity(section, 2, dimension, seed)
 
     def embed(rows: int) -> Tensor:
         """[2, n, 2, D]"""

@@ -7,9 +7,10 @@ of ``gaussian``, ``vclub`` and ``l1out`` are in nats per dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -35,9 +36,10 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "orthogonality": {"diversity": "orthogonality"},
 }
 """Settings of the section ``objective``."""
-ESTIMATES = [name for name in ESTIMATORS if name != "orthogonality"]
-"""Those that are to be 0 for independent paths."""
-SCALING = [DEFAULT, LOGGED, "cross_correlation"]
+NETWORK = ("vclub, network", "l1out, network")
+CLOSED = (DEFAULT, LOGGED, "l1out, linear", "cross_correlation", "hsic")
+"""Those that estimate dependence: by a network, or in closed form."""
+SCALING = (DEFAULT, LOGGED, "cross_correlation")
 """Those that are measured at large D too."""
 
 
@@ -48,7 +50,8 @@ class Plan:
     Attributes:
         small: D of the comparison of all estimators.
         large: D of unit vectors, with a common mean and without, flat and uneven.
-        learned: those of them at which a network, which takes longer, is measured too.
+        learned: those of them at which networks, which take longer, are measured too, on flat vectors and on uneven
+            ones with a mean.
         marks: steps after which an estimate is taken.
         races: D and learning rates at which encoders race; ``race_steps`` steps each, at the lowest rate of several
             three times as many.
@@ -57,7 +60,7 @@ class Plan:
     small: int = 64
     large: tuple[int, ...] = (64, 768, 1536, 3584)
     learned: tuple[int, ...] = (1536,)
-    seeds: int = 5
+    seeds: int = 4
     large_seeds: int = 3
     marks: tuple[int, ...] = (10, 50, 200)
     batch: int = 128
@@ -72,18 +75,39 @@ QUICK = Plan(4, (8,), (8,), 2, 2, (2, 4), 16, (32,), (1e-2,), (4,), ((4, (1e-2,)
 """To see that all of it works; its figures mean nothing."""
 
 
-def follow(known: Known, settings: dict[str, Any], batch: int, marks: tuple[int, ...], seed: int) -> dict[int, float]:
-    """The term's value, without weight, on the pairs of some steps of a model that does not move, by step."""
-    term = Diversity(ObjectiveSection.model_validate(settings), 2, known.dimension, seed)
+def follow(
+    known: Known, estimators: Iterable[str], batch: int, marks: tuple[int, ...], seed: int, rate: float | None = None
+) -> dict[str, list[float]]:
+    """Values of terms, without weight, on the pairs of some steps of a model that does not move.
+
+    Args:
+        known: where the pairs come from.
+        estimators: all without a network, or all with one: they share what is learned, which depends on that alone.
+        batch: pairs of a step.
+        marks: the steps, which count from 1.
+        seed: of the pairs, and of what a term draws.
+        rate: learning rate of the network, if not the default.
+    """
+    terms = {name: Diversity(_section(name, rate), 2, known.dimension, seed) for name in estimators}
+    learning = next(iter(terms.values()))
     generator, everyone = torch.Generator().manual_seed(seed), torch.ones(batch, dtype=torch.bool)
-    found = {}
+    found: dict[str, list[float]] = {name: [] for name in terms}
     for step in range(1, max(marks) + 1):
         both = known.draw(batch, generator)
-        if step in marks:
+        for name, term in terms.items() if step in marks else ():
+            if term is not learning:
+                term.load_state_dict(learning.state_dict())
             with torch.no_grad():
-                found[step] = float(term(both, everyone, step).metrics["diversity"])
-        term.learn(both, everyone)
+                found[name].append(float(term(both, everyone, step).metrics["diversity"]))
+        learning.learn(both, everyone)
     return found
+
+
+def _section(estimator: str, rate: float | None) -> ObjectiveSection:
+    section = ObjectiveSection.model_validate(ESTIMATORS[estimator])
+    if rate is not None:
+        section.mutual_information.learning_rate = rate
+    return section
 
 
 def limit_of(estimator: str, known: Known) -> float | None:
@@ -94,22 +118,18 @@ def limit_of(estimator: str, known: Known) -> float | None:
 
 
 def estimate_rows(
-    known: Known, estimator: str, plan: Plan, seeds: int, batch: int, rate: float | None = None
+    known: Known, estimators: tuple[str, ...], plan: Plan, seeds: int, batch: int, rate: float | None = None
 ) -> list[Row]:
     """Mean over seeds, its standard error, and the standard deviation over seeds, after each number of steps."""
-    settings = ESTIMATORS[estimator]
-    if rate is not None:
-        settings = {"mutual_information": settings["mutual_information"] | {"learning_rate": rate}}
-    found = [follow(known, settings, batch, plan.marks, seed) for seed in range(seeds)]
-    limit = limit_of(estimator, known)
+    found = [follow(known, estimators, batch, plan.marks, seed, rate) for seed in range(seeds)]
     rows = []
-    for step in plan.marks:
-        values = torch.tensor([values[step] for values in found], dtype=torch.float64)
-        mean, deviation = float(values.mean()), float(values.std())
-        row = {"case": known.name, "dimension": known.dimension, "estimator": estimator, "batch": batch, "steps": step}
-        row |= {"learning_rate": rate, "truth": known.information, "limit": limit, "mean": mean, "deviation": deviation}
-        row |= {"error": deviation / math.sqrt(seeds), "seeds": seeds}
-        row |= {"bias": mean - known.information if _in_nats(estimator) else None}
+    for name, number in product(estimators, range(len(plan.marks))):
+        values = torch.tensor([one[name][number] for one in found], dtype=torch.float64)
+        mean, deviation, limit = float(values.mean()), float(values.std()), limit_of(name, known)
+        row = {"case": known.name, "dimension": known.dimension, "estimator": name, "batch": batch}
+        row |= {"steps": plan.marks[number], "learning_rate": rate, "truth": known.information, "limit": limit}
+        row |= {"mean": mean, "deviation": deviation, "error": deviation / math.sqrt(seeds), "seeds": seeds}
+        row |= {"bias": mean - known.information if _in_nats(name) else None}
         rows.append(row | {"share_of_limit": mean / limit if limit else None})
     return rows
 
@@ -145,24 +165,23 @@ Job = Callable[[], list[Row]]
 
 def estimate_jobs(plan: Plan) -> Iterator[Job]:
     """All measurements of estimates: cases, dimensions, batch sizes, learning rates."""
-    for known in small_cases(plan.small):
-        for estimator in ESTIMATES:
-            yield partial(estimate_rows, known, estimator, plan, plan.seeds, plan.batch)
+    for known, estimators in product(small_cases(plan.small), (CLOSED, NETWORK)):
+        yield partial(estimate_rows, known, estimators, plan, plan.seeds, plan.batch)
     for dimension in plan.large:
         for known in large_cases(dimension):
-            for estimator in [*SCALING, *["vclub, network"] * (dimension in plan.learned)]:
-                yield partial(estimate_rows, known, estimator, plan, plan.large_seeds, plan.batch)
+            yield partial(estimate_rows, known, SCALING, plan, plan.large_seeds, plan.batch)
+    for known in (known for dimension in plan.learned for known in large_cases(dimension)[:4:3]):
+        yield partial(estimate_rows, known, NETWORK, plan, plan.large_seeds, plan.batch)
     for known in (gaussian(plan.small, 0.0), gaussian(plan.small, 0.5)):
-        for batch in plan.other_batches:
-            for estimator in ESTIMATES:
-                yield partial(estimate_rows, known, estimator, plan, plan.seeds, batch)
+        for batch, estimators in product(plan.other_batches, (CLOSED, NETWORK)):
+            yield partial(estimate_rows, known, estimators, plan, plan.seeds, batch)
         for rate in plan.rates:
-            yield partial(estimate_rows, known, "vclub, network", plan, plan.seeds, plan.batch, rate)
+            yield partial(estimate_rows, known, NETWORK[:1], plan, plan.seeds, plan.batch, rate)
 
 
 def gradient_rows(estimator: str, dimension: int, uneven: bool, plan: Plan) -> list[Row]:
     """Means over seeds, and their standard errors."""
-    settings, seeds, steps = ESTIMATORS[estimator], min(plan.seeds, 4), plan.marks[-2]
+    settings, seeds, steps = ESTIMATORS[estimator], plan.large_seeds, plan.marks[-2]
     found = [gradient_quality(settings, dimension, uneven, plan.batch, steps, seed) for seed in range(seeds)]
     row: Row = {"estimator": estimator, "dimension": dimension, "uneven": uneven, "steps": steps, "seeds": seeds}
     for name in found[0]:
@@ -186,11 +205,11 @@ def race_rows(estimator: str, dimension: int, rate: float, steps: int, offset: b
 
 
 def race_jobs(plan: Plan) -> Iterator[Job]:
-    """All races: every term at the first D, the default and a few others at the larger ones."""
+    """All races: every term at the first D, the default alone at the larger ones."""
     for number, (dimension, rates) in enumerate(plan.races):
         for rate in rates:
             steps = plan.race_steps * (3 if rate == rates[0] and len(rates) > 1 else 1)
-            for estimator in ["none", *(SCALING if number else ESTIMATORS)]:
+            for estimator in ["none", *([DEFAULT] if number else ESTIMATORS)]:
                 for offset in (False, True) if estimator == DEFAULT else (False,):
                     yield partial(race_rows, estimator, dimension, rate, steps, offset)
 

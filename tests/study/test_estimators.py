@@ -10,7 +10,7 @@ import torch
 from pdfx.config import ObjectiveSection
 from pdfx.objective.diversity.term import Diversity
 from pdfx.study.estimator_report import claims, page, pivot
-from pdfx.study.estimators import DEFAULT, ESTIMATES, ESTIMATORS, LOGGED, Plan, estimate_rows, follow, limit_of
+from pdfx.study.estimators import CLOSED, DEFAULT, ESTIMATORS, LOGGED, NETWORK, Plan, estimate_rows, follow, limit_of
 from pdfx.study.known_dependence import gaussian, unit
 
 
@@ -38,30 +38,34 @@ def test_the_command_writes_json_tables_and_a_figure(study):
 
 def test_every_estimator_is_measured_in_every_part(study):
     _, printed = study
-    assert {row["estimator"] for row in printed["estimates"]} == set(ESTIMATES)
+    assert {row["estimator"] for row in printed["estimates"]} == {*CLOSED, *NETWORK}
     assert {row["estimator"] for row in printed["gradients"]} == set(ESTIMATORS)
     assert {row["estimator"] for row in printed["races"]} == {"none", *ESTIMATORS}
     numbers = [value for part in printed.values() for row in part for value in row.values() if type(value) is float]
     assert len(numbers) > 500 and all(map(math.isfinite, numbers))
 
 
-def test_an_estimate_is_the_value_of_the_term_in_a_run():
-    """Step by step as ``Objective`` does it: measured first, learned then."""
-    known, generator = gaussian(4, 0.5), torch.Generator().manual_seed(3)
-    term, everyone = Diversity(ObjectiveSection(), 2, 4, seed=3), torch.ones(32, dtype=torch.bool)
-    for step in range(1, 6):
-        both = known.draw(32, generator)
-        measured = term(both, everyone, step)
-        term.learn(both, everyone)
-    assert follow(known, {}, 32, (2, 5), seed=3)[5] == pytest.approx(float(measured.metrics["diversity"]), rel=1e-6)
-    logged = follow(known, ESTIMATORS[LOGGED], 32, (5,), seed=3)[5]
-    assert logged == pytest.approx(float(measured.metrics["mutual_information"]), rel=1e-6)
+@pytest.mark.parametrize("estimators", [CLOSED, NETWORK])
+def test_an_estimate_is_the_value_of_the_term_in_a_run(estimators):
+    """Each term alone, step by step as ``Objective`` does it: measured first, learned then."""
+    known = gaussian(4, 0.5)
+    found = follow(known, estimators, 32, (2, 5), seed=3)
+    for name in estimators:
+        generator = torch.Generator().manual_seed(3)
+        term = Diversity(ObjectiveSection.model_validate(ESTIMATORS[name]), 2, 4, seed=3)
+        for step in range(1, 6):
+            both, everyone = known.draw(32, generator), torch.ones(32, dtype=torch.bool)
+            measured = term(both, everyone, step)
+            term.learn(both, everyone)
+        assert found[name][1] == pytest.approx(float(measured.metrics["diversity"].detach()), rel=1e-6)
+        if name == DEFAULT:
+            assert found[LOGGED][1] == pytest.approx(float(measured.metrics["mutual_information"]), rel=1e-6)
 
 
 def test_rows_say_mean_error_bias_and_share_of_the_seeds():
     known, plan = gaussian(4, 0.5), Plan(marks=(3, 8))
-    values = [follow(known, ESTIMATORS[LOGGED], 64, plan.marks, seed)[8] for seed in range(3)]
-    row = estimate_rows(known, LOGGED, plan, 3, 64)[-1]
+    values = [follow(known, [LOGGED], 64, plan.marks, seed)[LOGGED][1] for seed in range(3)]
+    row = estimate_rows(known, (LOGGED,), plan, 3, 64)[-1]
     mean = sum(values) / 3
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
     assert row["steps"] == 8 and row["mean"] == pytest.approx(mean)
@@ -70,14 +74,20 @@ def test_rows_say_mean_error_bias_and_share_of_the_seeds():
     assert row["share_of_limit"] == pytest.approx(mean / limit_of(LOGGED, known))
 
 
+def test_the_learning_rate_is_that_of_the_network():
+    known = gaussian(4, 0.5)
+    slow, fast = (follow(known, NETWORK[:1], 32, (6,), 0, rate)[NETWORK[0]][0] for rate in (1e-9, 1e-2))
+    assert abs(slow) < 1e-5 < fast
+
+
 @pytest.mark.parametrize("known", [unit(64, 0.5), unit(64, 0.5, uneven=True, mean=True), unit(256, 0.5, True, True)])
 def test_the_default_reaches_four_fifths_of_what_endless_rows_would_give(known):
-    for estimator in (LOGGED, DEFAULT):
-        assert follow(known, ESTIMATORS[estimator], 128, (30,), seed=0)[30] >= 0.8 * limit_of(estimator, known)
+    for estimator, (value,) in follow(known, (LOGGED, DEFAULT), 128, (30,), seed=0).items():
+        assert value >= 0.8 * limit_of(estimator, known)
 
 
 def test_the_logged_estimate_of_independent_data_is_zero_within_its_error():
-    row = estimate_rows(unit(64, 0.0, uneven=True, mean=True), LOGGED, Plan(marks=(10, 20)), 8, 128)[-1]
+    row = estimate_rows(unit(64, 0.0, uneven=True, mean=True), (LOGGED,), Plan(marks=(10, 20)), 8, 128)[-1]
     # Student's t with 7 degrees of freedom is beyond 4.8 in one of 500 cases.
     assert abs(row["mean"]) < 4.8 * row["error"] and row["error"] < 0.005
 

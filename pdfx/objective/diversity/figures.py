@@ -10,10 +10,13 @@ from torch.nn import functional
 
 from pdfx.objective.diversity.batchwise import pair_cosines, unordered_pairs
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Relative to the variance of a standardised dimension."""
+FOLDS = 5
 MOST_ROWS, MOST_DIMENSIONS = 4096, 256
-"""Of a regression between paths of evaluated items, which then takes about a second a pair."""
+"""Of a regression between paths of evaluated items by ``held_out_r2``, which then takes about a second a pair."""
+MOST_GRAM_ROWS = 2048
+"""Of one by ``r2_from_grams``: a few seconds for each path."""
 
 
 def centred_cosines(centred: Tensor, valid: Tensor) -> Tensor:
@@ -57,7 +60,7 @@ def linear_alignment(values: Tensor, valid: Tensor) -> Tensor:
     return torch.where(rows > 3, found.mean(1), 0)
 
 
-def held_out_r2(given: Tensor, predicted: Tensor, folds: int = 5) -> float:
+def held_out_r2(given: Tensor, predicted: Tensor, folds: int = FOLDS) -> float:
     """R^2 of ``predicted`` from ``given`` by ridge regression, each row predicted from the other folds. The ridge is
     the one of a few that predicts best, so the figure is hardly above what a ridge chosen beforehand gives.
 
@@ -85,11 +88,64 @@ def held_out_r2(given: Tensor, predicted: Tensor, folds: int = 5) -> float:
 
 
 def paths_r2(paths: Tensor) -> float:
-    """``held_out_r2`` averaged over ordered pairs of paths of ``paths`` [n, K, D], of at most ``MOST_ROWS`` rows and in
-    at most ``MOST_DIMENSIONS`` random dimensions."""
-    rows = paths[:MOST_ROWS].double()
-    if rows.shape[-1] > MOST_DIMENSIONS:
-        generator = torch.Generator().manual_seed(0)
-        rows = rows @ torch.randn(rows.shape[-1], MOST_DIMENSIONS, generator=generator).double()
+    """Held-out R^2 of one path from another in all dimensions, averaged over ordered pairs of paths of ``paths``
+    [n, K, D]; of at most ``MOST_ROWS`` rows, or ``MOST_GRAM_ROWS`` if D is above ``MOST_DIMENSIONS``."""
+    if paths.shape[-1] > MOST_DIMENSIONS:
+        return r2_from_grams(paths[:MOST_GRAM_ROWS])
+    rows = paths[:MOST_ROWS]
     pairs = [(i, j) for i in range(rows.shape[1]) for j in range(rows.shape[1]) if i != j]
     return sum(held_out_r2(rows[:, i], rows[:, j]) for i, j in pairs) / len(pairs)
+
+
+def r2_from_grams(paths: Tensor, folds: int = FOLDS) -> float:
+    """R^2 of one path from another by ridge regression, averaged over ordered pairs of paths, each row predicted from
+    the other folds, and the ridge of a fold chosen by the other folds.
+
+    Everything follows from products of rows (Saunders et al., Ridge Regression Learning Algorithm in Dual Variables,
+    1998), so that all D dimensions take part whatever D. With Q the map from values to the residuals of a fit to all
+    rows, those of a fit without a fold F are ``Q_FF^-1 Q_F`` times the values (as for one row in Allen, The
+    Relationship between Variable Selection and Data Augmentation, 1974). Of independent paths it is 0 or a little less.
+    With fewer rows than dimensions it is too low, unless few directions hold most of the variance.
+
+    Args:
+        paths: [n, K, D].
+        folds: of consecutive rows.
+
+    Cost: K (D + 4 ridges n) n^2 multiplications, 4 n^2 numbers.
+    """
+    paths = paths.double()
+    count, size = len(paths), paths.shape[1]
+    numbers = torch.arange(count, device=paths.device) * folds // count
+    everyone = torch.eye(count, dtype=paths.dtype, device=paths.device)
+    centred = paths - paths.mean(0)
+    without_fit = _left_out(everyone - 1 / count, numbers)
+    variations = [_squares(without_fit, path @ path.T).sum() for path in centred.unbind(1)]
+    # A path that does not vary has residuals of 0, and counts as not predicted.
+    outputs = [path @ path.T / size.clamp_min(1e-300) for path, size in zip(centred.unbind(1), variations, strict=True)]
+    found = []
+    for k in range(size):
+        others = torch.stack([output for j, output in enumerate(outputs) if j != k]).sum(0)
+        inputs = centred[:, k] / centred[:, k].std(0).clamp_min(1e-12)
+        moments = inputs @ inputs.T / count
+        residuals = torch.zeros(len(RIDGES), folds, dtype=paths.dtype, device=paths.device)
+        for number, ridge in enumerate(RIDGES):
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments + ridge * everyone))
+            residuals[number].index_add_(0, numbers, _squares(_left_out(ridge * inverse - 1 / count, numbers), others))
+        chosen = (residuals.sum(1, keepdim=True) - residuals).argmin(0)
+        found.append(residuals.gather(0, chosen[None]).sum() / (size - 1))
+    return float(1 - torch.stack(found).mean())
+
+
+def _left_out(residuals: Tensor, numbers: Tensor) -> Tensor:
+    """[n, n]: the map from values to residuals of rows that a fit leaves out with their fold, from that of a fit to all
+    rows."""
+    blocks = []
+    for fold in numbers.unique():
+        own = numbers == fold
+        blocks.append(torch.linalg.solve(residuals[own][:, own], residuals[own]))
+    return torch.cat(blocks)
+
+
+def _squares(of_rows: Tensor, gram: Tensor) -> Tensor:
+    """[n]: squared lengths of ``of_rows`` [n, n] times rows with these inner products."""
+    return ((of_rows @ gram) * of_rows).sum(-1)
