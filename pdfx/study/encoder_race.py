@@ -15,7 +15,7 @@ from pdfx.objective.diversity.term import Diversity, Measured
 WEIGHT = 10.0
 """Of the term. Contrast is soon near 0 here, so that Adam makes the same of any weight from 3 to 30."""
 BATCH, TEMPERATURE, NOISE = 128, 0.05, 0.2
-FRESH, SEARCHED = 2000, 1000
+FRESH, SEARCHED = 4096, 1000
 """Pairs that the paths are judged on, and those of them that are searched."""
 
 

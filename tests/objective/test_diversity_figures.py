@@ -16,6 +16,7 @@ from pdfx.objective.diversity.figures import (
     held_out_r2,
     linear_alignment,
     paths_r2,
+    r2_from_grams,
 )
 from pdfx.objective.diversity.term import Diversity
 
@@ -100,6 +101,52 @@ def test_paths_r2_averages_ordered_pairs():
     assert paths_r2(paths) == pytest.approx(sum(pairs) / 6, rel=EXACT)
 
 
+def plain_r2(x: np.ndarray, y: np.ndarray) -> float:
+    """Ridge regression fold by fold in D dimensions, with an intercept; a fold's ridge is chosen by the other folds."""
+    n = len(x)
+    fold, x = np.arange(n) * 5 // n, (x - x.mean(0)) / x.std(0, ddof=1)
+    residuals, variations = np.zeros((len(RIDGES), 5)), np.zeros(5)
+    for number in range(5):
+        rest, test = fold != number, fold == number
+        shift, offset = x[rest].mean(0), y[rest].mean(0)
+        inputs = x[rest] - shift
+        variations[number] = ((y[test] - offset) ** 2).sum()
+        for place, ridge in enumerate(RIDGES):
+            solution = np.linalg.solve(
+                inputs.T @ inputs + n * ridge * np.eye(x.shape[1]), inputs.T @ (y[rest] - offset)
+            )
+            residuals[place, number] = ((y[test] - offset - (x[test] - shift) @ solution) ** 2).sum()
+    chosen = (residuals.sum(1, keepdims=True) - residuals).argmin(0)
+    return 1 - residuals[chosen, np.arange(5)].sum() / variations.sum()
+
+
+@pytest.mark.parametrize("size", [4, 60], ids=["more rows", "more dimensions"])
+def test_r2_from_grams_is_that_of_plain_ridge_regressions_fold_by_fold(size):
+    """For two paths, of each of which one other is predicted, so that the ridge is chosen for that one alone."""
+    first, own = embeddings_of(43, 2, size, seed=3).unbind(1)
+    second = own + first @ embeddings_of(size, size, seed=4)
+    expected = [plain_r2(*pair) for pair in ((first.numpy(), second.numpy()), (second.numpy(), first.numpy()))]
+    assert 0.05 < min(expected) < 0.95
+    assert r2_from_grams(torch.stack([first, second], 1)) == pytest.approx(sum(expected) / 2, rel=1e-8)
+
+
+def test_r2_from_grams_averages_over_paths_and_one_that_does_not_vary_is_not_predicted():
+    """Two paths that are alike, and a constant one: of six ordered pairs two are predicted."""
+    first = embeddings_of(60, 1, 5, seed=6)
+    found = r2_from_grams(torch.cat([first, first, torch.ones(60, 1, 5, dtype=torch.float64)], dim=1))
+    assert found == pytest.approx(2 / 6, abs=1e-3)
+
+
+def test_evaluated_paths_that_are_rotations_are_seen_in_all_dimensions_and_independent_ones_are_not():
+    """With 300 dimensions a projection to 256 random ones would show .85 of it, and to 128 less than half."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 600, MOST_DIMENSIONS + 44, generator=generator)
+    rotation = torch.linalg.qr(torch.randn(300, 300, generator=generator))[0]
+    assert paths_r2(torch.stack([first, first @ rotation], dim=1)) > 0.99
+    # Shrunk by a ridge of 100 times the variance, chance explains less than nothing by some 1e-4.
+    assert paths_r2(torch.stack([first, second], dim=1)) == pytest.approx(0, abs=1e-3)
+
+
 @pytest.mark.parametrize("term", TERMS)
 def test_an_offset_per_path_that_was_always_there_changes_only_orthogonality(term):
     """Of the term, its gradient and every figure."""
@@ -138,9 +185,3 @@ def test_a_projection_sees_its_share_of_a_rotation(projection, expected):
         measured = diversity(both[:, :128], torch.ones(128, dtype=torch.bool), step)
         found.append(float(diversity.summarise(measured.sums)["path_r2"]))
     assert np.mean(found) == pytest.approx(expected, rel=0.2)
-
-
-def test_evaluated_paths_of_more_dimensions_than_are_looked_at_still_show_what_agrees_dimension_by_dimension():
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randn(1500, 2 * MOST_DIMENSIONS, generator=generator)
-    assert paths_r2(torch.stack([first, first], dim=1)) > 0.99
