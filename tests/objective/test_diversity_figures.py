@@ -31,9 +31,10 @@ def unbiased_dependence(first: np.ndarray, second: np.ndarray) -> float:
     return (np.trace(k @ m) + constant - 2 / (n - 2) * (k @ m).sum()) / (n * (n - 3))
 
 
+@pytest.mark.parametrize("size", [5, 33], ids=["more rows", "more dimensions"])
 @pytest.mark.parametrize("left_out", [[], [0, 5, 19]], ids=["all valid", "fillers"])
-def test_linear_alignment_is_cka_of_gram_matrices_without_diagonals(left_out):
-    values, valid = embeddings_of(2, 20, 3, 5, seed=1), torch.ones(20, dtype=torch.bool)
+def test_linear_alignment_is_cka_of_gram_matrices_without_diagonals(left_out, size):
+    values, valid = embeddings_of(2, 20, 3, size, seed=1), torch.ones(20, dtype=torch.bool)
     valid[left_out] = False
     expected = []
     for side in values[:, valid].numpy():
@@ -53,6 +54,21 @@ def test_linear_alignment_of_too_few_rows_is_zero_and_of_a_rotation_one():
     turned = torch.cat([values, 3 * values @ rotation + 1], dim=2)
     assert linear_alignment(turned, torch.ones(6, dtype=torch.bool)).tolist() == pytest.approx([1], abs=EXACT)
     assert linear_alignment(turned, torch.arange(6) < 3).tolist() == [0]
+
+
+def test_cka_in_training_sees_rotations_in_all_dimensions_and_none_between_independent_paths():
+    """Which a projection to 8 of 600 dimensions does not."""
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(600, 600, generator=generator))[0]
+    first, second = torch.randn(2, 2, 700, 1, 600, generator=generator)
+    found = []
+    for other in (first @ rotation, second):
+        diversity = Diversity(ObjectiveSection.model_validate({"recent": {"projection": 8}}), 2, 600, seed=0)
+        diversity.learn(torch.cat([first, other], dim=2), torch.ones(700, dtype=torch.bool))
+        batch = torch.cat([first, other], dim=2)[:, :16]
+        found.append(float(diversity(batch, torch.ones(16, dtype=torch.bool), step=1).metrics["path_cka"]))
+    # 350 rows are looked at: an error of 1 / 350 for a side's pair.
+    assert found == pytest.approx([1, 0], abs=4 / 350)
 
 
 def test_centred_cosines_equal_a_plain_loop():

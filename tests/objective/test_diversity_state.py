@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from pdfx.config import ConfigError, ObjectiveSection
 from pdfx.errors import UserError
-from pdfx.objective.diversity.recent import RecentEmbeddings
+from pdfx.objective.diversity.recent import RecentEmbeddings, joined
 from pdfx.objective.diversity.term import FULL_WEIGHT_R2, Diversity
 
 EVERYONE = torch.ones(16, dtype=torch.bool)
@@ -63,13 +63,15 @@ def test_a_resume_with_another_capacity_keeps_the_newest(capacity):
 
 def test_a_batch_weighs_its_share_or_its_number():
     recent = RecentEmbeddings(96, 8, seed=0)
-    assert recent.joined(numbered(0, 4), torch.ones(4, dtype=torch.bool), 0.25).weights.tolist() == [0.25] * 4
+    assert joined(None, numbered(0, 4), torch.ones(4, dtype=torch.bool), 0.25).weights.tolist() == [0.25] * 4
     recent.add(numbered(0, 96), torch.ones(96, dtype=torch.bool))
-    small = recent.joined(numbered(0, 4), torch.tensor([True, True, False, False]), 0.25).weights
-    assert small[-4:].tolist() == [0.125, 0.125, 0, 0] and float(small.sum()) == pytest.approx(1)
-    large = recent.joined(numbered(0, 96), torch.ones(96, dtype=torch.bool), 0.25).weights
+    known = recent.known()
+    small = joined(known, numbered(0, 4), torch.tensor([True, True, False, False]), 0.25)
+    assert small.weights[-4:].tolist() == [0.125, 0.125, 0, 0] and float(small.weights.sum()) == pytest.approx(1)
+    assert small.values.flatten().tolist() == [*range(96), *range(4)]
+    large = joined(known, numbered(0, 96), torch.ones(96, dtype=torch.bool), 0.25).weights
     assert float(large[-96:].sum()) == pytest.approx(0.5)
-    assert recent.joined(numbered(0, 2), torch.zeros(2, dtype=torch.bool), 0.25).weights[-2:].tolist() == [0, 0]
+    assert joined(known, numbered(0, 2), torch.zeros(2, dtype=torch.bool), 0.25).weights[-2:].tolist() == [0, 0]
 
 
 def test_projections_follow_from_seed_and_step_and_keep_lengths():

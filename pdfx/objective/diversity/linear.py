@@ -114,11 +114,15 @@ class LinearPredictor:
 
     With rows that it was not fitted to, its R^2 is an honest one. Equals ``numpy.linalg.lstsq`` but for a ridge of 1e-4
     of the variance.
+
+    Args:
+        rows: of d dimensions.
+        projection: [D, d], how they were projected and others will be; None if they were not.
     """
 
     @torch.no_grad()
     def __init__(self, rows: Rows, projection: Tensor | None = None):
-        self.projection, rows = projection, rows.project(projection)
+        self.projection = projection
         self.mean, self.deviation = rows.mean(), rows.deviation()
         moments = second_moments(rows)
         self.sides, self.paths, size = moments.shape[:3]

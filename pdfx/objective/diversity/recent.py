@@ -53,6 +53,21 @@ class Rows:
         return self if projection is None else Rows(self.values @ projection, self.weights)
 
 
+def joined(known: Rows | None, both: Tensor, valid: Tensor, share: float) -> Rows:
+    """Remembered rows and those of a batch [S, B, K, d], whose valid ones together weigh ``share``, or as much as their
+    number if that is more."""
+    batch = valid.to(both.dtype)
+    rows = batch.sum()
+    own = batch / rows.clamp_min(1)
+    if known is None:
+        return Rows(both, own)
+    kept = (known.weights > 0).sum()
+    weight = torch.where(rows > 0, (rows / (rows + kept).clamp_min(1)).clamp_min(share), 0)
+    weight = torch.where(kept > 0, weight, 1)
+    weights = torch.cat([(1 - weight) * known.weights, weight * own])
+    return Rows(torch.cat([known.values, both], dim=1), weights)
+
+
 def gather_rows(both: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings [S, W * B, K, D] of all ranks, differentiable, and which of them count, from [S, B, K, D] and [B]."""
     rows, flags = all_gather([both.transpose(0, 1).contiguous(), valid.to(both.dtype)])
@@ -104,19 +119,6 @@ class RecentEmbeddings:
             raise ValueError("no embeddings are known yet")
         valid = self.stored.weights[: self.count]
         return Rows(self.stored.values[:, : self.count], valid / valid.sum().clamp_min(1))
-
-    def joined(self, both: Tensor, valid: Tensor, share: float) -> Rows:
-        """The rows at hand and those of ``both`` [S, B, K, D], whose valid ones together weigh ``share``, or as much as
-        their number if that is more."""
-        batch = valid.to(both.dtype)
-        rows = batch.sum()
-        if self.stored is None:
-            return Rows(both, batch / rows.clamp_min(1))
-        kept = self.stored.weights[: self.count]
-        weight = torch.where(rows > 0, (rows / (rows + kept.sum()).clamp_min(1)).clamp_min(share), 0)
-        weight = torch.where(kept.sum() > 0, weight, 1)
-        weights = torch.cat([(1 - weight) * kept / kept.sum().clamp_min(1), weight * batch / rows.clamp_min(1)])
-        return Rows(torch.cat([self.stored.values[:, : self.count], both], dim=1), weights)
 
     def draw_projection(self, step: int, like: Tensor) -> Tensor | None:
         """[D, d], another one at each step, so that dependence cannot hide in the dimensions that are left out; None

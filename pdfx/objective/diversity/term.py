@@ -23,9 +23,9 @@ from pdfx.objective.diversity.bounds import (
     standard_error,
     vclub,
 )
-from pdfx.objective.diversity.figures import centred_cosines, linear_alignment
+from pdfx.objective.diversity.figures import alignment_of_some, centred_cosines
 from pdfx.objective.diversity.linear import LinearPredictor, Prediction, cross_correlation, gaussian_information
-from pdfx.objective.diversity.recent import RecentEmbeddings, Rows, gather_rows
+from pdfx.objective.diversity.recent import RecentEmbeddings, Rows, gather_rows, joined
 from pdfx.objective.diversity.variational import VariationalNetworks, fit
 from pdfx.objective.gather import all_reduce_sum, rank_and_world_size
 
@@ -101,17 +101,18 @@ class Diversity:
         """
         measured = Measured()
         projection = self.recent.draw_projection(step, both)
-        predictor = LinearPredictor(self.recent.known(), projection) if self.recent.count else None
-        self._figures(measured, both.detach(), valid, projection, predictor)
+        near = self.recent.known().project(projection) if self.recent.count else None
+        predictor = LinearPredictor(near, projection) if near else None
+        self._figures(measured, both.detach(), valid, predictor)
         if self.kind == "none":
             return measured
         term_rows, term_valid, share = both, valid, 1.0
         if self.settings.diversity_scope == "global":
             term_rows, term_valid, share = *gather_rows(both, valid), 1 / rank_and_world_size()[1]
         if self.kind == "mutual_information":
-            term = self._information(measured, term_rows, term_valid, projection, predictor, share)
+            term = self._information(measured, term_rows, term_valid, near, predictor, share)
         else:
-            term = self._dependence(term_rows, term_valid, projection, row_weight if share == 1 else None)
+            term = self._dependence(term_rows, term_valid, near, projection, row_weight if share == 1 else None)
         weight = self._weight(both)
         value = term[self.sides].mean()
         measured.loss = weight * value
@@ -126,10 +127,16 @@ class Diversity:
             return weight
         return weight * (0.0 if self.r2 is None else (self.r2.to(like) / FULL_WEIGHT_R2).clamp(0, 1))
 
-    def _dependence(self, both: Tensor, valid: Tensor, projection: Tensor | None, row_weight: float | None) -> Tensor:
+    def _joined(self, near: Rows | None, both: Tensor, valid: Tensor, projection: Tensor | None) -> Rows:
+        """Remembered rows, as projected, and those of a batch [S, B, K, D]."""
+        return joined(near, both if projection is None else both @ projection, valid, self.settings.recent.share)
+
+    def _dependence(
+        self, both: Tensor, valid: Tensor, near: Rows | None, projection: Tensor | None, row_weight: float | None
+    ) -> Tensor:
         """[S], of a term without a predictor."""
         if self.kind == "cross_correlation":
-            return cross_correlation(self.recent.joined(both, valid, self.settings.recent.share).project(projection))
+            return cross_correlation(self._joined(near, both, valid, projection))
         flags = valid.to(both.dtype)
         weights = flags / flags.sum().clamp_min(1)
         if self.kind == "orthogonality":
@@ -142,7 +149,7 @@ class Diversity:
         measured: Measured,
         both: Tensor,
         valid: Tensor,
-        projection: Tensor | None,
+        near: Rows | None,
         predictor: LinearPredictor | None,
         share: float,
     ) -> Tensor:
@@ -164,7 +171,7 @@ class Diversity:
         sums = spread_over_rows(chosen, valid) | quality(predict(both.detach()).of_sides(len(SIDES), self.sides), valid)
         measured.sums |= {f"mi_{name}": share * value for name, value in sums.items()}
         if options.bound == "gaussian":
-            return gaussian_information(self.recent.joined(both, valid, self.settings.recent.share).project(projection))
+            return gaussian_information(self._joined(near, both, valid, predictor.projection))
         if options.bound == "l1out":
             return information(leave_one_out(prediction, weights), len(SIDES), weights)
         return estimate
@@ -173,20 +180,12 @@ class Diversity:
         assert self.networks is not None
         return self.networks(self._standardised(both))
 
-    def _figures(
-        self,
-        measured: Measured,
-        both: Tensor,
-        valid: Tensor,
-        projection: Tensor | None,
-        predictor: LinearPredictor | None,
-    ) -> None:
+    def _figures(self, measured: Measured, both: Tensor, valid: Tensor, predictor: LinearPredictor | None) -> None:
         flags = valid.to(both.dtype)
         known = self.recent.known() if self.recent.count else Rows(both, flags / flags.sum().clamp_min(1))
         cosines = centred_cosines(both - known.mean(), valid)
-        near = known.project(projection)
         measured.sums |= {f"cosine_{pair}": value for pair, value in enumerate(cosines)} | {"cosine_rows": flags.sum()}
-        measured.metrics["path_cka"] = linear_alignment(near.values, near.weights > 0).mean()
+        measured.metrics["path_cka"] = alignment_of_some(known.values, known.weights > 0).mean()
         if predictor is not None:
             measured.sums |= {f"path_{name}": value for name, value in quality(predictor(both), valid).items()}
 
