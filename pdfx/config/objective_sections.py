@@ -16,7 +16,7 @@ class RecentSection(Section):
     rows: int = Field(2048, ge=1)
     """Pairs of all ranks that are remembered: ``rows x 2 x model.paths x D`` numbers on each device and in a
     checkpoint."""
-    share: float = Field(0.1, gt=0, le=1)
+    share: float = Field(0.25, gt=0, le=1)
     """Weight of the current batch beside them, at least: the larger, the faster a term follows the encoder, and the
     noisier it is."""
     projection: int = Field(128, ge=1)

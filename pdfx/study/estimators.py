@@ -41,6 +41,10 @@ CLOSED = (DEFAULT, LOGGED, "l1out, linear", "cross_correlation", "hsic")
 """Those that estimate dependence: by a network, or in closed form."""
 SCALING = (DEFAULT, LOGGED, "cross_correlation")
 """Those that are measured at large D too."""
+STEADY = "gaussian, share 0.1"
+"""The default with a smaller ``recent.share``: the 128 pairs of a race are few beside the remembered ones."""
+RACERS = {"none": None, **ESTIMATORS, STEADY: {"recent": {"share": 0.1}}}
+"""Settings of encoders that race; None is no term."""
 
 
 @dataclass(frozen=True)
@@ -193,20 +197,20 @@ def gradient_jobs(plan: Plan) -> Iterator[Job]:
                 yield partial(gradient_rows, estimator, dimension, uneven, plan)
 
 
-def race_rows(estimator: str, dimension: int, rate: float, steps: int, offset: bool) -> list[Row]:
-    """One race; the estimator "none" is no term."""
-    keys = {"estimator": estimator, "dimension": dimension, "learning_rate": rate, "steps": steps, "offset": offset}
-    return [keys | race(ESTIMATORS.get(estimator), dimension, rate, steps, offset)]
+def race_rows(racer: str, dimension: int, rate: float, steps: int, offset: bool) -> list[Row]:
+    """One race."""
+    keys = {"estimator": racer, "dimension": dimension, "learning_rate": rate, "steps": steps, "offset": offset}
+    return [keys | race(RACERS[racer], dimension, rate, steps, offset)]
 
 
 def race_jobs(plan: Plan) -> Iterator[Job]:
-    """All races: every term at the first D, the default alone at the larger ones."""
+    """All races: every term at the first D, the default and its steadier form at the larger ones."""
     for number, (dimension, rates) in enumerate(plan.races):
         for rate in rates:
             steps = plan.race_steps * (3 if rate == rates[0] and len(rates) > 1 else 1)
-            for estimator in ["none", *([DEFAULT] if number else ESTIMATORS)]:
-                for offset in (False, True) if estimator == DEFAULT else (False,):
-                    yield partial(race_rows, estimator, dimension, rate, steps, offset)
+            for racer in ("none", DEFAULT, STEADY) if number else RACERS:
+                for offset in (False, True) if racer == STEADY else (False,):
+                    yield partial(race_rows, racer, dimension, rate, steps, offset)
 
 
 def run_study(plan: Plan, tell: Callable[[int, int | None], None]) -> dict[str, list[Row]]:

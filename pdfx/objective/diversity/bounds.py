@@ -38,7 +38,8 @@ def leave_one_out(prediction: Prediction, weights: Tensor) -> Tensor:
     (L1Out, Poole et al., On Variational Bounds of Mutual Information, arXiv 1905.06922, equation 11).
 
     Cost: three products of [B, d] and [d, B] a pair of paths, and B^2 numbers. With the true conditional it is an upper
-    bound whose bias is at most log B; it cannot report more than log B nats in total, so at large d it saturates.
+    bound, and never above ``vclub``, as the logarithm of a mean is not below the mean of logarithms. With another q it
+    may be on either side: of independent rows it is below 0, where q predicts what is not there.
     """
     mean, logvar, observed = prediction.mean, prediction.logvar.expand_as(prediction.mean), prediction.observed
     precision = torch.exp(-logvar)

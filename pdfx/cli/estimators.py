@@ -1,4 +1,4 @@
-"""Commands that study the method itself, on data that they make."""
+"""The command ``pdfx estimators``."""
 
 from __future__ import annotations
 
