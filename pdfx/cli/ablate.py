@@ -58,7 +58,11 @@ def ablate(
         if rows is not None:
             runs = [run for run in runs if run.row in _known(rows.split(","), list(study.rows))]
         failed += [] if tables_only else runner.make(runs, jobs)
-        ensembles(study)
+        for lost in ensembles(study):
+            bar.say(
+                f"{lost.name} needs its members' embeddings in {study.out}/runs, which are gone; delete the members' "
+                "records to make them again."
+            )
     if number is None:
         file = page or Path(read[0][1].out) / "results.md"
         write_page(read, file)

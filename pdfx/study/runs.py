@@ -17,6 +17,7 @@ from subprocess import STDOUT, Popen
 
 from pdfx.config import Config, load_config
 from pdfx.errors import UserError
+from pdfx.evaluate.kept import FOLDER
 from pdfx.host.files import write_json
 from pdfx.host.reading import read_json
 from pdfx.study.plan import Planned, StudySection, members_of, overrides, planned_runs
@@ -202,25 +203,26 @@ def costs(run: Path) -> dict[str, float]:
 
 
 def ensembles(study: StudySection) -> list[Planned]:
-    """Write the records of ensembles whose members' embeddings are all there; returns those that are not."""
-    missing = []
-    for name, row in study.rows.items():
-        for seed in study.seeds if row.ensemble_of is not None else ():
-            own, members = Planned(name, seed), members_of(row, seed)
-            records = [read_record(study.record_folder, member.name) for member in members]
-            found = read_record(study.record_folder, own.name)
-            sources = [record.facts["settings"] for record in records if record is not None]
-            if found is not None and (found.facts["settings"] == sources or len(sources) < len(members)):
-                continue
-            folders = [Path(study.out) / "runs" / member.name for member in members]
-            if len(sources) < len(members) or not all((folder / "evaluation").is_dir() for folder in folders):
-                missing.append(own)
-                continue
-            ranks, paths = measure(together([read_embeddings(folder) for folder in folders]))
-            totals = {
-                key: sum(record.facts[key] for record in records if record) for key in ("flops", "seconds", "steps")
-            }
-            Record({"row": name, "seed": seed, "settings": sources, **totals, "paths": paths}, ranks).write(
-                study.record_folder, own.name
-            )
-    return missing
+    """Write the records of ensembles all of whose members have one; returns those whose members' embeddings, which lie
+    in the study's ``out``, are gone."""
+    lost = []
+    planned = [
+        (Planned(name, seed), row) for name, row in study.rows.items() if row.ensemble_of for seed in study.seeds
+    ]
+    for own, row in planned:
+        members = members_of(row, own.seed)
+        records = [read_record(study.record_folder, member.name) for member in members]
+        facts = [record.facts for record in records if record is not None]
+        sources = [one["settings"] for one in facts]
+        found = read_record(study.record_folder, own.name)
+        if len(facts) < len(members) or (found is not None and found.facts["settings"] == sources):
+            continue
+        folders = [Path(study.out) / "runs" / member.name for member in members]
+        if not all((folder / FOLDER).is_dir() for folder in folders):
+            lost.append(own)
+            continue
+        ranks, paths = measure(together([read_embeddings(folder) for folder in folders]))
+        totals = {key: sum(one[key] for one in facts) for key in ("flops", "seconds", "steps")}
+        record = Record({"row": own.row, "seed": own.seed, "settings": sources, **totals, "paths": paths}, ranks)
+        record.write(study.record_folder, own.name)
+    return lost

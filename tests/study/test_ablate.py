@@ -59,6 +59,9 @@ def test_a_study_is_made_resumed_and_shown(study, warm_runs, capfd):
     assert (study.parent / "out" / "results-study.svg").read_bytes().startswith(b"<?xml")
     assert "data:image/svg+xml" in (study.parent / "out" / "results.html").read_text()
     assert not list((study.parent / "out" / "runs").glob("*/checkpoints"))
+    (read.record_folder / "together-seed1.json").unlink()
+    (study.parent / "out" / "runs" / "one-seed1001").rename(study.parent / "elsewhere")
+    assert "together-seed1 needs its members' embeddings" in run_pdfx(capfd, "ablate", study, "--tables-only")[2]
     # Nothing is left to make; a row that changes is not mixed with its former runs.
     assert Runner(read).missing() == []
     study.write_text(study.read_text().replace("objective.diversity: none", "objective.diversity: hsic"))
