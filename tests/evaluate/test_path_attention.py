@@ -93,21 +93,24 @@ def test_attention_is_a_plain_softmax_over_prefix_and_tokens(backbones, family, 
     np.testing.assert_allclose(found.tokens.numpy(), pooled[..., PREFIX:].mean(0), atol=1e-10)
 
 
+@pytest.mark.parametrize("layers", [[0, 1], [0]])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_keys_of_zero_get_even_attention(backbones, pooling):
-    embedder = embedder_on(backbones["llava_next"], pooling=pooling)
+def test_keys_of_zero_get_even_attention(backbones, pooling, layers):
+    embedder = embedder_on(backbones["llava_next"], pooling=pooling, prefix_layers=layers)
     with torch.no_grad():
         for layer in embedder.decoder.layers:
             layer.self_attn.k_proj.weight.zero_()
-            layer.self_attn.prefix.key.zero_()
+            if hasattr(layer.self_attn, "prefix"):
+                layer.self_attn.prefix.key.zero_()
     found = item_attention(embedder, embedder.processor(items("text", 1), ["query"])[0])
-    torch.testing.assert_close(found.prefix, torch.full_like(found.prefix, found.even_prefix))
+    torch.testing.assert_close(found.prefix.mean(0), torch.full((PATHS,), found.even_prefix, dtype=torch.float64))
     torch.testing.assert_close(found.tokens, found.even.expand_as(found.tokens))
 
 
 def test_layers_that_all_paths_share_are_left_out_and_no_prefix_gets_nothing(backbones):
     inputs = embedder_on(backbones["qwen2_vl"]).processor(items("text", 1), ["query"])[0]
-    assert item_attention(embedder_on(backbones["qwen2_vl"], prefix_layers=[1]), inputs).prefix.shape == (1, PATHS)
+    found = item_attention(embedder_on(backbones["qwen2_vl"], prefix_layers=[1]), inputs)
+    assert found.prefix.shape == (1, PATHS) and found.first_layer == 1
     found = item_attention(embedder_on(backbones["qwen2_vl"], paths=1, prefix_length=0), inputs)
     assert not found.prefix.any() and found.even_prefix == 0
     assert float(found.tokens.sum()) == pytest.approx(1) == float(found.even.sum())

@@ -41,6 +41,7 @@ class ItemAttention:
         tokens: float64 [K, N], mass that the embedding's tokens give to each token, mean over layers.
         even: float64 [N], that mass if all keys that a token sees, prefix and tokens, got the same.
         even_prefix: mass on the prefix if they did, mean over all tokens.
+        first_layer: number of the first of the L layers.
     """
 
     prefix: Tensor
@@ -48,6 +49,7 @@ class ItemAttention:
     tokens: Tensor
     even: Tensor
     even_prefix: float
+    first_layer: int
 
 
 @contextmanager
@@ -94,6 +96,7 @@ def probabilities(query: Tensor, key: Tensor, prefix_key: Tensor | None, scale: 
 def item_attention(model: ParallelEmbedder, inputs: dict[str, Tensor]) -> ItemAttention:
     """Of what the processor makes of a single item, on the model's device."""
     layers: list[tuple[Tensor, ...]] = []
+    lengths: list[int] = []
     last_alone = model.config.pooling == "last"
 
     def observe(query: Tensor, key: Tensor, prefix_key: Tensor | None, scale: float) -> None:
@@ -106,11 +109,16 @@ def item_attention(model: ParallelEmbedder, inputs: dict[str, Tensor]) -> ItemAt
         masses = torch.cat(mass, dim=1)
         tokens = received[-1] if last_alone else torch.stack(received).sum(0)
         of_embedding = masses[:, -1] if last_alone else masses.mean(1)
+        lengths.append(length)
         layers.append((masses.mean(1).cpu(), of_embedding.cpu(), tokens.cpu()))
 
     with watched(model, observe):
         model(inputs)
     prefix, of_embedding, tokens = (torch.stack(found) for found in zip(*layers, strict=True))
-    seen = torch.arange(1, tokens.shape[-1] + 1, dtype=torch.float64) + model.config.prefix_length
-    even = torch.full_like(seen, 1 / seen[-1]) if last_alone else (1 / seen).flip(0).cumsum(0).flip(0) / len(seen)
-    return ItemAttention(prefix, of_embedding, tokens.mean(0), even, float((model.config.prefix_length / seen).mean()))
+    of_layers = torch.tensor(lengths, dtype=torch.float64)[:, None]
+    seen = of_layers + torch.arange(1, tokens.shape[-1] + 1)
+    evens = (1 / seen[:, -1:]).expand_as(seen) if last_alone else (1 / seen).flip(1).cumsum(1).flip(1) / seen.shape[1]
+    first_layer = len(model.decoder.layers) - len(layers)
+    return ItemAttention(
+        prefix, of_embedding, tokens.mean(0), evens.mean(0), float((of_layers / seen).mean()), first_layer
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -12,6 +13,7 @@ from pdfx.evaluate.figures import MAX_CELLS, Picture, draw
 
 CELL = 0.62
 """Inches of a cell with a number."""
+MAX_TICKS = 8
 
 
 @dataclass(frozen=True)
@@ -23,34 +25,47 @@ class Panel:
 
 
 def heat_maps(
-    panels: list[Panel], columns_of_panels: int, bounds: tuple[float, float], caption: str, columns: str = "path"
+    panels: list[Panel],
+    columns_of_panels: int,
+    bounds: tuple[float, float],
+    caption: str,
+    columns: str = "path",
+    first_column: int = 0,
 ) -> Picture:
     """Panels in a grid, in one scale of colours.
 
     Args:
         bounds: values of the scale's ends.
         columns: what a column of a panel is, ``path`` or ``layer``.
+        first_column: its number.
     """
     rows, wide = len(panels[0].matrix), len(panels[0].matrix[0])
     numbered = max(rows, wide) <= MAX_CELLS
     size_of_text = min(9.0, 48 / max(rows, wide))
 
+    look: dict[str, Any] = {
+        "cmap": "RdBu_r" if bounds[0] < 0 else "Blues",
+        "vmin": bounds[0],
+        "vmax": bounds[1],
+        "aspect": "auto",
+    }
+    extent = (first_column - 0.5, first_column + wide - 0.5, rows - 0.5, -0.5)
+
     def paint(axes: list[Axes], theme: dict) -> None:
         for axis, panel in zip(axes, panels, strict=True):
-            image = axis.imshow(
-                panel.matrix, cmap="RdBu_r" if bounds[0] < 0 else "Blues", vmin=bounds[0], vmax=bounds[1], aspect="auto"
-            )
+            image = axis.imshow(panel.matrix, extent=extent, **look)
             axis.set_title(panel.title, fontsize=9)
             axis.set_ylabel("path")
             axis.set_xlabel(columns)
             for ticks in (axis.xaxis, axis.yaxis):
-                ticks.set_major_locator(MaxNLocator(integer=True, nbins=MAX_CELLS))
+                ticks.set_major_locator(MaxNLocator(integer=True, nbins=MAX_TICKS))
             axis.spines[:].set_visible(False)
             for i, j in ((i, j) for i in range(rows) for j in range(wide) if numbered):
                 value = panel.matrix[i][j]
                 if math.isfinite(value):
                     colour = "white" if abs(value) > 0.6 else "#1f2430"
-                    axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=size_of_text)
+                    place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size_of_text}
+                    axis.text(j + first_column, i, f"{value:.2f}", color=colour, **place)
         axes[0].figure.colorbar(image, ax=axes, shrink=0.8).outline.set_visible(False)
 
     lines = math.ceil(len(panels) / columns_of_panels)

@@ -156,6 +156,7 @@ def _errors(directions: dict[str, DirectionFigures]) -> Finding:
             label = f"{DIRECTION_LABELS[name]}, {words}"
             rows.append([label, number(found.mean, found.error), number(found.copies)])
             panels.append(Panel(label, found.matrix))
+    caption = "Correlation over queries between paths; without a number if one is right, or wrong, for all queries."
     return Finding(
         "Whether two paths fail together",
         "Correlation over queries (± standard error): of whether a path's first answer is wrong, and of one over the "
@@ -163,7 +164,7 @@ def _errors(directions: dict[str, DirectionFigures]) -> Finding:
         "so any two embeddings fail together to some degree; the noisy copies show how much.",
         ["direction, of what", "mean over pairs", "noisy copies"],
         rows,
-        [heat_maps(panels, 2, (-1, 1), "Correlation over queries between paths.")],
+        [heat_maps(panels, 2, (-1, 1), caption)],
     )
 
 
@@ -195,7 +196,7 @@ def _attention(attention: dict[str, AttentionFigures]) -> Finding:
         ),
         ["side, path", "on the prefix", "even", "on pictures", "even", *(["apart"] if several else [])],
         rows,
-        [heat_maps(panels, 2, (0, 1), caption, columns="layer")],
+        [heat_maps(panels, 2, (0, 1), caption, "layer", own.first_layer)],
     )
 
 

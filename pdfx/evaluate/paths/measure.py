@@ -78,6 +78,7 @@ class AttentionFigures:
 
     Attributes:
         items: how many were looked at.
+        first_layer: number of the first of the L layers.
         prefix_by_layer: [K, L], mass on the prefix, mean over tokens.
         even_prefix: the same of even attention.
         embedding_by_layer: [K, L], of the embedding's tokens alone.
@@ -89,6 +90,7 @@ class AttentionFigures:
     """
 
     items: int
+    first_layer: int
     prefix_by_layer: list[list[float]]
     even_prefix: float
     embedding_by_layer: list[list[float]]
@@ -179,6 +181,7 @@ def of_attention(items: Sequence[tuple[ItemAttention, Tensor]]) -> AttentionFigu
     pictured = [(item, of_picture) for item, of_picture in items if of_picture.any()]
     return AttentionFigures(
         items=len(found),
+        first_layer=found[0].first_layer,
         prefix_by_layer=torch.stack([item.prefix for item in found]).mean(0).T.tolist(),
         even_prefix=sum(item.even_prefix for item in found) / len(found),
         embedding_by_layer=torch.stack([item.prefix_of_embedding for item in found]).mean(0).T.tolist(),
