@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pdfx.config import Config
+from pdfx.config import Config, shown_settings
 from pdfx.errors import UserError
 from pdfx.evaluate.embedding import EmbeddedItems
 from pdfx.evaluate.kept import FOLDER, read_items
@@ -32,9 +30,9 @@ class Record:
     """What a study keeps of one run.
 
     Attributes:
-        facts: plain values: ``row``, ``seed``, ``settings`` (a digest), ``steps``, ``flops`` (of the model, training),
-            ``seconds`` (of training), ``trained_parameters``, and ``paths`` with the figures about its paths by test
-            set.
+        facts: plain values: ``row``, ``seed``, ``settings`` (of an ensemble its members' names), ``steps``, ``flops``
+            (of the model in training), ``seconds`` (of training), and ``paths`` with the figures about its paths by
+            test set.
         ranks: uint16 [n] by ``SET/DIRECTION/SCORE``, and ``SET/DIRECTION/items``, which query belongs to which item.
     """
 
@@ -62,13 +60,33 @@ def read_record(folder: Path, name: str) -> Record | None:
         ) from None
 
 
-def digest(config: Config) -> str:
-    """A short hash of the settings that decide what a run learns and is measured on, as far as they are not the
-    defaults, so that records outlive settings that are added."""
-    tree = config.model_dump(mode="json", exclude_defaults=True)
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings that decide what a run learns and is measured on, as plain values."""
+    tree = shown_settings(config)
     tree["train"].pop("output_dir")
-    tree["model"].pop("cache_vision_file", None)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+    tree["model"].pop("cache_vision_file")
+    return tree
+
+
+def changed_setting(recorded: dict[str, Any], config: Config) -> str | None:
+    """The first setting that differs from those of a record, with both values; None if there is none.
+
+    Settings that are newer than the record count as different unless they have their default value.
+    """
+    before, now = flat(recorded), flat(settings_of(config))
+    chosen = flat(config.model_dump(mode="json", exclude_defaults=True))
+    for key in sorted(before.keys() | now.keys()):
+        if (key in before or key in chosen) and before.get(key) != now.get(key):
+            return f"{key} = {before.get(key)!r}, and not {now.get(key)!r}"
+    return None
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def read_embeddings(run: Path) -> Items:

@@ -21,7 +21,7 @@ from pdfx.evaluate.kept import FOLDER
 from pdfx.host.files import write_json
 from pdfx.host.reading import read_json
 from pdfx.study.plan import Planned, StudySection, members_of, overrides, planned_runs
-from pdfx.study.records import Record, digest, measure, read_embeddings, read_record, together
+from pdfx.study.records import Record, changed_setting, measure, read_embeddings, read_record, settings_of, together
 
 LAUNCHER = f"{shlex.quote(sys.executable)} -m pdfx.train"
 Say = Callable[[str], None]
@@ -56,10 +56,10 @@ class Runner:
             record = read_record(self.study.record_folder, run.name)
             if record is None:
                 missing.append(run)
-            elif record.facts["settings"] != digest(config):
+            elif (change := changed_setting(record.facts["settings"], config)) is not None:
                 raise UserError(
-                    f"The record {self.study.record_folder / run.name}.json was made with other settings than row "
-                    f"'{run.row}' has now; delete it, or give the row another name."
+                    f"The record {self.study.record_folder / run.name}.json was made with {change}, as row '{run.row}' "
+                    "has now; delete the record to make the run again, or give the row another name."
                 )
         return missing
 
@@ -124,7 +124,7 @@ class Runner:
         """Write the record of a finished run, and drop its checkpoints."""
         folder, config = self.folder(run), self.config(run)
         ranks, paths = measure(read_embeddings(folder))
-        facts = {"row": run.row, "seed": run.seed, "settings": digest(config), **costs(folder), "paths": paths}
+        facts = {"row": run.row, "seed": run.seed, "settings": settings_of(config), **costs(folder), "paths": paths}
         Record(facts, ranks).write(self.study.record_folder, run.name)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
@@ -213,9 +213,9 @@ def ensembles(study: StudySection) -> list[Planned]:
         members = members_of(row, own.seed)
         records = [read_record(study.record_folder, member.name) for member in members]
         facts = [record.facts for record in records if record is not None]
-        sources = [one["settings"] for one in facts]
+        names = [member.name for member in members]
         found = read_record(study.record_folder, own.name)
-        if len(facts) < len(members) or (found is not None and found.facts["settings"] == sources):
+        if len(facts) < len(members) or (found is not None and found.facts["settings"] == names):
             continue
         folders = [Path(study.out) / "runs" / member.name for member in members]
         if not all((folder / FOLDER).is_dir() for folder in folders):
@@ -223,6 +223,6 @@ def ensembles(study: StudySection) -> list[Planned]:
             continue
         ranks, paths = measure(together([read_embeddings(folder) for folder in folders]))
         totals = {key: sum(one[key] for one in facts) for key in ("flops", "seconds", "steps")}
-        record = Record({"row": own.row, "seed": own.seed, "settings": sources, **totals, "paths": paths}, ranks)
+        record = Record({"row": own.row, "seed": own.seed, "settings": names, **totals, "paths": paths}, ranks)
         record.write(study.record_folder, own.name)
     return lost

@@ -66,7 +66,7 @@ def test_a_study_is_made_resumed_and_shown(study, warm_runs, capfd):
     assert Runner(read).missing() == []
     study.write_text(study.read_text().replace("objective.diversity: none", "objective.diversity: hsic"))
     message = told(run_pdfx(capfd, "ablate", study))
-    assert "two-seed1.json was made with other settings than row 'two' has now; delete it" in message
+    assert "two-seed1.json was made with objective.diversity = 'none', and not 'hsic', as row 'two' has now" in message
 
 
 @pytest.mark.process

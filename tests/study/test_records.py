@@ -1,5 +1,7 @@
 """What remains of a run: ranks, figures, and embeddings that come back as they were."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from pdfx.evaluate.embedding import EmbeddedItems
 from pdfx.evaluate.kept import kept_file, read_items, write_items
 from pdfx.evaluate.retrieval import retrieval_metrics
 from pdfx.study.comparison import of_ranks
-from pdfx.study.records import Record, digest, first_ranks, measure, read_record, together
+from pdfx.study.records import Record, changed_setting, first_ranks, measure, read_record, settings_of, together
 
 
 def items(rows: int, paths: int, seed: int, ids: torch.Tensor) -> EmbeddedItems:
@@ -68,22 +70,43 @@ def test_embeddings_come_back_as_they_were(tmp_path, candidates):
         assert all(np.array_equal(*both) for both in zip(candidates, read_items(path)[0].candidates, strict=True))
 
 
-def test_a_digest_is_about_what_a_run_learns(tmp_path):
-    base = {
-        "model": {"path": "a"},
-        "data": {"train": "b"},
-        "train": {"output_dir": "c", "deepspeed": "zero1", "per_device_train_batch_size": 2, "max_steps": 3},
-    }
+BASE = {
+    "model": {"path": "a"},
+    "data": {"train": "b"},
+    "train": {"output_dir": "c", "deepspeed": "zero1", "per_device_train_batch_size": 2, "max_steps": 3},
+}
 
-    def of(**changes: dict) -> str:
-        return digest(
-            parse_config({name: {**base.get(name, {}), **changes.get(name, {})} for name in {*base, *changes}})
-        )
 
-    same = [{}, {"train": {"output_dir": "d"}}, {"model": {"paths": 4}}, {"model": {"cache_vision_file": "e"}}]
-    others = [{"train": {"seed": 9}}, {"model": {"paths": 3}}, {"evaluate": {"recall_at": [7]}}]
-    assert len({of(**changes) for changes in same}) == 1
-    assert len({of(**changes) for changes in [{}, *others]}) == 4
+def config_of(**changes: dict):
+    return parse_config({name: {**BASE.get(name, {}), **changes.get(name, {})} for name in {*BASE, *changes}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"output_dir": "d"}}, None),
+        ({"model": {"cache_vision_file": "e"}}, None),
+        ({"model": {"paths": 4}}, None),
+        ({"model": {"paths": 3}}, "model.paths = 4, and not 3"),
+        ({"train": {"seed": 9}}, "train.seed = "),
+        ({"evaluate": {"recall_at": [7]}}, r"evaluate.recall_at = \[1, 5, 10\], and not \[7\]"),
+        ({"model": {"lora": None}}, "model.lora.alpha = 64, and not None"),
+    ],
+)
+def test_a_change_of_what_a_run_learns_is_named(changes, message):
+    found = changed_setting(settings_of(config_of()), config_of(**changes))
+    assert (found is None) == (message is None)
+    assert message is None or re.search(message, found)
+
+
+def test_a_newer_setting_matters_only_if_it_is_set():
+    recorded = settings_of(config_of())
+    del recorded["objective"]["symmetric"]
+    assert changed_setting(recorded, config_of()) is None
+    assert (
+        changed_setting(recorded, config_of(objective={"symmetric": True}))
+        == "objective.symmetric = None, and not True"
+    )
 
 
 def test_records_come_back_and_damage_is_named(tmp_path):
