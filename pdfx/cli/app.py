@@ -10,11 +10,10 @@ from typing import Annotated, Literal
 import typer
 
 from pdfx import __version__
-from pdfx.cli.ablate import ablate
-from pdfx.cli.estimators import estimators
 from pdfx.cli.runs import RunArgument, checkpoints, convert, init
 from pdfx.cli.shards import shards_app
 from pdfx.cli.shared import JsonOption, ProgressBar, ShardsArgument, example, fail, give_json, prints_json
+from pdfx.cli.studies import ablate, estimators
 from pdfx.config import ConfigError, EvaluateSection, load_config
 from pdfx.errors import UserError
 from pdfx.host.console import console, open_streams, outlive_stdout
