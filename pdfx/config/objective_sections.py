@@ -69,6 +69,9 @@ class ObjectiveSection(Section):
     diversity_scope: Literal["rank", "global"] = "rank"
     """The pairs of a step that the term is about: those of each rank, or those of all ranks, whose update does not
     depend on the number of ranks."""
+    diversity_pairs: int | None = Field(None, ge=1)
+    """Pairs of paths that the term looks at in a step, drawn again in each step, alike on all ranks; all K (K - 1) / 2
+    if not set. On average over steps the term is the same, and it costs less if there are many paths."""
     mutual_information: MutualInformationSection = MutualInformationSection()
     recent: RecentSection = RecentSection()
 
@@ -79,6 +82,11 @@ class ObjectiveSection(Section):
             raise ValueError(
                 f"temperature must be from {lowest:g} to {highest:g} if it is learned; choose one, or set "
                 "learn_temperature to false"
+            )
+        if self.diversity_pairs is not None and self.mutual_information.predictor == "network":
+            raise ValueError(
+                "diversity_pairs belongs to terms without a network, which learns all pairs; set "
+                "mutual_information.predictor to linear, or leave diversity_pairs out"
             )
         if self.path_weight == 0 and self.fused_weight == 0:
             raise ValueError("path_weight and fused_weight are both 0, so nothing would be learned by contrast")

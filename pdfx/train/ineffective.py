@@ -113,8 +113,15 @@ TABLE: list[tuple[str, tuple[Condition, str]]] = [
     ("train.chunk_paths", (lambda c, *_: c.train.chunk_paths >= c.model.paths, "it is not below model.paths")),
     ("model.cache_vision_gigabytes model.cache_vision_file", _is("model.cache_vision", False)),
     (
-        "objective.diversity_weight objective.diversity_side objective.diversity_scope",
+        "objective.diversity_weight objective.diversity_side objective.diversity_scope objective.diversity_pairs",
         _is("objective.diversity", "none"),
+    ),
+    (
+        "objective.diversity_pairs",
+        (
+            lambda c, *_: c.objective.diversity_pairs >= c.model.paths * (c.model.paths - 1) // 2,
+            "there are no more pairs of paths",
+        ),
     ),
     ("objective.mutual_information.*", (has_no_information, "no mutual information is estimated")),
     (

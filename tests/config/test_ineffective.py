@@ -28,6 +28,7 @@ CASES = [
     (["train.chunk_paths=4"], "not below model.paths", ["model.paths=5"]),
     (["objective.diversity_weight=0.5"], "objective.diversity is 'none'", ["objective.diversity=orthogonality"]),
     (["objective.diversity_side=query"], "objective.diversity is 'none'", ["objective.diversity=hsic"]),
+    (["objective.diversity_pairs=9"], "there are no more pairs of paths", ["model.paths=8"]),
     (
         ["objective.mutual_information.bound=vclub"],
         "no mutual information is estimated",

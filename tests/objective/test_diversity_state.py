@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from objective.diversity_cases import TERMS, diversity_of, embeddings_of
@@ -216,3 +217,39 @@ def test_known_information_is_found_and_none_where_there_is_none(dimension, rho,
     reachable = rho**2 / (1 - rho**2)
     assert 0.8 * reachable <= found["dependent"][0] <= 1.25 * reachable
     assert abs(found["independent"][0]) <= 4 * found["independent"][1]
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6])
+def test_a_predictor_fitted_from_scratch_to_held_out_rows_agrees_with_the_logged_estimate_within_its_error(rho):
+    """Least squares and residual variances by NumPy on 2,048 fresh rows, vCLUB by its definition on 512 others."""
+    generator, everyone = torch.Generator().manual_seed(1), torch.ones(128, dtype=torch.bool)
+    deviations = torch.arange(1, 25) ** -0.5
+
+    def draw(rows: int) -> torch.Tensor:
+        first, noise = torch.randn(2, 2, rows, 24, generator=generator)
+        second = rho * first.roll(1, -1) + math.sqrt(1 - rho**2) * noise
+        return normalize(0.5 + deviations * torch.stack([first, second], dim=2), dim=-1)
+
+    diversity = Diversity(ObjectiveSection(), 2, 24, seed=0)
+    for step in range(20):
+        both = draw(128)
+        measured = diversity(both, everyone, step)
+        figures = diversity.summarise(measured.sums)
+        diversity.learn(both, everyone)
+    rows, test = draw(2048).double().numpy(), draw(512).double().numpy()
+    estimates = []
+    for side in range(2):
+        for i, j in ((0, 1), (1, 0)):
+            x, y = ((one - rows[side, :, k].mean(0)) for one, k in ((rows[side, :, i], i), (rows[side, :, j], j)))
+            solution = np.linalg.lstsq(x, y, rcond=None)[0]
+            variance = (y - x @ solution).var(0) * 2048 / (2048 - 24)
+            # Means of the rows themselves, as the logged estimate has those of its batch.
+            given, observed = (test[side, :, k] - test[side, :, k].mean(0) for k in (i, j))
+            mean = given @ solution
+            matched = -((observed - mean) ** 2 / variance / 2).sum(1).mean()
+            apart = -((observed[None] - mean[:, None]) ** 2 / variance / 2).sum(2).mean()
+            estimates.append((matched - apart) / 24)
+    error = float(figures["mutual_information_error"])
+    # 512 rows have half of the error of 128.
+    assert abs(float(measured.metrics["mutual_information"]) - np.mean(estimates)) < 3 * math.hypot(error, error / 2)
+    assert (np.mean(estimates) > 0.1) == (rho > 0) and error < 0.05

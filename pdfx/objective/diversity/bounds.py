@@ -3,12 +3,29 @@
 Legend: S sides, G = S K (K - 1) ordered pairs of paths, B rows, d dimension.
 """
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
 from pdfx.objective.diversity.linear import Prediction
 
 Sums = dict[str, Tensor]
+
+
+@dataclass
+class Measured:
+    """What one step says about the paths of this rank.
+
+    Attributes:
+        loss: scalar, the weighted term; None without one.
+        metrics: scalars whose mean over ranks is reported.
+        sums: scalars that are added up over ranks, for ``Diversity.summarise``.
+    """
+
+    loss: Tensor | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    sums: Sums = field(default_factory=dict)
 
 
 def vclub(prediction: Prediction, weights: Tensor) -> Tensor:
@@ -31,6 +48,20 @@ def vclub(prediction: Prediction, weights: Tensor) -> Tensor:
     centred = observed - average
     spread = variance - centred.square() + 2 * (mean - average) * centred
     return 0.5 * (spread * torch.exp(-prediction.logvar)).mean(-1)
+
+
+@torch.no_grad()
+def influence(prediction: Prediction, weights: Tensor) -> Tensor:
+    """[G, B], nats per dimension: how far each row moves the estimate ``vclub``, so that their spread is its standard
+    error. A row takes part in all pairs twice, by its x and by its y; ``vclub`` alone leaves the second out (Hoeffding,
+    A Class of Statistics with Asymptotically Normal Distribution, 1948, section 5)."""
+    average, _ = batch_moments(prediction.observed, weights)
+    centred, precision = prediction.observed - average, torch.exp(-prediction.logvar).expand_as(prediction.mean)
+    columns = weights[:, None]
+    sure = (columns * precision).sum(1, keepdim=True)
+    towards = (columns * precision * (prediction.mean - average)).sum(1, keepdim=True)
+    seen = (centred * towards - 0.5 * centred.square() * sure).mean(-1)
+    return vclub(prediction, weights) - seen + (seen * weights).sum(1, keepdim=True)
 
 
 def leave_one_out(prediction: Prediction, weights: Tensor) -> Tensor:
@@ -86,8 +117,8 @@ def information(rows: Tensor, sides: int, weights: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spread_over_rows(rows: Tensor, valid: Tensor) -> Sums:
-    """Sums that give the standard error of an estimate: number, sum and sum of squares over valid rows of what a row
-    adds on average over pairs of paths. ``rows`` [G, B], ``valid`` [B]."""
+    """Sums that give the standard error of an estimate: number, sum and sum of squares over valid rows of how far a row
+    moves it on average over pairs of paths. ``rows`` [G, B], ``valid`` [B]."""
     each = rows.mean(0).masked_fill(~valid, 0)
     return {"rows": valid.sum().to(each.dtype), "sum": each.sum(), "squares": each.square().sum()}
 

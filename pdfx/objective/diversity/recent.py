@@ -68,6 +68,28 @@ def joined(known: Rows | None, both: Tensor, valid: Tensor, share: float) -> Row
     return Rows(torch.cat([known.values, both], dim=1), weights)
 
 
+def draw_pairs(paths: int, count: int | None, seed: int, step: int) -> Tensor | None:
+    """[P, 2]: ``count`` different unordered pairs of paths, drawn at random for this step; None if all are wanted. Each
+    pair is as likely as any other, so a mean over them is on average the mean over all."""
+    pairs = torch.combinations(torch.arange(paths))
+    if count is None or count >= len(pairs):
+        return None
+    return pairs[torch.randperm(len(pairs), generator=_generator(f"pairs of paths {seed} {step}"))[:count]]
+
+
+def pairs_apart(rows: Tensor, pairs: Tensor | None) -> Tensor:
+    """[S P, n, 2, d]: each of the ``pairs`` [P, 2] of paths of ``rows`` [S, n, K, d] as if it were a side with two
+    paths; the rows themselves if ``pairs`` is None."""
+    if pairs is None:
+        return rows
+    return rows[:, :, pairs.to(rows.device)].transpose(1, 2).flatten(0, 1)
+
+
+def _generator(name: str) -> torch.Generator:
+    digest = hashlib.sha256(name.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
 def gather_rows(both: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings [S, W * B, K, D] of all ranks, differentiable, and which of them count, from [S, B, K, D] and [B]."""
     rows, flags = all_gather([both.transpose(0, 1).contiguous(), valid.to(both.dtype)])
@@ -120,6 +142,15 @@ class RecentEmbeddings:
         valid = self.stored.weights[: self.count]
         return Rows(self.stored.values[:, : self.count], valid / valid.sum().clamp_min(1))
 
+    def near(self, projection: Tensor | None, pairs: Tensor | None) -> Rows:
+        """The rows at hand, projected, of ``pairs`` of paths as in ``pairs_apart``; other paths are not projected."""
+        known = self.known()
+        if pairs is not None:
+            used, pairs = pairs.unique(return_inverse=True)
+            known = Rows(known.values[:, :, used.to(known.values.device)], known.weights)
+        near = known.project(projection)
+        return Rows(pairs_apart(near.values, pairs), near.weights)
+
     def draw_projection(self, step: int, like: Tensor) -> Tensor | None:
         """[D, d], another one at each step, so that dependence cannot hide in the dimensions that are left out; None
         if all D dimensions are looked at.
@@ -143,9 +174,7 @@ class RecentEmbeddings:
 
     @staticmethod
     def _random(name: str, size: int, like: Tensor) -> Tensor:
-        digest = hashlib.sha256(name.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        return torch.randn(like.shape[-1], size, generator=generator).to(like) / math.sqrt(like.shape[-1])
+        return torch.randn(like.shape[-1], size, generator=_generator(name)).to(like) / math.sqrt(like.shape[-1])
 
     def to(self, device: torch.device | str) -> "RecentEmbeddings":
         if self.stored is not None:

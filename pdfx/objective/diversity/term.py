@@ -4,7 +4,6 @@ Legend: S = 2 sides (query, target), B pairs on this rank, K paths, D dimension,
 size. Terms and estimates are stated per dimension of the embeddings, so that a weight means the same at every D.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ from pdfx.config import ObjectiveSection
 from pdfx.errors import UserError
 from pdfx.objective.diversity.batchwise import cross_covariance, kernel_dependence, orthogonality
 from pdfx.objective.diversity.bounds import (
+    Measured,
     Sums,
+    influence,
     information,
     leave_one_out,
     quality,
@@ -25,7 +26,7 @@ from pdfx.objective.diversity.bounds import (
 )
 from pdfx.objective.diversity.figures import alignment_of_some, centred_cosines
 from pdfx.objective.diversity.linear import LinearPredictor, Prediction, cross_correlation, gaussian_information
-from pdfx.objective.diversity.recent import RecentEmbeddings, Rows, gather_rows, joined
+from pdfx.objective.diversity.recent import RecentEmbeddings, Rows, draw_pairs, gather_rows, joined, pairs_apart
 from pdfx.objective.diversity.variational import VariationalNetworks, fit
 from pdfx.objective.gather import all_reduce_sum, rank_and_world_size
 
@@ -35,21 +36,6 @@ FULL_WEIGHT_R2 = 0.02
 ours."""
 MEMORY = 0.9
 """Weight of the past in the running mean of R^2 that decides on that weight."""
-
-
-@dataclass
-class Measured:
-    """What one step says about the paths of this rank.
-
-    Attributes:
-        loss: scalar, the weighted term; None without one.
-        metrics: scalars whose mean over ranks is reported.
-        sums: scalars that are added up over ranks, for ``Diversity.summarise``.
-    """
-
-    loss: Tensor | None = None
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    sums: Sums = field(default_factory=dict)
 
 
 class Diversity:
@@ -96,25 +82,27 @@ class Diversity:
         Args:
             both: unit embeddings [S, B, K, D], 0 in rows that do not count.
             valid: bool [B].
-            step: optimiser step, for the projection that belongs to it.
+            step: optimiser step, for the projection and the pairs of paths that belong to it.
             row_weight: W / valid pairs of all ranks, for terms that are sums over rows; 1 / valid pairs if None.
         """
         measured = Measured()
         projection = self.recent.draw_projection(step, both)
-        near = self.recent.known().project(projection) if self.recent.count else None
+        pairs = draw_pairs(self.paths, self.settings.diversity_pairs, self.seed, step)
+        near = self.recent.near(projection, pairs) if self.recent.count else None
         predictor = LinearPredictor(near, projection) if near else None
-        self._figures(measured, both.detach(), valid, predictor)
+        self._figures(measured, both.detach(), valid, pairs, predictor)
         if self.kind == "none":
             return measured
         term_rows, term_valid, share = both, valid, 1.0
         if self.settings.diversity_scope == "global":
             term_rows, term_valid, share = *gather_rows(both, valid), 1 / rank_and_world_size()[1]
+        term_rows = pairs_apart(term_rows, pairs)
         if self.kind == "mutual_information":
-            term = self._information(measured, term_rows, term_valid, near, predictor, share)
+            term = self._information(measured, term_rows, term_valid, pairs, near, predictor, share)
         else:
             term = self._dependence(term_rows, term_valid, near, projection, row_weight if share == 1 else None)
         weight = self._weight(both)
-        value = term[self.sides].mean()
+        value = term.view(len(SIDES), -1)[self.sides].mean()
         measured.loss = weight * value
         measured.metrics |= {"diversity": value, "diversity_weight": weight}
         return measured
@@ -134,7 +122,7 @@ class Diversity:
     def _dependence(
         self, both: Tensor, valid: Tensor, near: Rows | None, projection: Tensor | None, row_weight: float | None
     ) -> Tensor:
-        """[S], of a term without a predictor."""
+        """[S], of a term without a predictor, or [S P] of P pairs of paths."""
         if self.kind == "cross_correlation":
             return cross_correlation(self._joined(near, both, valid, projection))
         flags = valid.to(both.dtype)
@@ -149,11 +137,13 @@ class Diversity:
         measured: Measured,
         both: Tensor,
         valid: Tensor,
+        pairs: Tensor | None,
         near: Rows | None,
         predictor: LinearPredictor | None,
         share: float,
     ) -> Tensor:
-        """[S], the term; the vCLUB estimate on these rows, which q was not fitted to, goes to ``measured``."""
+        """[S], or [S P] of P pairs of paths, the term; vCLUB of these rows, which q was not fitted to, goes to
+        ``measured``."""
         options = self.settings.mutual_information
         if predictor is None:
             # Nothing is known yet, so nothing is predicted.
@@ -162,13 +152,12 @@ class Diversity:
         weights = flags / flags.sum().clamp_min(1)
         predict = predictor if self.networks is None else self._by_networks
         # About the known mean instead of its own, so that an offset of this batch pays nothing with any q and bound.
-        prediction = predict(both - Rows(both, weights).mean() + self.recent.known().mean())
-        rows = vclub(prediction, weights)
-        estimate = information(rows, len(SIDES), weights)
+        prediction = predict(both - Rows(both, weights).mean() + pairs_apart(self.recent.known().mean(), pairs))
+        estimate = information(vclub(prediction, weights), len(SIDES), weights)
         measured.metrics["mutual_information"] = estimate[self.sides].mean()
         measured.metrics |= {f"mutual_information_{SIDES[side]}": estimate[side] for side in self.sides}
-        chosen = rows.view(len(SIDES), -1, len(valid))[self.sides].flatten(0, 1)
-        sums = spread_over_rows(chosen, valid) | quality(predict(both.detach()).of_sides(len(SIDES), self.sides), valid)
+        moved = influence(prediction.of_sides(len(SIDES), self.sides), weights)
+        sums = spread_over_rows(moved, valid) | quality(predict(both.detach()).of_sides(len(SIDES), self.sides), valid)
         measured.sums |= {f"mi_{name}": share * value for name, value in sums.items()}
         if options.bound == "gaussian":
             return gaussian_information(self._joined(near, both, valid, predictor.projection))
@@ -180,14 +169,22 @@ class Diversity:
         assert self.networks is not None
         return self.networks(self._standardised(both))
 
-    def _figures(self, measured: Measured, both: Tensor, valid: Tensor, predictor: LinearPredictor | None) -> None:
+    def _figures(
+        self,
+        measured: Measured,
+        both: Tensor,
+        valid: Tensor,
+        pairs: Tensor | None,
+        predictor: LinearPredictor | None,
+    ) -> None:
         flags = valid.to(both.dtype)
         known = self.recent.known() if self.recent.count else Rows(both, flags / flags.sum().clamp_min(1))
         cosines = centred_cosines(both - known.mean(), valid)
         measured.sums |= {f"cosine_{pair}": value for pair, value in enumerate(cosines)} | {"cosine_rows": flags.sum()}
         measured.metrics["path_cka"] = alignment_of_some(known.values, known.weights > 0).mean()
         if predictor is not None:
-            measured.sums |= {f"path_{name}": value for name, value in quality(predictor(both), valid).items()}
+            found = quality(predictor(pairs_apart(both, pairs)), valid)
+            measured.sums |= {f"path_{name}": value for name, value in found.items()}
 
     def summarise(self, sums: Sums) -> dict[str, Tensor]:
         """Figures of all ranks from the sums over them, which also decide on the next step's weight.
