@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,14 @@ class ObjectiveSection(Section):
     path_weight: float = Field(1.0, ge=0)
     """Weight of every path's InfoNCE (their sum enters the loss)."""
     fused_weight: float = Field(1.0, ge=0)
+    maxsim_weight: float = Field(0.0, ge=0)
+    """Weight of the InfoNCE of MaxSim: each path of one side takes the best path of the other."""
+    maxsim_budgets: list[Annotated[int, Field(ge=1)]] = []
+    """Numbers of leading paths, over which MaxSim's InfoNCE is averaged, so that so few paths are usable alone. Empty:
+    all paths only."""
+    distillation_weight: float = Field(0.0, ge=0)
+    """Weight of the cross-entropy from the fused score's distribution over candidates to that of each path (mean over
+    paths)."""
     mask_same_target: bool = True
     diversity: Literal[
         "none", "mutual_information", "cross_correlation", "cross_covariance", "hsic", "orthogonality"
@@ -88,6 +96,8 @@ class ObjectiveSection(Section):
                 "diversity_pairs belongs to terms without a network, which learns all pairs; set "
                 "mutual_information.predictor to linear, or leave diversity_pairs out"
             )
-        if self.path_weight == 0 and self.fused_weight == 0:
-            raise ValueError("path_weight and fused_weight are both 0, so nothing would be learned by contrast")
+        if self.path_weight == self.fused_weight == self.maxsim_weight == 0:
+            raise ValueError(
+                "path_weight, fused_weight and maxsim_weight are 0, so nothing would be learned by contrast"
+            )
         return self

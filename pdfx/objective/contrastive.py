@@ -68,6 +68,14 @@ class Exclusion:
             same = self.row_ids[block, None] == self.candidate_ids[self.shared]
             scores.index_copy_(1, self.shared, scores.index_select(1, self.shared).masked_fill_(same, -torch.inf))
 
+    def mask(self, block: slice, scores: Tensor) -> Tensor:
+        """Like ``scores`` [rows of the block, C]: -inf at what a row is not contrasted with; 0 elsewhere, at its own
+        positive too."""
+        mask = torch.zeros_like(scores)
+        self.apply(mask, block)
+        mask.diagonal(self.positive_start + block.start).zero_()
+        return mask
+
 
 def info_nce(
     rows: Tensor,
@@ -92,15 +100,19 @@ def info_nce(
         sums [K], differentiable in the first three arguments, and hits bool [B, K]: the positive beats every negative
         strictly.
     """
-    if block_rows is None:
-        scores = CPU_SCORES if rows.device.type == "cpu" else DEVICE_SCORES
-        block_rows = max(SMALLEST_BLOCK, scores // len(candidates))
+    block_rows = block_rows or rows_at_once(candidates, 1)
     differentiable = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (rows, candidates, log_temperature)
     )
     return _InfoNCE.apply(
         rows, candidates, log_temperature.to(rows.dtype), exclusion, weights.to(rows.dtype), block_rows, differentiable
     )
+
+
+def rows_at_once(candidates: Tensor, scores: int) -> int:
+    """Rows of a block, if so many scores of each row with each of the candidates [C, ...] exist at a time."""
+    budget = CPU_SCORES if candidates.device.type == "cpu" else DEVICE_SCORES
+    return max(SMALLEST_BLOCK, budget // (len(candidates) * scores))
 
 
 class _InfoNCE(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """The training loss of one step, on embeddings.
 
-    loss = path_weight * sum_k InfoNCE_k + fused_weight * InfoNCE_fused + weight * diversity
+    loss = path_weight * sum_k InfoNCE_k + fused_weight * InfoNCE_fused + maxsim_weight * InfoNCE_maxsim
+         + distillation_weight * distillation + weight * diversity
 
 The loss of rank r is L_r with mean over ranks = the global loss and sum over ranks s of dL_s / dE_r = W * d(global
 loss) / dE_r: what an engine that averages gradients over ranks turns into the update of one process with the whole
@@ -11,12 +12,11 @@ Legend: B pairs on this rank, K paths, M hard negatives per pair, D dimension of
 world size, C candidates.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pdfx.config import ObjectiveSection
 from pdfx.errors import UserError
@@ -24,16 +24,8 @@ from pdfx.objective.contrastive import Exclusion, info_nce
 from pdfx.objective.diversity.term import Diversity
 from pdfx.objective.gather import all_gather, all_reduce_sum, rank_and_world_size
 from pdfx.objective.pairs import PairEmbeddings, PairIdentities, Terms, keep_valid
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Who is whose negative: for each direction what its rows exclude, and how much a valid row of this rank weighs."""
-
-    valid: Tensor  # bool [B]
-    weight: float  # W / valid pairs of all ranks
-    to_targets: Exclusion
-    to_queries: Exclusion
+from pdfx.objective.paths_together import distillation, maxsim_info_nce
+from pdfx.objective.pools import Pairs, Pool, gather_pools, mean_over_views
 
 
 class Objective:
@@ -48,7 +40,8 @@ class Objective:
             is then the mean over these and the full embedding. They cut the fused embedding likewise.
 
     Raises:
-        UserError: a Matryoshka dimension is not a leading part of D.
+        UserError: a Matryoshka dimension is not a leading part of D; MaxSim is wanted with one path, or with more paths
+            than there are.
     """
 
     block_rows: int | None = None
@@ -61,8 +54,10 @@ class Objective:
                 f"model.matryoshka_dims holds {wrong[0]}, but the embeddings have {dimension} dimensions; choose "
                 f"values from 1 to {dimension}."
             )
+        _check_maxsim(settings, paths)
         self.settings = settings
         self.paths = paths
+        self.maxsim_budgets = sorted(set(settings.maxsim_budgets)) or [paths]
         self.matryoshka_dims = sorted(set(matryoshka_dims) - {dimension})
         self.diversity = Diversity(settings, paths, dimension, seed) if paths > 1 else None
 
@@ -145,7 +140,8 @@ class Objective:
         Returns:
             Scalars (float32, or float64 if the embeddings are), differentiable in every embedding and
             ``log_temperature``, and detached scalars that are alike on every rank: ``loss`` and its parts
-            ``loss_path_k``, ``loss_fused``, ``diversity`` (per dimension, without ``diversity_weight``);
+            ``loss_path_k``, ``loss_fused``, ``loss_maxsim`` and ``loss_distillation`` if they have a weight,
+            ``diversity`` (per dimension, without ``diversity_weight``);
             ``mutual_information`` (nats per dimension, vCLUB on rows that q was not fitted to, and per side) with
             ``mutual_information_error`` and q's ``mi_r2`` on these rows; ``path_cosine`` and ``path_cosine_max``,
             ``path_cka``, ``path_r2`` (see ``Diversity.summarise``); ``accuracy``, how often the fused target beats all
@@ -197,66 +193,69 @@ class Objective:
         self, paths: PairEmbeddings, fused: PairEmbeddings, pairs: Pairs, log_temperature: Tensor
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The weighted contrastive terms of the loss, and the metrics of all of them, in one gather of embeddings."""
-        symmetric = self.settings.symmetric
-        weights = {"path": self.settings.path_weight, "fused": self.settings.fused_weight}
-        kinds = {"path": paths, "fused": fused}
-        pools = iter(
-            all_gather(
-                [
-                    x
-                    for kind in kinds.values()
-                    for x in (kind.target, kind.negatives, *([kind.query] if symmetric else []))
-                ]
-            )
-        )
+        settings = self.settings
+        pools = gather_pools(paths, fused, settings.symmetric)
         terms: list[Tensor] = []
         metrics: dict[str, Tensor] = {}
-        for name, local in kinds.items():
-            candidates = torch.cat([next(pools), next(pools)])
-            queries = next(pools) if symmetric else None
+        for pool, weight in zip(pools, (settings.path_weight, settings.fused_weight), strict=True):
             # A kind of weight 0 is only looked at.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and weights[name] > 0):
-                losses, hits = self._info_nce(local, candidates, queries, pairs, log_temperature)
-            metrics |= (
-                {f"loss_path_{k}": value for k, value in enumerate(losses)}
-                if name == "path"
-                else {"loss_fused": losses[0]}
-            )
-            if name == "fused":
-                metrics["accuracy"] = _average(hits[:, 0].to(losses.dtype), pairs)
-            if weights[name] > 0:
-                terms.append(weights[name] * losses.sum())
+            with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+                losses, hits = self._info_nce(pool, pairs, log_temperature)
+            if pool is pools[0]:
+                metrics |= {f"loss_path_{k}": value for k, value in enumerate(losses)}
+            else:
+                metrics |= {"loss_fused": losses[0], "accuracy": _average(hits[:, 0].to(losses.dtype), pairs)}
+            if weight > 0:
+                terms.append(weight * losses.sum())
+        if settings.maxsim_weight > 0:
+            metrics["loss_maxsim"] = self._maxsim(pools[0], pairs, log_temperature)
+            terms.append(settings.maxsim_weight * metrics["loss_maxsim"])
+        if settings.distillation_weight > 0 and self.paths > 1:
+            metrics["loss_distillation"] = self._distillation(*pools, pairs, log_temperature)
+            terms.append(settings.distillation_weight * metrics["loss_distillation"])
         return terms, metrics
 
-    def _info_nce(
-        self, local: PairEmbeddings, candidates: Tensor, queries: Tensor | None, pairs: Pairs, log_temperature: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _info_nce(self, pool: Pool, pairs: Pairs, log_temperature: Tensor) -> tuple[Tensor, Tensor]:
         """Losses [K] averaged as by ``_average`` and over directions and leading dimensions, and hits [B, K] of the
         full embeddings from queries to targets."""
-        weights = pairs.weight * pairs.valid.to(local.query.dtype)
-        losses, hits = [], []
-        for size in (None, *self.matryoshka_dims):
-            loss, hit = info_nce(
-                _lead(local.query, size),
-                _lead(candidates, size),
-                log_temperature,
-                pairs.to_targets,
-                weights,
-                self.block_rows,
-            )
-            if queries is not None:
-                back, _ = info_nce(
-                    _lead(local.target, size),
-                    _lead(queries, size),
-                    log_temperature,
-                    pairs.to_queries,
-                    weights,
-                    self.block_rows,
-                )
-                loss = (loss + back) / 2
-            losses.append(loss)
+        hits = []
+
+        def loss(exclusion: Exclusion, rows: Tensor, candidates: Tensor) -> Tensor:
+            sums, hit = info_nce(rows, candidates, log_temperature, exclusion, pairs.weights, self.block_rows)
             hits.append(hit)
-        return torch.stack(losses).mean(0), hits[0]
+            return sums
+
+        return mean_over_views(loss, pairs, self.matryoshka_dims, pool), hits[0]
+
+    def _maxsim(self, pool: Pool, pairs: Pairs, log_temperature: Tensor) -> Tensor:
+        """The mean over budgets, averaged as in ``_info_nce``."""
+
+        def loss(exclusion: Exclusion, rows: Tensor, candidates: Tensor) -> Tensor:
+            shared = log_temperature, exclusion, pairs.weights, self.block_rows
+            each = [maxsim_info_nce(rows[:, :k], candidates[:, :k], *shared) for k in self.maxsim_budgets]
+            return torch.stack(each).mean()
+
+        return mean_over_views(loss, pairs, self.matryoshka_dims, pool)
+
+    def _distillation(self, paths: Pool, fused: Pool, pairs: Pairs, log_temperature: Tensor) -> Tensor:
+        def loss(exclusion: Exclusion, rows: Tensor, candidates: Tensor, teacher: Tensor, others: Tensor) -> Tensor:
+            shared = log_temperature, exclusion, pairs.weights, self.block_rows
+            return distillation(rows, candidates, teacher, others, *shared)
+
+        return mean_over_views(loss, pairs, self.matryoshka_dims, paths, fused)
+
+
+def _check_maxsim(settings: ObjectiveSection, paths: int) -> None:
+    if settings.maxsim_weight > 0 and paths == 1:
+        raise UserError(
+            "objective.maxsim_weight is above 0, but MaxSim of a single path is that path's InfoNCE; set "
+            "objective.maxsim_weight to 0 and use objective.path_weight, or set model.paths to 2 or more."
+        )
+    if settings.maxsim_weight > 0 and max(settings.maxsim_budgets, default=0) > paths:
+        raise UserError(
+            f"objective.maxsim_budgets holds {max(settings.maxsim_budgets)}, but model.paths is {paths}; choose values "
+            f"from 1 to {paths}."
+        )
 
 
 def _local(embeddings: PairEmbeddings, identities: PairIdentities, dtype: torch.dtype) -> PairEmbeddings:
@@ -264,10 +263,6 @@ def _local(embeddings: PairEmbeddings, identities: PairIdentities, dtype: torch.
     own = embeddings.map(lambda tensor: tensor.to(dtype))
     query, target = (keep_valid(side, identities.valid) for side in (own.query, own.target))
     return PairEmbeddings(query, target, keep_valid(own.negatives, identities.negative_valid).flatten(0, 1))
-
-
-def _lead(embeddings: Tensor, size: int | None) -> Tensor:
-    return embeddings if size is None else functional.normalize(embeddings[..., :size], dim=-1)
 
 
 def _average(values: Tensor, pairs: Pairs) -> Tensor:

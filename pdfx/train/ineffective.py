@@ -107,9 +107,11 @@ TABLE: list[tuple[str, tuple[Condition, str]]] = [
     ("model.prefix.layers model.prefix.init* model.prefix.learning_rate", _is("model.prefix.length", 0)),
     ("model.prefix.init_std", (_is("model.prefix.init", "tokens")[0], "it belongs to model.prefix.init 'normal'")),
     (
-        "model.fusion objective.diversity* objective.mutual_information.* objective.recent.* guards.collapsed_paths.*",
+        "model.fusion objective.distillation_weight objective.diversity* objective.mutual_information.* "
+        "objective.recent.* guards.collapsed_paths.*",
         _is("model.paths", 1),
     ),
+    ("objective.maxsim_budgets", _is("objective.maxsim_weight", 0)),
     ("train.chunk_paths", (lambda c, *_: c.train.chunk_paths >= c.model.paths, "it is not below model.paths")),
     ("model.cache_vision_gigabytes model.cache_vision_file", _is("model.cache_vision", False)),
     (

@@ -45,6 +45,7 @@ GIVEN = {
     "model.modules": "[a.py]",
     "train.hooks": "[a.py:Hook]",
     "model.lora": "null",
+    "objective.maxsim_budgets": "[1]",
     "model.prefix.layers": "1",
     "model.prefix.length": "7",
     "inputs.image_grid_pinpoints": "[[336, 672]]",
@@ -114,6 +115,7 @@ def everything(folder: Path) -> dict:
             "hard_negatives": 1,
             "num_workers": 0,
         },
+        objective={"maxsim_weight": 1.0, "maxsim_budgets": [1], "distillation_weight": 1.0},
         train={
             "max_steps": 2,
             "save_steps": 1,

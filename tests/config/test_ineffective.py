@@ -25,6 +25,8 @@ CASES = [
         ["model.paths=2"],
     ),
     (["guards.collapsed_paths.action=stop", "guards.collapsed_paths.steps=9"], "model.paths is 1", ["model.paths=2"]),
+    (["objective.distillation_weight=1"], "model.paths is 1", ["model.paths=2"]),
+    (["objective.maxsim_budgets=[1]"], "objective.maxsim_weight is 0", ["objective.maxsim_weight=1"]),
     (["train.chunk_paths=4"], "not below model.paths", ["model.paths=5"]),
     (["objective.diversity_weight=0.5"], "objective.diversity is 'none'", ["objective.diversity=orthogonality"]),
     (["objective.diversity_side=query"], "objective.diversity is 'none'", ["objective.diversity=hsic"]),

@@ -31,6 +31,15 @@ CONTRASTS = {
         "fused_weight": 1.3,
     },
     "only fused": {"diversity": "orthogonality", "path_weight": 0.0},
+    "paths together": {
+        "diversity": "none",
+        "symmetric": True,
+        "path_weight": 0.0,
+        "fused_weight": 0.0,
+        "maxsim_weight": 0.7,
+        "maxsim_budgets": [1, 3],
+        "distillation_weight": 1.3,
+    },
 }
 """What does not depend on the number of ranks in any way."""
 TERMS: dict[str, dict] = {

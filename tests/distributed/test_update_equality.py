@@ -36,13 +36,14 @@ OBJECTIVE = {
     "diversity": "none",
 }
 TERM = {"diversity": "cross_correlation", "diversity_weight": 0.5}
+TOGETHER = {"maxsim_weight": 0.5, "maxsim_budgets": [1, 2], "distillation_weight": 0.5}
 GLOBAL_TERM = {"diversity": "hsic", "diversity_weight": 0.5, "diversity_scope": "global"}
 
 KINDS = {
     "lora": ("qwen2_vl", {"lora": LORA, "fusion": "softmax"}, OBJECTIVE),
     "full": ("llava_next", {"lora": None, "train_vision": True}, OBJECTIVE),
     "full with a cached tower": ("llava_next", {"lora": None, "cache_vision": True}, OBJECTIVE),
-    "lora with a diversity term": ("llava_next", {"lora": LORA}, OBJECTIVE | TERM),
+    "lora with all paths together": ("llava_next", {"lora": LORA}, OBJECTIVE | TERM | TOGETHER),
     "full with a global diversity term": (
         "qwen2_vl",
         {"lora": None, "gradient_checkpointing": True},
@@ -81,7 +82,7 @@ def reference(folder):
     ("kind", "stage", "chunks"),
     [(kind, stage, chunks) for kind in ("lora", "full") for stage in ("zero2", "zero3") for chunks in (1, 2)]
     + [("lora", "zero1", 2), ("full", "zero1", 1), ("full with a cached tower", "zero3", 2)]
-    + [("lora with a diversity term", "zero2", 2), ("full with a global diversity term", "zero3", 1)],
+    + [("lora with all paths together", "zero2", 2), ("full with a global diversity term", "zero3", 1)],
 )
 def test_three_steps_on_two_ranks_give_the_parameters_of_one_process_with_the_whole_batch(
     folder, two_ranks, reference, kind, stage, chunks

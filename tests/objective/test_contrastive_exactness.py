@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from objective.batches import LargestTensor
 from torch.nn.functional import normalize
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdfx.objective.contrastive import Exclusion, info_nce
 
@@ -153,19 +153,6 @@ def test_autocast_does_not_lower_the_precision():
         found = gradients(sums, inputs)
     assert torch.equal(sums, expected)
     assert all(torch.equal(a, b) for a, b in zip(found, expected_gradients, strict=True))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the elements of the largest tensor that any operation gives."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 def test_no_tensor_of_either_pass_exceeds_a_block_of_scores_or_the_embeddings():

@@ -1,61 +1,15 @@
-"""The whole objective on one rank against the formula, written plainly with dense matrices in float64.
-
-Tolerance as in test_contrastive_exactness: a few thousand roundings of 1.1e-16 on values below 100.
-"""
+"""The whole objective on one rank against the formula, written plainly with dense matrices in float64."""
 
 import itertools
 
 import pytest
 import torch
 from objective.arguments import arguments
+from objective.batches import DIMENSION, EMBEDDINGS, PATHS, TOLERANCE, batch, leaves, objective_of, with_fillers
 from torch.nn.functional import normalize
 
 from pdfx.config import ObjectiveSection
 from pdfx.errors import UserError
-from pdfx.objective import Objective
-
-PAIRS, PATHS, DIMENSION, NEGATIVES = 7, 3, 8, 2
-TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
-EMBEDDINGS = ("query", "target", "negatives", "query_fused", "target_fused", "negatives_fused")
-
-
-def batch(
-    seed=0, pairs=PAIRS, paths=PATHS, negatives=NEGATIVES, dimension=DIMENSION, fused=DIMENSION, dtype=torch.float64
-):
-    generator = torch.Generator().manual_seed(seed)
-
-    def embed(*shape):
-        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        return normalize(values, dim=-1).to(dtype).requires_grad_()
-
-    return {
-        "query": embed(pairs, paths, dimension),
-        "target": embed(pairs, paths, dimension),
-        "negatives": embed(pairs, negatives, paths, dimension),
-        "query_fused": embed(pairs, fused),
-        "target_fused": embed(pairs, fused),
-        "negatives_fused": embed(pairs, negatives, fused),
-        "target_ids": torch.randint(0, 4, (pairs,), generator=generator),
-        "negative_ids": torch.randint(0, 6, (pairs, negatives), generator=generator),
-        "valid": torch.ones(pairs, dtype=torch.bool),
-        "negative_valid": torch.ones(pairs, negatives, dtype=torch.bool),
-        "log_temperature": torch.tensor(-1.2, dtype=dtype, requires_grad=True),
-        "step": 1000,
-    }
-
-
-def with_fillers(data):
-    data["valid"][[1, 4]] = False
-    data["negative_valid"][0, 1:] = data["negative_valid"][3, :1] = False
-    return data
-
-
-def leaves(data):
-    return [data[name] for name in EMBEDDINGS] + [data["log_temperature"]]
-
-
-def objective_of(paths=PATHS, dims=(), **settings) -> Objective:
-    return Objective(ObjectiveSection(**settings), paths=paths, dimension=DIMENSION, seed=0, matryoshka_dims=list(dims))
 
 
 def reference_info_nce(data, kind, settings, dims):

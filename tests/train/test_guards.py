@@ -102,6 +102,9 @@ def test_only_terms_that_count_are_looked_at_for_a_loss_of_zero():
     guards_of().check(3, ZERO | {"loss_path_1": 0.1})
     with pytest.raises(UserError, match="exactly 0"):
         guards_of(objective={"path_weight": 0.0}).check(3, ZERO | {"loss_path_1": 0.1})
+    guards_of(objective={"fused_weight": 0.0, "path_weight": 0.0, "maxsim_weight": 1.0}).check(
+        3, ZERO | {"loss_maxsim": 0.1}
+    )
 
 
 @pytest.mark.parametrize("action", ["warn", "stop", "off"])

@@ -124,6 +124,7 @@ class StepGuards(Hook):
         weights = {
             "loss_path_": self.objective.settings.path_weight,
             "loss_fused": self.objective.settings.fused_weight,
+            "loss_maxsim": self.objective.settings.maxsim_weight,
         }
         terms = [
             value
