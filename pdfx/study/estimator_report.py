@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pdfx.host.files import write_atomically, write_json
 from pdfx.study.estimator_figure import draw_study
-from pdfx.study.estimators import DEFAULT, LOGGED, STEADY, Row
+from pdfx.study.estimators import DEFAULT, LOGGED, TUNED, Row
 
 RACE_GOALS = {32: 0.05, 256: 0.2, 768: 0.4}
 """Largest R^2 between two paths after a race, by D."""
@@ -38,20 +38,32 @@ def write_study(parts: dict[str, list[Row]], folder: Path) -> dict[str, list[Row
 
 def claims(parts: dict[str, list[Row]]) -> list[Row]:
     """What the default promises, what was measured, and whether it holds."""
-    last = max(row["steps"] for row in parts["estimates"])
-    rows = [row for row in parts["estimates"] if row["steps"] == last]
+    rows = _latest(parts["estimates"])
     vectors = [row for row in rows if row["case"].startswith("unit") and "rotated" not in row["case"]]
     found = []
     for estimator in (LOGGED, DEFAULT):
         least = min(row["share_of_limit"] for row in vectors if row["estimator"] == estimator)
-        name = f"`{estimator}` on unit vectors, after {last} steps: least share of what endless rows would give"
+        steps = min(row["steps"] for row in vectors)
+        name = f"`{estimator}` on unit vectors, after {steps} steps: least share of what endless rows would give"
         found.append({"claim": name, "value": least, "goal": f">= {SHARE:g}", "holds": least >= SHARE})
     for estimator in (LOGGED, "cross_correlation"):
         zero = [row for row in rows if row["case"].startswith("independent") and row["estimator"] == estimator]
         away = abs(sum(row["mean"] for row in zero)) / math.sqrt(sum(row["error"] ** 2 for row in zero))
         name = f"`{estimator}` on independent data: standard errors away from 0, all cases together"
         found.append({"claim": name, "value": away, "goal": f"<= {ERRORS:g}", "holds": away <= ERRORS})
-    return found + [_race_claim(row) for row in parts["races"] if row["estimator"] in (DEFAULT, STEADY)]
+    return found + [_race_claim(row) for row in parts["races"] if row["estimator"] in (DEFAULT, TUNED)]
+
+
+def _latest(rows: list[Row]) -> list[Row]:
+    """Those after the most steps of their case."""
+
+    def case(row: Row) -> tuple:
+        return row["case"], row["dimension"]
+
+    last: dict[tuple, int] = {}
+    for row in rows:
+        last[case(row)] = max(row["steps"], last.get(case(row), 0))
+    return [row for row in rows if row["steps"] == last[case(row)]]
 
 
 def _race_claim(row: Row) -> Row:
@@ -96,22 +108,21 @@ def _claims_table(found: list[Row]) -> str:
 
 def _estimate_tables(rows: list[Row]) -> dict[str, str]:
     """By what is varied: the case, the steps, the batch, the learning rate of the network."""
-    last = max(row["steps"] for row in rows)
     batch = rows[0]["batch"]
     plain = [row for row in rows if row["learning_rate"] is None]
     usual = [row for row in plain if row["batch"] == batch]
     other = {(row["case"], row["dimension"]) for row in plain if row["batch"] != batch}
-    compared = [row for row in plain if row["steps"] == last and (row["case"], row["dimension"]) in other]
-    late = [row for row in usual if row["steps"] == last]
-    by_case = {"case": "case", "dimension": "D", "truth": "truth"}
+    compared = [row for row in _latest(plain) if (row["case"], row["dimension"]) in other]
+    late = _latest(usual)
+    by_case = {"case": "case", "dimension": "D", "steps": "steps", "truth": "truth"}
     by_estimator = {"case": "case", "dimension": "D", "estimator": "estimator"}
     return {
-        f"After {last} steps of {batch} pairs": pivot(late, by_case, "estimator", _estimate),
+        f"After the last step of {batch} pairs": pivot(late, by_case, "estimator", _estimate),
         "Standard deviation of one step's estimate": pivot(
             late, by_case, "estimator", lambda row: f"{row['deviation']:.4f}"
         ),
         f"Over steps of {batch} pairs": pivot(usual, by_estimator, "steps", _estimate),
-        f"Over pairs of a step, after {last} steps": pivot(
+        "Over pairs of a step, after the last step": pivot(
             sorted(compared, key=lambda row: row["batch"]), by_estimator, "batch", _estimate
         ),
         "Over learning rates of the network": pivot(

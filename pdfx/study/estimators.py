@@ -41,10 +41,11 @@ CLOSED = (DEFAULT, LOGGED, "l1out, linear", "cross_correlation", "hsic")
 """Those that estimate dependence: by a network, or in closed form."""
 SCALING = (DEFAULT, LOGGED, "cross_correlation")
 """Those that are measured at large D too."""
-STEADY = "gaussian, share 0.1"
-"""The default with a smaller ``recent.share``: the 128 pairs of a race are few beside the remembered ones."""
-RACERS = {"none": None, **ESTIMATORS, STEADY: {"recent": {"share": 0.1}}}
-"""Settings of encoders that race; None is no term."""
+TUNED = "gaussian, tuned"
+"""The default as a race of 128 pairs a step needs it: ``recent.share`` 0.1, as they are few beside those remembered,
+and at most 32 remembered rows a dimension, as older ones are soon out of date."""
+RACERS = ("none", *ESTIMATORS, TUNED)
+"""Encoders that race: without a term, with each term, and with the default tuned."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Plan:
     Attributes:
         small: D of the comparison of all estimators.
         large: D of unit vectors, with a common mean and without, flat and uneven.
-        marks: steps after which an estimate is taken.
+        marks: steps after which an estimate is taken; at large D without the last one, as what is in closed form knows
+            no more than 2,048 pairs.
         races: D and learning rates at which encoders race; ``race_steps`` steps each, at the lowest rate of several
             three times as many.
     """
@@ -65,9 +67,9 @@ class Plan:
     large_seeds: int = 3
     marks: tuple[int, ...] = (10, 50, 200)
     batch: int = 128
-    other_batches: tuple[int, ...] = (32, 256)
-    rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
-    gradients: tuple[int, ...] = (32, 256)
+    other_batches: tuple[int, ...] = (32,)
+    rates: tuple[float, ...] = (1e-4, 1e-2)
+    gradients: tuple[int, ...] = (32, 192)
     races: tuple[tuple[int, tuple[float, ...]], ...] = ((32, (3e-4, 3e-3, 1e-2)), (256, (3e-3,)), (768, (3e-3,)))
     race_steps: int = 200
 
@@ -119,16 +121,21 @@ def limit_of(estimator: str, known: Known) -> float | None:
 
 
 def estimate_rows(
-    known: Known, estimators: tuple[str, ...], plan: Plan, seeds: int, batch: int, rate: float | None = None
+    known: Known,
+    estimators: tuple[str, ...],
+    marks: tuple[int, ...],
+    seeds: int,
+    batch: int,
+    rate: float | None = None,
 ) -> list[Row]:
     """Mean over seeds, its standard error, and the standard deviation over seeds, after each number of steps."""
-    found = [follow(known, estimators, batch, plan.marks, seed, rate) for seed in range(seeds)]
+    found = [follow(known, estimators, batch, marks, seed, rate) for seed in range(seeds)]
     rows = []
-    for name, number in product(estimators, range(len(plan.marks))):
+    for name, number in product(estimators, range(len(marks))):
         values = torch.tensor([one[name][number] for one in found], dtype=torch.float64)
         mean, deviation, limit = float(values.mean()), float(values.std()), limit_of(name, known)
         row = {"case": known.name, "dimension": known.dimension, "estimator": name, "batch": batch}
-        row |= {"steps": plan.marks[number], "learning_rate": rate, "truth": known.information, "limit": limit}
+        row |= {"steps": marks[number], "learning_rate": rate, "truth": known.information, "limit": limit}
         row |= {"mean": mean, "deviation": deviation, "error": deviation / math.sqrt(seeds), "seeds": seeds}
         row |= {"bias": mean - known.information if _in_nats(name) else None}
         rows.append(row | {"share_of_limit": mean / limit if limit else None})
@@ -167,15 +174,15 @@ Job = Callable[[], list[Row]]
 def estimate_jobs(plan: Plan) -> Iterator[Job]:
     """All measurements of estimates: cases, dimensions, batch sizes, learning rates."""
     for known, estimators in product(small_cases(plan.small), (CLOSED, NETWORK)):
-        yield partial(estimate_rows, known, estimators, plan, plan.seeds, plan.batch)
+        yield partial(estimate_rows, known, estimators, plan.marks, plan.seeds, plan.batch)
     for dimension in plan.large:
         for known in large_cases(dimension):
-            yield partial(estimate_rows, known, SCALING, plan, plan.large_seeds, plan.batch)
+            yield partial(estimate_rows, known, SCALING, plan.marks[:-1], plan.large_seeds, plan.batch)
     for known in (gaussian(plan.small, 0.0), gaussian(plan.small, 0.5)):
         for batch, estimators in product(plan.other_batches, (CLOSED, NETWORK)):
-            yield partial(estimate_rows, known, estimators, plan, plan.seeds, batch)
+            yield partial(estimate_rows, known, estimators, plan.marks, plan.seeds, batch)
     for rate in plan.rates:
-        yield partial(estimate_rows, gaussian(plan.small, 0.5), NETWORK[:1], plan, plan.seeds, plan.batch, rate)
+        yield partial(estimate_rows, gaussian(plan.small, 0.5), NETWORK[:1], plan.marks, plan.seeds, plan.batch, rate)
 
 
 def gradient_rows(estimator: str, dimension: int, uneven: bool, plan: Plan) -> list[Row]:
@@ -199,17 +206,20 @@ def gradient_jobs(plan: Plan) -> Iterator[Job]:
 
 def race_rows(racer: str, dimension: int, rate: float, steps: int, offset: bool) -> list[Row]:
     """One race."""
+    settings = ESTIMATORS.get(racer)
+    if racer == TUNED:
+        settings = {"recent": {"share": 0.1, "rows": min(2048, 32 * dimension)}}
     keys = {"estimator": racer, "dimension": dimension, "learning_rate": rate, "steps": steps, "offset": offset}
-    return [keys | race(RACERS[racer], dimension, rate, steps, offset)]
+    return [keys | race(settings, dimension, rate, steps, offset)]
 
 
 def race_jobs(plan: Plan) -> Iterator[Job]:
-    """All races: every term at the first D, the default and its steadier form at the larger ones."""
+    """All races: every term at the first D, the default, tuned and not, at the larger ones."""
     for number, (dimension, rates) in enumerate(plan.races):
         for rate in rates:
             steps = plan.race_steps * (3 if rate == rates[0] and len(rates) > 1 else 1)
-            for racer in ("none", DEFAULT, STEADY) if number else RACERS:
-                for offset in (False, True) if racer == STEADY else (False,):
+            for racer in ("none", DEFAULT, TUNED) if number else RACERS:
+                for offset in (False, True) if racer == TUNED else (False,):
                     yield partial(race_rows, racer, dimension, rate, steps, offset)
 
 

@@ -149,7 +149,8 @@ def noisy(dimension: int, name: str, function: Callable[[Tensor], Tensor], noise
         first, error = torch.randn(2, rows, dimension, generator=generator)
         return torch.stack([first, (function(first) - center) / scale + noise * error], dim=1)
 
-    linear = float(weights @ (values * grid)) ** 2 / (1 + noise**2)
+    # What is left of 0 after rounding would be divided by.
+    linear = round(float(weights @ (values * grid)) ** 2 / (1 + noise**2), 12)
     return Known(f"{name} of a Gaussian, noise {noise:g}", dimension, _additive(values, weights, noise), linear, sample)
 
 

@@ -17,7 +17,6 @@ from pdfx.study.estimators import (
     LOGGED,
     NETWORK,
     RACERS,
-    Plan,
     estimate_rows,
     follow,
     limit_of,
@@ -74,9 +73,9 @@ def test_an_estimate_is_the_value_of_the_term_in_a_run(estimators):
 
 
 def test_rows_say_mean_error_bias_and_share_of_the_seeds():
-    known, plan = gaussian(4, 0.5), Plan(marks=(3, 8))
-    values = [follow(known, [LOGGED], 64, plan.marks, seed)[LOGGED][1] for seed in range(3)]
-    row = estimate_rows(known, (LOGGED,), plan, 3, 64)[-1]
+    known = gaussian(4, 0.5)
+    values = [follow(known, [LOGGED], 64, (3, 8), seed)[LOGGED][1] for seed in range(3)]
+    row = estimate_rows(known, (LOGGED,), (3, 8), 3, 64)[-1]
     mean = sum(values) / 3
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
     assert row["steps"] == 8 and row["mean"] == pytest.approx(mean)
@@ -99,7 +98,7 @@ def test_the_default_reaches_four_fifths_of_what_endless_rows_would_give(known):
 
 def test_a_claim_that_was_missed_is_shown_as_missed():
     estimates = [
-        {"case": case, "estimator": name, "steps": 9, "share_of_limit": 0.7, "mean": 1.0, "error": 0.1}
+        {"case": case, "dimension": 8, "estimator": name, "steps": 9, "share_of_limit": 0.7, "mean": 1.0, "error": 0.1}
         for case in ("unit", "independent unit")
         for name in (LOGGED, DEFAULT, "cross_correlation")
     ]
