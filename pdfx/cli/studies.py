@@ -24,7 +24,7 @@ def estimators(
 ) -> None:
     """Judge the terms of objective.diversity on data whose dependence is known: bias, spread, what independent data
     shows, whether their gradients lower the true dependence, and whether a fast encoder gets away from them. Takes
-    about an hour on one core."""
+    about twenty minutes on one core."""
     quiet = prints_json(json_file)
     from pdfx.study.estimator_report import write_study
     from pdfx.study.estimators import QUICK, Plan, run_study
