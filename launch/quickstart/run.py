@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,7 +143,7 @@ def fingerprint(step: Step, previous: str) -> str:
     digest = hashlib.sha256(json.dumps([previous, step.command]).encode())
     for source in step.sources:
         path = ROOT / source
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else (path,):
+        for file in sorted(chain(path.rglob("*.py"), path.rglob("*.j2"))) if path.is_dir() else (path,):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
