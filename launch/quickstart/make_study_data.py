@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import io
 import json
 import shutil
 import subprocess
@@ -28,10 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from make_data import Picture, render, split
 from PIL import Image
+from torchvision.io import ImageReadMode, decode_image
 
 from data_tools.build.builder import build_shards
+from pdfx.model.pictures import decode_image as open_picture
 
 # Name and version: the digest that npm prints for it.
 PACKAGES = {
@@ -48,7 +50,7 @@ PACKAGES = {
 LANGUAGES = ("en", "de")
 SEEN_STYLES, UNSEEN_STYLE = ("google", "twitter"), "openmoji"
 STYLE_QUERIES = 500
-PIXELS, MARGIN = 128, 32
+PIXELS, SMALL = 128, 32
 COMPONENTS, FLAGS = 2, 9  # groups of emojibase
 COLOURS = {
     "black": (20, 20, 20),
@@ -141,8 +143,10 @@ def unpack_pictures(archive: Path, style: str, codes: set[str], folder: Path) ->
         for entry in package:
             code = Path(entry.name).stem.upper()
             if f"/img/{style}/64/" in entry.name and code in codes:
-                drawn = Image.open(io.BytesIO(member(package, entry))).convert("RGBA")
-                drawn = drawn.resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
+                bytes_of_png = torch.frombuffer(bytearray(member(package, entry)), dtype=torch.uint8)
+                pixels = decode_image(bytes_of_png, ImageReadMode.RGB_ALPHA).permute(1, 2, 0).numpy()
+                # Resized with its transparency, which keeps edges clean.
+                drawn = Image.fromarray(pixels, "RGBA").resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
                 page = Image.new("RGBA", drawn.size, "white")
                 page.alpha_composite(drawn)
                 page.convert("RGB").save(folder / f"{code}-{style}.png")
@@ -159,7 +163,8 @@ def draw_openmoji(codes: list[str], folder: Path) -> None:
 
 def colours(picture: Path) -> str:
     """The one or two named colours that cover most of a picture, its white page left out."""
-    pixels = np.asarray(Image.open(picture).resize((MARGIN, MARGIN)), dtype=np.int64).reshape(-1, 3)
+    small = open_picture(picture).resize((SMALL, SMALL))
+    pixels = np.asarray(small, dtype=np.int64).reshape(-1, 3)
     pixels = pixels[pixels.min(1) < 250]
     distances = ((pixels[:, None] - np.array(list(COLOURS.values()))) ** 2).sum(-1)
     counts = np.bincount(distances.argmin(1), minlength=len(COLOURS))

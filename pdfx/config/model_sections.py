@@ -45,7 +45,8 @@ class ModelSection(Section):
     paths: int = Field(4, ge=1)
     prefix: PrefixSection = PrefixSection()
     pooling: Literal["last", "mean"] = "last"
-    fusion: Literal["mean", "softmax", "concat"] = "mean"
+    fusion: Literal["mean", "softmax", "routed", "concat"] = "mean"
+    """``softmax``: a learned weighted sum; ``routed``: one whose weights depend on the input."""
     matryoshka_dims: list[int] = []
     """Leading dimensions that are trained as embeddings of their own, beside the full one."""
     lora: LoraSection | None = LoraSection()
@@ -73,7 +74,7 @@ class ModelSection(Section):
         if self.matryoshka_dims and self.fusion == "concat":
             raise ValueError(
                 "matryoshka_dims cannot go with fusion 'concat', whose leading dimensions are the first path's; use "
-                "'mean' or 'softmax'"
+                "'mean', 'softmax' or 'routed'"
             )
         if self.cache_vision and self.train_vision:
             raise ValueError("cache_vision needs a frozen vision tower; set train_vision or cache_vision to false")

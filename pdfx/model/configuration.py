@@ -16,7 +16,8 @@ class ParallelEmbedderConfig(PretrainedConfig):
         prefix_init: ``normal`` or ``tokens`` (see ``prefixes.initialise_prefixes``).
         prefix_init_std: standard deviation of the ``normal`` initialisation.
         pooling: ``last`` (the last token's final normed hidden state) or ``mean``.
-        fusion: how K unit embeddings become one: ``mean``, ``softmax`` (learned weights) or ``concat``.
+        fusion: how K unit embeddings become one: ``mean``, ``softmax`` (learned weights), ``routed`` (an
+            input's own weights) or ``concat``.
         matryoshka_dims: leading dimensions trained to work alone.
         attention: ``auto``, ``sdpa`` or ``flash``.
         inputs: how texts and images become tokens (``InputProcessor``'s settings).

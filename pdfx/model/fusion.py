@@ -19,8 +19,8 @@ class EmbedderOutput(ModelOutput):
     Attributes:
         paths: float32 ``[n, K, D]``, unit rows.
         fused: float32 ``[n, F]``, unit rows.
-        fusion_logits: float32 ``[K]``, what a learned fusion weighs all paths with; None if the weights are not
-            learned.
+        fusion_logits: float32, what a learned fusion weighs all paths with: ``[K]``, or ``[K, D]`` if it is routed,
+            whose products with the paths are an input's logits; None if the weights are not learned.
     """
 
     paths: torch.Tensor | None = None
@@ -56,15 +56,23 @@ def unit(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Fusion(nn.Module):
-    """``[B, F]`` from unit ``[B, K, D]``: mean, learned weighted sum, or concatenation (F = K*D), normalised."""
+    """``[B, F]`` from unit ``[B, K, D]``: mean, learned weighted sum, or concatenation (F = K*D), normalised.
 
-    def __init__(self, kind: str, paths: int):
+    Args:
+        kind: ``mean``; ``softmax``, the same weights for every input; ``routed``, weights of each input by a linear map
+            of its paths' embeddings (a gate as of Shazeer et al., arXiv 1701.06538, over all paths); or ``concat``.
+            Learned weights start equal.
+        paths: K.
+        dimension: D.
+    """
+
+    def __init__(self, kind: str, paths: int, dimension: int):
         super().__init__()
-        if kind not in ("mean", "softmax", "concat"):
-            raise ValueError(f"fusion must be mean, softmax or concat, not '{kind}'.")
+        if kind not in ("mean", "softmax", "routed", "concat"):
+            raise ValueError(f"fusion must be mean, softmax, routed or concat, not '{kind}'.")
         self.kind = kind
-        if kind == "softmax":
-            self.logits = nn.Parameter(torch.zeros(paths))
+        if kind in ("softmax", "routed"):
+            self.logits = nn.Parameter(torch.zeros((paths,) if kind == "softmax" else (paths, dimension)))
 
     def forward(
         self, embeddings: torch.Tensor, paths: torch.Tensor, wanted: bool = True
@@ -72,24 +80,26 @@ class Fusion(nn.Module):
         """Fuse the embeddings of the chosen ``paths`` (int64 ``[k]``); with one path every kind returns that path.
 
         Returns:
-            ``[B, F]``, None if not ``wanted``; and the logits ``[K]`` of all paths, with which ``fuse`` does the same
-            elsewhere, None if the weights are not learned.
+            ``[B, F]``, None if not ``wanted``; and the logits of all paths, ``[K]`` or ``[K, D]`` if ``routed``, with
+            which ``fuse`` does the same elsewhere, None if the weights are not learned.
         """
         # A copy: under ZeRO-3 the parameter itself is released when this returns.
-        logits = at_least_float32(self.logits.clone()) if self.kind == "softmax" else None
+        logits = at_least_float32(self.logits.clone()) if self.kind in ("softmax", "routed") else None
         chosen = None if logits is None else logits.index_select(0, paths)
         return fuse(self.kind, embeddings, chosen) if wanted else None, logits
 
 
 def fuse(kind: str, embeddings: torch.Tensor, logits: torch.Tensor | None = None) -> torch.Tensor:
-    """``[B, F]`` from unit ``[B, k, D]``; ``logits`` ``[k]`` weigh them if ``kind`` is ``softmax``."""
+    """``[B, F]`` from unit ``[B, k, D]``; ``logits`` weigh them: ``[k]`` if ``kind`` is ``softmax``, ``[k, D]`` if it
+    is ``routed``, where a path's logit is their product with its embedding."""
     if kind == "concat":
         return unit(embeddings.flatten(1))
-    if kind == "softmax":
+    if kind in ("softmax", "routed"):
         if logits is None:
-            raise ValueError("The fusion 'softmax' needs its logits.")
-        weights = logits.to(embeddings.dtype).softmax(0)
-        return unit((weights[:, None] * embeddings).sum(1))
+            raise ValueError(f"The fusion '{kind}' needs its logits.")
+        logits = logits.to(embeddings.dtype)
+        weights = (logits if kind == "softmax" else (embeddings * logits).sum(-1)).softmax(-1)
+        return unit((weights[..., None] * embeddings).sum(1))
     return unit(embeddings.mean(1))
 
 

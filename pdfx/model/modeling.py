@@ -75,7 +75,7 @@ class ParallelEmbedder(PreTrainedModel):
         decoder.config._attn_implementation = ATTENTION_NAME
         attach_prefixes(decoder, config)
         attach_hooks(decoder, min(config.prefix_layers, default=0))
-        self.fusion = Fusion(config.fusion, config.paths).to(self.backbone.dtype)
+        self.fusion = Fusion(config.fusion, config.paths, config.hidden_size).to(self.backbone.dtype)
         self.processor: InputProcessor | None = None
         self.module_files: list[Path] = []
         self._evaluations, self._was_training = 0, False

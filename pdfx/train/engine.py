@@ -50,7 +50,8 @@ class TrainingModule(nn.Module):
 
         Returns:
             paths ``[n, k, D]``, the logarithm of the temperature, a float32 scalar, and the fusion's logits, float32
-            ``[K]`` (``[0]`` if the fusion is not learned). The caller that has all paths fuses them.
+            ``[K]``, ``[K, D]`` if it is routed (``[0]`` if it is not learned). The caller that has all paths fuses
+            them.
         """
         output = self.embedder(inputs, paths, fused=False)
         log_temperature = torch.tensor(self.initial_log_temperature, device=output.paths.device)

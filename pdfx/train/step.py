@@ -51,7 +51,7 @@ class Embeddings:
     Attributes:
         paths: ``[n, k, D]`` for a pass, ``[(2 + M) B, K, D]`` in the order of slots for a batch.
         log_temperature: scalar.
-        fusion_logits: ``[K]``, or ``[0]`` if the fusion is not learned.
+        fusion_logits: ``[K]``, ``[K, D]`` if the fusion is routed, or ``[0]`` if it is not learned.
     """
 
     paths: Tensor

@@ -47,7 +47,7 @@ def recipe(backbone: Path, shards: Path, output: Path) -> dict:
             "paths": 3,
             "prefix": {"length": 4, "learning_rate": 0.1},
             "matryoshka_dims": [8],
-            "fusion": "softmax",
+            "fusion": "routed",
         },
         "inputs": {"query_instruction": "find: "},
         "data": {"train": str(shards), "num_workers": 0},

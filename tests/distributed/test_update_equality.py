@@ -43,7 +43,7 @@ KINDS = {
     "lora": ("qwen2_vl", {"lora": LORA, "fusion": "softmax"}, OBJECTIVE),
     "full": ("llava_next", {"lora": None, "train_vision": True}, OBJECTIVE),
     "full with a cached tower": ("llava_next", {"lora": None, "cache_vision": True}, OBJECTIVE),
-    "lora with all paths together": ("llava_next", {"lora": LORA}, OBJECTIVE | TERM | TOGETHER),
+    "lora with all paths together": ("llava_next", {"lora": LORA, "fusion": "routed"}, OBJECTIVE | TERM | TOGETHER),
     "full with a global diversity term": (
         "qwen2_vl",
         {"lora": None, "gradient_checkpointing": True},

@@ -101,7 +101,7 @@ def test_a_transformers_that_is_too_old_is_refused_before_anything_is_computed(t
     assert families.transformers.__version__ == "5.6.0.dev0"
 
 
-@pytest.mark.parametrize("fusion", ["mean", "softmax", "concat"])
+@pytest.mark.parametrize("fusion", ["mean", "softmax", "routed", "concat"])
 def test_a_cut_fusion_holds_the_leading_dimensions_of_every_path(tmp_path, fusion):
     model = ParallelEmbedder.from_backbone(
         str(tiny_backbone("qwen2_vl", tmp_path / "backbone")),

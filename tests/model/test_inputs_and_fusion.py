@@ -84,7 +84,7 @@ def test_selected_items_embed_as_if_they_alone_had_been_processed(embedder_of, f
             torch.testing.assert_close(embedder(selected).paths, embedder(alone).paths, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["mean", "softmax", "concat"])
+@pytest.mark.parametrize("kind", ["mean", "softmax", "routed", "concat"])
 def test_fused_embeddings_are_unit_and_of_the_stated_size(embedder_of, kind):
     embedder = embedder_of("llava_next", fusion=kind)
     output = embedder.embed(items("mixed", 3))
@@ -96,11 +96,26 @@ def test_fused_embeddings_are_unit_and_of_the_stated_size(embedder_of, kind):
 def test_softmax_fusion_starts_as_the_mean_and_follows_its_weights():
     embeddings = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1)
     every = torch.arange(3)
-    fusion = Fusion("softmax", 3)
-    torch.testing.assert_close(fusion(embeddings, every)[0], Fusion("mean", 3)(embeddings, every)[0])
+    fusion = Fusion("softmax", 3, 8)
+    torch.testing.assert_close(fusion(embeddings, every)[0], Fusion("mean", 3, 8)(embeddings, every)[0])
     with torch.no_grad():
         fusion.logits.copy_(torch.tensor([0.0, 50.0, 0.0]))
     torch.testing.assert_close(fusion(embeddings, every)[0], embeddings[:, 1])
+
+
+def test_routed_fusion_starts_as_the_mean_and_weighs_the_paths_of_each_input_by_themselves():
+    embeddings = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1)
+    every = torch.arange(3)
+    fusion = Fusion("routed", 3, 8)
+    torch.testing.assert_close(fusion(embeddings, every)[0], Fusion("mean", 3, 8)(embeddings, every)[0])
+    with torch.no_grad():
+        fusion.logits.copy_(5 * torch.randn(3, 8))
+    for paths in ([0, 1, 2], [2, 0], [1]):
+        fused, _ = fusion(embeddings[:, paths], torch.tensor(paths))
+        for row, one in zip(fused, embeddings, strict=True):
+            weights = [torch.exp(fusion.logits[k] @ one[k]) for k in paths]
+            total = sum(weight * one[k] for weight, k in zip(weights, paths, strict=True))
+            torch.testing.assert_close(row, total / total.norm())
 
 
 def test_truncated_dimensions_are_normalised_again(embedder_of):
