@@ -1,4 +1,5 @@
-"""Examining the samples of a part: every record and picture, and with a shard's first part its checksum and offsets."""
+"""Examine the samples of a work unit: every record and picture, and with a shard's first unit its checksum and
+offsets."""
 
 from __future__ import annotations
 
@@ -26,8 +27,12 @@ _BLOCK = 1 << 23
 
 
 def examine_tar(storage: Storage, shard: Shard) -> tuple[list[str], bool]:
-    """One sentence for each problem, and whether the offsets are those of the samples (as far as the tar can be read),
-    so that these can be read by them."""
+    """Compare a shard's tar with its checksum and its stored offsets.
+
+    Returns:
+        A sentence for each problem, and whether the stored offsets match the tar as far as it can be read. Only then
+        can samples be read by their offsets.
+    """
     stream = _Stream(storage, shard.entry)
     try:
         starts, end = _sample_starts(stream)
@@ -57,7 +62,7 @@ def examine_tar(storage: Storage, shard: Shard) -> tuple[list[str], bool]:
 
 
 class _Stream(io.RawIOBase):
-    """A file's bytes from its beginning to its end, for tarfile, with their checksum."""
+    """Reads a file once from beginning to end for tarfile, and computes its checksum on the way."""
 
     def __init__(self, storage: Storage, entry: ShardEntry):
         self._storage, self._name, self._size = storage, entry.name, entry.bytes
@@ -94,20 +99,20 @@ def _sample_starts(stream: _Stream) -> tuple[list[int], int]:
 
 
 Processor = Callable[[list[dict], list[str]], Any]
-"""As ``pdfx.data.batch.Processor``, whose file would import torch into every check."""
+"""The same type as ``pdfx.data.batch.Processor``; importing that file would import torch into every check."""
 
 
 @dataclass
 class Findings:
-    """What was found in a part.
+    """What was found in a work unit.
 
     Attributes:
         problems: one sentence each.
-        misplaced: the shard's offsets are not those of its samples, so that no sample of it can be judged.
+        misplaced: the shard's stored offsets do not match its tar, so none of its samples can be checked.
         keys: ``key_number`` of each sample's key; empty if samples were not looked at.
         counts: what the samples without a problem add to the shard's statistics.
         target_ids: the identity of each target that could be read, as a signed 64-bit number.
-        candidates: such numbers of all that samples name as candidates.
+        candidates: the same kind of number for every candidate that a sample names.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -120,7 +125,8 @@ class Findings:
 
 @dataclass
 class Examiner:
-    """Examines one part; travels to worker processes. A shard's first part also stands for the file as a whole."""
+    """Examines one work unit; it is sent to worker processes. The first unit of a shard also covers the file as a
+    whole."""
 
     storage: Storage
     shards: list[Shard]

@@ -37,8 +37,8 @@ def merge_shards(
 
     Args:
         paths: local directories, or URLs that fsspec knows.
-        link: make hard links instead of copies: it takes no time and no room, but the files are then the same ones, and
-            a change of one is one of the other.
+        link: make hard links instead of copies. This takes no time and no disk space, but both names are then one
+            file, so a change through one name shows under the other.
         prefix_keys: write every sample again with its directory's number and "-" before its key ("0-cat", "1-cat"), so
             that keys of several directories may be equal.
         key_progress: called with (keys read, keys in all), before anything is written; not with ``prefix_keys``.
@@ -61,7 +61,7 @@ def merge_shards(
         _require_different_keys(datasets, key_progress)
     with new_directories([out]):
         if prefix_keys:
-            return _write_anew(datasets, out, progress)
+            return _write_again(datasets, out, progress)
         entries: list[ShardEntry] = []
         for storage, dataset in zip(storages, datasets, strict=True):
             for shard in dataset.shards:
@@ -152,7 +152,7 @@ def _copy(storage: Storage, name: str, goal: Path) -> str:
     return stream.record.sha256
 
 
-def _write_anew(datasets: list[ShardedDataset], out: Path, progress: ShowProgress | None) -> Written:
+def _write_again(datasets: list[ShardedDataset], out: Path, progress: ShowProgress | None) -> Written:
     done, total = 0, sum(map(len, datasets))
     with ShardSeries(out) as series:
         for number, dataset in enumerate(datasets):

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from pdfx.evaluate.figures import MAX_CELLS, Picture, draw
 
 CELL = 0.62
-"""Inches of a cell with a number."""
+"""Height, in inches, of a cell that shows a number."""
 MAX_TICKS = 8
 
 
@@ -32,12 +32,13 @@ def heat_maps(
     columns: str = "path",
     first_column: int = 0,
 ) -> Picture:
-    """Panels in a grid, in one scale of colours.
+    """Draw panels in a grid; all of them share one colour scale.
 
     Args:
-        bounds: values of the scale's ends.
-        columns: what a column of a panel is, ``path`` or ``layer``.
-        first_column: its number.
+        columns_of_panels: panels side by side.
+        bounds: the lowest and the highest value of the colour scale.
+        columns: what a column within a panel stands for, ``path`` or ``layer``.
+        first_column: number of a panel's first column.
     """
     rows, wide = len(panels[0].matrix), len(panels[0].matrix[0])
     numbered = max(rows, wide) <= MAX_CELLS
