@@ -78,13 +78,13 @@ def ablate(
         return
     bar, failed = ProgressBar(), []
     for _, study in read:
-        runner = Runner(study, launcher or LAUNCHER, bar.say)
+        runner = Runner(study, launcher or LAUNCHER, bar.say, jobs)
         runs = runner.missing()
         if number is not None:
             runs = [run for run in runs if run == _numbered(planned_runs(study), number)]
         if rows is not None:
             runs = [run for run in runs if run.row in _known(rows.split(","), list(study.rows))]
-        failed += [] if tables_only else runner.make(runs, jobs)
+        failed += [] if tables_only else runner.make(runs)
         for lost in ensembles(study):
             bar.say(
                 f"{lost.name} needs its members' embeddings in {study.out}/runs, which are gone; delete the members' "

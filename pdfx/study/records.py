@@ -31,8 +31,8 @@ class Record:
 
     Attributes:
         facts: plain values: ``row``, ``seed``, ``settings`` (of an ensemble its members' names), ``steps``, ``flops``
-            (of the model in training), ``seconds`` (of training), and ``paths`` with the figures about its paths by
-            test set.
+            (of the model in training), ``seconds`` (of training), ``paths`` with the figures about its paths by test
+            set, and, if its number of steps follows from a budget, ``budget``, the settings of the budget's row.
         ranks: uint16 [n] by ``SET/DIRECTION/SCORE``, and ``SET/DIRECTION/items``, which query belongs to which item.
     """
 

@@ -35,11 +35,13 @@ class Runner:
         study: what to make.
         launcher: words before the recipe that start one run, such as "torchrun --nproc-per-node 8 -m pdfx.train".
         say: is given a sentence for each run.
+        jobs: runs at a time.
     """
 
     study: StudySection
     launcher: str = LAUNCHER
     say: Say = print
+    jobs: int = 1
     _children: set[Popen] = field(default_factory=set)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _probing: threading.Lock = field(default_factory=threading.Lock)
@@ -56,20 +58,28 @@ class Runner:
             record = read_record(self.study.record_folder, run.name)
             if record is None:
                 missing.append(run)
-            elif (change := changed_setting(record.facts["settings"], config)) is not None:
-                raise UserError(
-                    f"The record {self.study.record_folder / run.name}.json was made with {change}, as row '{run.row}' "
-                    "has now; delete the record to make the run again, or give the row another name."
-                )
+                continue
+            compared = [(run.row, record.facts["settings"], config)]
+            if (budget := record.facts.get("budget")) is not None:
+                compared.append((self.study.budget_row, budget, self.config(self._budget_of(run))))
+            for row, settings, now in compared:
+                if (change := changed_setting(settings, now)) is not None:
+                    raise UserError(
+                        f"The record {self.study.record_folder / run.name}.json was made with {change}, as row '{row}' "
+                        "has now; delete the record to make the run again, or give the row another name."
+                    )
         return missing
 
-    def config(self, run: Planned, *more: str) -> Config:
+    def config(self, run: Planned) -> Config:
         """The settings of a run, but for the number of steps that an equal budget gives it. Raises UserError."""
-        words = [*overrides(self.study.rows[run.row].settings), f"train.seed={run.seed}", *more]
+        words = [*overrides(self.study.rows[run.row].settings), f"train.seed={run.seed}"]
         config = load_config(self.study.recipe, [*words, "evaluate.keep_embeddings=true"])
         if config.data.evaluation is None:
             raise UserError(f"{self.study.recipe} names no data.evaluation, on which the rows would be compared.")
         return config
+
+    def _budget_of(self, run: Planned) -> Planned:
+        return Planned(self.study.budget_row, run.seed)
 
     def folder(self, run: Planned) -> Path:
         return Path(self.study.out) / "runs" / run.name
@@ -81,7 +91,7 @@ class Runner:
         steps = self.steps(run)
         return [str(self.study.recipe), *words, *([] if steps is None else [f"train.max_steps={steps}"])]
 
-    def make(self, runs: list[Planned], jobs: int = 1) -> list[Planned]:
+    def make(self, runs: list[Planned]) -> list[Planned]:
         """Make runs, ``jobs`` at a time, and their records; returns those that failed, whose logs ``say`` names.
 
         An interruption ends the runs after a checkpoint; the same call resumes them.
@@ -98,7 +108,7 @@ class Runner:
                 self.say(f"{run.name}: done, {done} of {len(runs)}.")
             return made
 
-        with ThreadPoolExecutor(max_workers=jobs) as pool:
+        with ThreadPoolExecutor(max_workers=self.jobs) as pool:
             try:
                 results = list(pool.map(make_one, runs))
             except BaseException:
@@ -125,6 +135,8 @@ class Runner:
         folder, config = self.folder(run), self.config(run)
         ranks, paths = measure(read_embeddings(folder))
         facts = {"row": run.row, "seed": run.seed, "settings": settings_of(config), **costs(folder), "paths": paths}
+        if self.study.equal_of(run.row) != "steps":
+            facts["budget"] = settings_of(self.config(self._budget_of(run)))
         Record(facts, ranks).write(self.study.record_folder, run.name)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
@@ -135,7 +147,7 @@ class Runner:
         equal = study.equal_of(run.row)
         if equal == "steps":
             return None
-        of = Planned(study.budget_row, run.seed)
+        of = self._budget_of(run)
         steps = self.config(of).train.max_steps
         if steps is None:
             raise UserError(f"{study.recipe} needs train.max_steps, from which the budget of '{of.row}' follows.")
@@ -167,7 +179,9 @@ class Runner:
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = log_of(folder)
         with log.open("ab") as stream:
-            child = Popen(command, stdout=stream, stderr=STDOUT, env=os.environ | environment(), start_new_session=True)
+            child = Popen(
+                command, stdout=stream, stderr=STDOUT, env=os.environ | environment(self.jobs), start_new_session=True
+            )
             self._children.add(child)
             code = child.wait()
             self._children.discard(child)
@@ -177,9 +191,11 @@ class Runner:
         return code == 0
 
 
-def environment() -> dict[str, str]:
-    """Variables of a run that shares this machine's cores."""
-    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"}
+def environment(jobs: int) -> dict[str, str]:
+    """Variables of each of so many runs that share this machine's cores."""
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
 
 
 def log_of(folder: Path) -> Path:

@@ -65,6 +65,11 @@ def test_a_study_is_made_resumed_and_shown(study, warm_runs, capfd):
     # Nothing is left to make; a row that changes is not mixed with its former runs.
     assert Runner(read).missing() == []
     study.write_text(study.read_text().replace("objective.diversity: none", "objective.diversity: hsic"))
+    (read.record_folder / "two-seed1.json").rename(study.parent / "two-seed1.json")
+    message = told(run_pdfx(capfd, "ablate", study))
+    assert "longer-seed1.json was made with objective.diversity = 'none', and not 'hsic', as row 'two' has" in message
+    (study.parent / "two-seed1.json").rename(read.record_folder / "two-seed1.json")
+    (read.record_folder / "longer-seed1.json").unlink()
     message = told(run_pdfx(capfd, "ablate", study))
     assert "two-seed1.json was made with objective.diversity = 'none', and not 'hsic', as row 'two' has now" in message
 
